@@ -1,0 +1,241 @@
+//! Puts the program together, in three steps: build (no ports), bind (real addresses), run (until the stop).
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{Router, body::Body, http::Request, routing::any};
+use rand::RngExt;
+use tokio::net::TcpListener;
+
+use crate::{
+    admin,
+    auth::{Tickets, Users},
+    bus::{Source, broker::Broker},
+    config::Config,
+    demo, dispatch,
+    engineio::{CloseReason, Cors, Engine, Options},
+    hub::{Bounds, Epoch, Hub},
+    lifecycle::{Lifecycle, Readiness, Stop},
+    listener,
+    metrics::Metrics,
+    redis_client::{Connector, Link},
+    socketio::{Parts, SocketIo, wire},
+};
+
+/// How long the tasks have to end after the stop. Container runtimes kill after ten seconds.
+const DRAIN: Duration = Duration::from_secs(8);
+
+/// Where messages come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// From Redis, where Rails publishes.
+    Serve,
+    /// From a broker inside the process.
+    Demo,
+}
+
+/// The program could not start or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// Something about the settings has to be mended first.
+    #[error("{0}")]
+    Config(String),
+    /// The system refused something.
+    #[error("{what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The system's answer.
+        #[source]
+        error: std::io::Error,
+    },
+    /// A task that must not end has ended.
+    #[error("the task `{0}` ended")]
+    Crashed(&'static str),
+}
+
+fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> AppError {
+    move |error| AppError::System { what, error }
+}
+
+/// Runs the program on a runtime of its own, from settings to the end.
+///
+/// # Errors
+/// Says what has to be mended, or what failed.
+pub fn run(config: Config, mode: Mode) -> Result<(), AppError> {
+    // Each connection is an open file, and the usual limit of 1,024 is meant for other programs.
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(system("cannot start"))?;
+    let result = runtime.block_on(async {
+        let lifecycle = Lifecycle::new();
+        let bound = App::bind(config, mode, lifecycle).await?;
+        bound.announce();
+        bound.run().await
+    });
+    // What has not ended by now has had its time.
+    runtime.shutdown_background();
+    result
+}
+
+/// The program with its ports taken, not yet accepting.
+pub struct App {
+    lifecycle: Lifecycle,
+    listener: TcpListener,
+    demo: Option<(Broker, TcpListener)>,
+    engine: Arc<Engine<SocketIo>>,
+    hub: Arc<Hub<crate::socketio::Member>>,
+    source: Source,
+    readiness: Readiness,
+    metrics: Metrics,
+}
+
+impl App {
+    /// Builds all parts and takes the ports.
+    ///
+    /// # Errors
+    /// [`AppError::Config`] when a port or an address cannot be used.
+    pub async fn bind(config: Config, mode: Mode, lifecycle: Lifecycle) -> Result<Self, AppError> {
+        let listener = take_port(&config)?;
+        let demo = match mode {
+            Mode::Serve => None,
+            Mode::Demo => {
+                let broker = Broker::new();
+                let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(system("cannot start the broker"))?;
+                Some((broker, listener))
+            }
+        };
+        let connector = || match &demo {
+            None => Connector::new(&config.redis.url),
+            Some((_, listener)) => {
+                let port = listener.local_addr().map_or(0, |address| address.port());
+                Connector::to(&format!("redis://127.0.0.1:{port}"))
+            }
+        };
+        let refused = |error| AppError::Config(format!("REDIS_URL: {error}"));
+        let (readiness, metrics) = (Readiness::default(), Metrics::new());
+        let source = Source::new(connector().map_err(refused)?, readiness.clone());
+        let users = Users::new(Link::new(connector().map_err(refused)?));
+        let bounds = Bounds { window: config.recovery.window, bytes: config.recovery.log_bytes };
+        let epoch = Epoch::new(rand::rng().random());
+        let hub = Arc::new(Hub::start(epoch, bounds, config.shards).map_err(system("cannot start a shard"))?);
+        let parts = Parts {
+            hub: Arc::clone(&hub),
+            users,
+            tickets: config.recovery.secret.as_ref().map_or_else(Tickets::with_random_key, Tickets::with_secret),
+            metrics: metrics.clone(),
+            tasks: lifecycle.tasks().clone(),
+            connect_timeout: config.engine.connect_timeout,
+            recovery_window: config.recovery.window,
+        };
+        let engine = Engine::new(SocketIo::new(parts), options(&config)?, lifecycle.tasks().clone());
+        Ok(Self { lifecycle, listener, demo, engine, hub, source, readiness, metrics })
+    }
+
+    /// The address that was taken.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> Metrics {
+        self.metrics.clone()
+    }
+
+    /// Rooms and recovery.
+    pub fn hub(&self) -> Arc<Hub<crate::socketio::Member>> {
+        Arc::clone(&self.hub)
+    }
+
+    fn announce(&self) {
+        let port = self.local_addr().map_or(0, |address| address.port());
+        tracing::info!("listening on port {port}");
+        if let Some(broker) = self.demo.as_ref().and_then(|(_, listener)| listener.local_addr().ok()) {
+            tracing::info!("open http://localhost:{port}/demo");
+            let port = broker.port();
+            let payload = r#"{"room":"group-1","records":{"comments":[{"id":1,"body":"Hello from a terminal"}]}}"#;
+            tracing::info!("or publish from a terminal: redis-cli -p {port} PUBLISH /records '{payload}'");
+        }
+    }
+
+    /// Serves until the stop, then ends politely: browsers see their connection end and come back by themselves.
+    ///
+    /// # Errors
+    /// When a part ended that must not.
+    pub async fn run(self) -> Result<(), AppError> {
+        let Self { lifecycle, listener, demo, engine, hub, source, readiness, metrics } = self;
+        let stop = lifecycle.stop();
+        let mut router = admin::routes(readiness).merge(engine_routes(&engine));
+        if let Some((broker, listener)) = demo {
+            demo::seed(&broker);
+            let address = listener.local_addr().map_err(system("cannot start the broker"))?;
+            router = router.merge(demo::routes(broker.clone(), address));
+            let (tracker, stop) = (lifecycle.tasks().tracker(), stop.clone());
+            lifecycle.spawn_critical("broker", async move { broker.serve(listener, tracker, stop).await });
+        }
+        let dispatch = {
+            let (hub, stop) = (Arc::clone(&hub), stop.clone());
+            async move {
+                stop.run_until_cancelled(dispatch::run(source, hub, wire::event, metrics)).await;
+            }
+        };
+        lifecycle.spawn_critical("dispatch", dispatch);
+        lifecycle.spawn_critical("heartbeat", Arc::clone(&engine).run(stop.clone()));
+        lifecycle.spawn_critical("namespace", SocketIo::tend(Arc::clone(&engine), stop.clone()));
+        let accept = listener::serve(listener, router, lifecycle.tasks().clone(), stop.clone());
+        lifecycle.spawn_critical("listener", accept);
+
+        let why = lifecycle.stopped().await.map_err(system("cannot listen to signals"))?;
+        let browsers = engine.sessions();
+        engine.close_all(CloseReason::Shutdown);
+        let finished = lifecycle.finished(DRAIN).await;
+        tracing::info!(browsers, finished, "stopped");
+        match why {
+            Stop::Requested => Ok(()),
+            Stop::Crashed(task) => Err(AppError::Crashed(task)),
+        }
+    }
+}
+
+fn engine_routes(engine: &Arc<Engine<SocketIo>>) -> Router {
+    let handle = |engine: &Arc<Engine<SocketIo>>| {
+        let engine = Arc::clone(engine);
+        move |request: Request<Body>| Arc::clone(&engine).handle(request)
+    };
+    Router::new().route("/socket.io/", any(handle(engine)))
+}
+
+fn options(config: &Config) -> Result<Options, AppError> {
+    let cors = match &config.http.allowed_origin {
+        None => None,
+        Some(allowed) => {
+            let origin =
+                allowed.origin.parse().map_err(|_| AppError::Config(format!("{}: not an origin", allowed.variable)))?;
+            Some(Cors { origin, strict: config.http.strict_origin })
+        }
+    };
+    Ok(Options {
+        ping_interval: config.engine.ping_interval,
+        ping_timeout: config.engine.ping_timeout,
+        outbox_bytes: config.engine.outbox_bytes,
+        cors,
+        ..Options::default()
+    })
+}
+
+fn take_port(config: &Config) -> Result<TcpListener, AppError> {
+    let (address, port) = (config.http.bind, config.http.port);
+    listener::bind(address, port).map_err(|error| {
+        let mend = match error.kind() {
+            std::io::ErrorKind::AddrInUse => "another program has it; stop that, or set PORT to a free one",
+            std::io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege; set PORT to a higher one",
+            std::io::ErrorKind::AddrNotAvailable => "BIND is no address of this machine; leave it unset for all",
+            _ => "check PORT and BIND",
+        };
+        let on = address.map_or_else(String::new, |address| format!(" on BIND={address}"));
+        AppError::Config(format!("cannot listen on PORT={port}{on}: {error}; {mend}"))
+    })
+}

@@ -1,0 +1,11 @@
+//! Who a browser is, which rooms that gives it, and the ticket it can come back with.
+//!
+//! Knows Rails' keys in Redis and nothing of sockets.
+
+mod ticket;
+mod token;
+
+pub use self::{
+    ticket::{Ticket, Tickets},
+    token::{EVERYONE, Found, Token, User, Users},
+};

@@ -1,0 +1,141 @@
+//! Rails' answer to who has a token: the key `/current_users/<token>`.
+
+use serde_json::Value;
+
+use crate::redis_client::{ConnectionError, Link};
+
+/// The room that every socket is in.
+pub const EVERYONE: &str = "notice";
+
+/// Longest token in bytes. Rails' have 32 to 64.
+const MAX_TOKEN: usize = 512;
+
+/// Longest id of a user or group, in bytes.
+const MAX_ID: usize = 64;
+
+/// A `channel_token` that may be asked for: 1 to 512 visible ASCII characters.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(Box<str>);
+
+impl Token {
+    /// The token, if it has the form of one.
+    pub fn parse(text: &str) -> Option<Self> {
+        let valid = (1..=MAX_TOKEN).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        valid.then(|| Self(text.into()))
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// A signed-in user.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct User {
+    /// Decimal digits, as a rule.
+    pub id: String,
+    /// The same, of the groups the user is in.
+    pub groups: Vec<String>,
+}
+
+impl User {
+    /// Reads what Rails wrote. `None` when it is not JSON or has no usable `id`; groups that cannot be read are left
+    /// out.
+    pub fn parse(json: &[u8]) -> Option<Self> {
+        let value: Value = serde_json::from_slice(json).ok()?;
+        let groups = value.get("group_ids").and_then(Value::as_array);
+        Some(Self { id: id(value.get("id")?)?, groups: groups.into_iter().flatten().filter_map(id).collect() })
+    }
+
+    /// The rooms that are the user's own: `user-<id>` and one `group-<id>` for each group.
+    pub fn rooms(&self) -> impl Iterator<Item = String> + '_ {
+        std::iter::once(format!("user-{}", self.id)).chain(self.groups.iter().map(|id| format!("group-{id}")))
+    }
+}
+
+/// An id that came as number or string.
+fn id(value: &Value) -> Option<String> {
+    let id = match value {
+        Value::Number(number) if number.is_u64() || number.is_i64() => number.to_string(),
+        Value::String(text) => text.clone(),
+        _ => return None,
+    };
+    (1..=MAX_ID).contains(&id.len()).then_some(id)
+}
+
+/// Looks tokens up in Redis.
+pub struct Users {
+    link: Link,
+}
+
+impl Users {
+    /// Lookups over a link of their own, so that they do not wait behind messages.
+    pub fn new(link: Link) -> Self {
+        Self { link }
+    }
+
+    /// Who has the token.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn find(&self, token: &Token) -> Result<Found, ConnectionError> {
+        match self.link.get(&format!("/current_users/{}", token.0)).await {
+            Ok(None) => Ok(Found::Absent),
+            Ok(Some(json)) => Ok(User::parse(&json).map_or(Found::Unreadable, Found::User)),
+            // A key of another type is no user; any other refusal will not change by asking again soon.
+            Err(ConnectionError::Redis(error)) if error.code() == Some("WRONGTYPE") => Ok(Found::Unreadable),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What Redis says of a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It is this user's.
+    User(User),
+    /// There is no such key. It may have been there: keys expire, and a full Redis evicts them.
+    Absent,
+    /// There is one, but it names no user.
+    Unreadable,
+}
+
+impl Found {
+    /// The user; when the key is absent, the one that is vouched for otherwise.
+    pub fn or(self, vouched: Option<User>) -> Option<User> {
+        match self {
+            Self::User(user) => Some(user),
+            Self::Absent => vouched,
+            Self::Unreadable => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_have_a_form() {
+        assert!(Token::parse("0a1b2c3d-_.~").is_some());
+        for text in ["", "a b", "a\nb", "a\0", "\u{e9}", &"a".repeat(MAX_TOKEN + 1)] {
+            assert_eq!(Token::parse(text), None);
+        }
+    }
+
+    #[test]
+    fn users_are_read_as_far_as_they_can_be() {
+        let rooms = |json: &str| User::parse(json.as_bytes()).map(|user| user.rooms().collect::<Vec<_>>());
+        let some = |rooms: &[&str]| Some(rooms.iter().map(|&room| room.to_owned()).collect::<Vec<_>>());
+        assert_eq!(rooms(r#"{"name":"A","group_ids":[1,2],"id":45}"#), some(&["user-45", "group-1", "group-2"]));
+        assert_eq!(rooms(r#"{"id":"45","group_ids":["7",null,1.5,{},8]}"#), some(&["user-45", "group-7", "group-8"]));
+        for odd in ["", r#","group_ids":null"#, r#","group_ids":"1""#, r#","group_ids":{}"#] {
+            assert_eq!(rooms(&format!(r#"{{"id":45{odd}}}"#)), some(&["user-45"]));
+        }
+        for none in ["", "nonsense", "null", "[]", "{}", r#"{"id":null}"#, r#"{"id":""}"#, r#"{"id":[1]}"#] {
+            assert_eq!(rooms(none), None, "{none}");
+        }
+    }
+}

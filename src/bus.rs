@@ -1,0 +1,27 @@
+//! Where messages come from: Redis, as Rails publishes to it, or a broker inside this process for the demo.
+//!
+//! Yields [`Inbound`]; what becomes of it is up to [`crate::dispatch`]. Never calls the hub.
+
+pub mod broker;
+mod decode;
+mod redis;
+
+pub use self::{
+    decode::{MAX_PAYLOAD, Rejected, Update, decode},
+    redis::{Envelope, Source},
+};
+
+/// Channel of records for a room.
+pub const RECORDS: &str = "/records";
+
+/// Channel of notices for everyone.
+pub const SYSTEM_NOTICE: &str = "/system_notice";
+
+/// What the bus brings.
+#[derive(Debug)]
+pub enum Inbound {
+    /// A message.
+    Message(Envelope),
+    /// The subscription is back after it was lost; messages may have been missed.
+    Gap,
+}

@@ -1,0 +1,189 @@
+//! The command line: arguments and environment in, exit code out.
+//!
+//! Answers for what a person or a container types and is told before there is a log. Must not know how anything is
+//! served: that is [`crate::app`].
+
+mod healthcheck;
+mod npm;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
+
+use crate::{
+    app::{self, AppError, Mode},
+    config::{self, Config, Environment, Mistakes},
+    telemetry,
+};
+
+/// The process could not do its work.
+const FAILURE: u8 = 1;
+/// The arguments make no sense; clap's own choice.
+const USAGE: u8 = 2;
+/// The configuration has to be mended first: `EX_CONFIG` of sysexits(3).
+const CONFIGURATION: u8 = 78;
+
+const EXAMPLES: &str = "\
+Examples:
+  REDIS_URL=redis://redis:6379/0 CANONICAL_HOST=loomio.example.org loomio-channels
+      serve, in place of the Node channel server
+  loomio-channels demo --port 8080
+      try it out without Redis and without Loomio
+  loomio-channels healthcheck && echo ready
+      ask the server on this machine
+
+Exit codes: 0 done, 1 failed, 2 wrong arguments, 78 wrong configuration (nothing will change until it is mended)";
+
+/// Live updates for Loomio: passes what Rails publishes to Redis on to every browser in the room, over Socket.IO.
+///
+/// Takes the place of Loomio's Node channel server, with the same environment, and brings returning browsers what they
+/// missed. All settings come from the environment.
+#[derive(Debug, Parser)]
+#[command(name = "loomio-channels", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, PartialEq, Eq, Subcommand)]
+enum Command {
+    /// Serve browsers until told to stop (the default)
+    Serve,
+    /// Serve without Redis and Loomio, with messages made up inside
+    Demo {
+        /// Port to listen on, in place of PORT
+        #[arg(long)]
+        port: Option<u16>,
+    },
+    /// Ask the server on this machine whether it is ready: exit code 0 if so, else 1
+    Healthcheck,
+    /// What compose files written for the Node server pass
+    #[command(hide = true)]
+    Npm {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+/// Does what the arguments of the process ask for.
+pub fn run() -> ExitCode {
+    match definition().try_get_matches().and_then(|matches| command(&matches)) {
+        Ok(command) => perform(command, &Environment::process()),
+        Err(answer) => {
+            // `--help` and `--version` come here as well. If even printing fails, nobody is there to be told.
+            let _ = answer.print();
+            match answer.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => ExitCode::from(USAGE),
+            }
+        }
+    }
+}
+
+fn definition() -> clap::Command {
+    Cli::command().after_help(format!("Environment:\n{}\n{EXAMPLES}", config::help_table()))
+}
+
+fn command(matches: &ArgMatches) -> Result<Command, clap::Error> {
+    Ok(Cli::from_arg_matches(matches)?.command.unwrap_or(Command::Serve))
+}
+
+fn perform(command: Command, environment: &Environment) -> ExitCode {
+    match command {
+        Command::Serve => serve(Config::from_env(environment), Mode::Serve),
+        Command::Demo { port } => serve(Config::for_demo(port, environment), Mode::Demo),
+        Command::Healthcheck => healthcheck(environment),
+        Command::Npm { arguments } => match npm::command(&arguments) {
+            Ok(command) => perform(command, environment),
+            Err(problem) => complain(&problem, CONFIGURATION),
+        },
+    }
+}
+
+fn serve(config: Result<Config, Mistakes>, mode: Mode) -> ExitCode {
+    let config = match config {
+        Ok(config) => config,
+        Err(mistakes) => return complain(&mistakes, CONFIGURATION),
+    };
+    if let Err(error) = telemetry::init(&config.log) {
+        return complain(&telemetry::chain(&error), FAILURE);
+    }
+    tracing::info!("{}", config.summary());
+    match app::run(config, mode) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = if matches!(error, AppError::Config(_)) { CONFIGURATION } else { FAILURE };
+            tracing::error!("{}", telemetry::chain(&error));
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn healthcheck(environment: &Environment) -> ExitCode {
+    // Docker knows no other codes here than 0 and 1.
+    let http = match Config::http_only(environment) {
+        Ok(http) => http,
+        Err(mistakes) => return complain(&mistakes, FAILURE),
+    };
+    match healthcheck::ask(&http) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&telemetry::chain(&error), FAILURE),
+    }
+}
+
+/// Says what is wrong where there is no log.
+fn complain(problem: &dyn std::fmt::Display, code: u8) -> ExitCode {
+    // If standard error is closed, the exit code has to do.
+    let _ = writeln!(io::stderr().lock(), "loomio-channels: {problem}");
+    ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command, clap::Error> {
+        let arguments = std::iter::once("loomio-channels").chain(line.split_whitespace());
+        definition().try_get_matches_from(arguments).and_then(|matches| command(&matches))
+    }
+
+    #[test]
+    fn commands() {
+        assert_eq!(parsed("").unwrap(), Command::Serve);
+        assert_eq!(parsed("serve").unwrap(), Command::Serve);
+        assert_eq!(parsed("demo").unwrap(), Command::Demo { port: None });
+        assert_eq!(parsed("demo --port 5000").unwrap(), Command::Demo { port: Some(5000) });
+        assert_eq!(parsed("healthcheck").unwrap(), Command::Healthcheck);
+        let arguments = ["run", "start", "--silent"].map(String::from).to_vec();
+        assert_eq!(parsed("npm run start --silent").unwrap(), Command::Npm { arguments });
+    }
+
+    #[test]
+    fn wrong_arguments_are_told_from_help() {
+        for line in ["bogus", "serve now", "demo --port 70000", "--bogus"] {
+            let kind = parsed(line).unwrap_err().kind();
+            assert!(!matches!(kind, ErrorKind::DisplayHelp | ErrorKind::DisplayVersion), "{line}");
+        }
+        assert_eq!(parsed("--version").unwrap_err().kind(), ErrorKind::DisplayVersion);
+    }
+
+    #[test]
+    fn help_teaches() {
+        for line in ["-h", "--help", "help"] {
+            let help = parsed(line).unwrap_err().to_string();
+            for word in ["Socket.IO", "healthcheck", "Examples:", "78"] {
+                assert!(help.contains(word), "{line}: {word}");
+            }
+            assert!(help.contains(&config::help_table()), "{line}");
+            assert!(!help.contains("npm"), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        definition().debug_assert();
+    }
+}

@@ -1,0 +1,193 @@
+//! Texts to values: numbers, switches, durations, sizes, addresses. Each parser says what it would have taken.
+
+use std::{net::IpAddr, ops::RangeInclusive, str::FromStr, time::Duration};
+
+use tracing_subscriber::EnvFilter;
+
+use super::mistake::Wrong;
+
+/// What a size may end with, in any case, and what it stands for. As in Docker and Redis, K, KB and KiB are all 1024.
+const SIZE_UNITS: [(&str, u64); 11] = [
+    ("", 1),
+    ("b", 1),
+    ("k", 1 << 10),
+    ("kb", 1 << 10),
+    ("kib", 1 << 10),
+    ("m", 1 << 20),
+    ("mb", 1 << 20),
+    ("mib", 1 << 20),
+    ("g", 1 << 30),
+    ("gb", 1 << 30),
+    ("gib", 1 << 30),
+];
+
+const DURATION_UNITS: [(&str, u64); 4] = [("", 1), ("s", 1), ("m", 60), ("h", 3600)];
+
+pub(super) fn number<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, Wrong>
+where
+    T: FromStr + PartialOrd + std::fmt::Display,
+{
+    move |text| {
+        let mend = || format!("give a whole number from {} to {}", range.start(), range.end());
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(Wrong::new("not a whole number", mend()));
+        }
+        match text.parse() {
+            Ok(number) if range.contains(&number) => Ok(number),
+            _ => Err(Wrong::new("out of range", mend())),
+        }
+    }
+}
+
+pub(super) fn milliseconds(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<Duration, Wrong> {
+    move |text| number(range.clone())(text).map(Duration::from_millis)
+}
+
+/// `1800`, `1800s`, `30m`, `2h`.
+pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&str) -> Result<Duration, Wrong> {
+    move |text| {
+        let (low, high) = (show_duration(*range.start()), show_duration(*range.end()));
+        let mend = || format!("give seconds or a number with s, m or h, such as 30m, from {low} to {high}");
+        let seconds = with_unit(text, &DURATION_UNITS).map_err(|problem| Wrong::new(problem, mend()))?;
+        let duration = Duration::from_secs(seconds);
+        if range.contains(&duration) { Ok(duration) } else { Err(Wrong::new("out of range", mend())) }
+    }
+}
+
+/// `67108864`, `64MiB`, `64MB`, `64M`.
+pub(super) fn bytes(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<usize, Wrong> {
+    move |text| {
+        let (low, high) = (show_bytes(*range.start()), show_bytes(*range.end()));
+        let mend = || format!("give bytes or a number with K, M or G, such as 64MiB, from {low} to {high}");
+        let bytes = with_unit(text, &SIZE_UNITS).map_err(|problem| Wrong::new(problem, mend()))?;
+        match usize::try_from(bytes) {
+            Ok(fits) if range.contains(&bytes) => Ok(fits),
+            _ => Err(Wrong::new("out of range", mend())),
+        }
+    }
+}
+
+fn with_unit(text: &str, units: &[(&str, u64)]) -> Result<u64, &'static str> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    if number.is_empty() {
+        return Err("does not start with a whole number");
+    }
+    let known = units.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit.trim()));
+    let (_, factor) = known.ok_or("has an unknown unit")?;
+    number.parse::<u64>().ok().and_then(|number| number.checked_mul(*factor)).ok_or("out of range")
+}
+
+/// A duration in the largest unit that fits evenly, as [`duration`] reads it.
+pub(super) fn show_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0 => "0s".to_owned(),
+        _ if seconds.is_multiple_of(3600) => format!("{}h", seconds / 3600),
+        _ if seconds.is_multiple_of(60) => format!("{}m", seconds / 60),
+        _ => format!("{seconds}s"),
+    }
+}
+
+/// A size in the largest unit that fits evenly, as [`bytes`] reads it.
+pub(super) fn show_bytes(bytes: u64) -> String {
+    let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match units.iter().find(|(_, size)| bytes > 0 && bytes.is_multiple_of(*size)) {
+        Some((unit, size)) => format!("{} {unit}", bytes / size),
+        None => format!("{bytes} bytes"),
+    }
+}
+
+pub(super) fn switch(text: &str) -> Result<bool, Wrong> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err(Wrong::new("neither on nor off", "give 1 or 0")),
+    }
+}
+
+pub(super) fn address(text: &str) -> Result<IpAddr, Wrong> {
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    bare.parse().map_err(|_| {
+        Wrong::new("not an IP address", "give an address such as 127.0.0.1 or ::1, without a port, or leave it unset")
+    })
+}
+
+/// Checks the directives of `RUST_LOG`; they are parsed again where the log is set up.
+pub(super) fn filter(text: &str) -> Result<String, Wrong> {
+    // The parser counts characters where it means bytes, and panics on some text that is not ASCII.
+    if text.is_ascii() && EnvFilter::builder().parse(text).is_ok() {
+        return Ok(text.to_owned());
+    }
+    Err(Wrong::new("not a log filter", "give a level such as info, or directives such as info,hyper=warn"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn numbers_stay_in_range() {
+        let parse = number(1..=64_usize);
+        assert_eq!(parse("64"), Ok(64));
+        for text in ["0", "65", "-1", "+1", "1.5", "", "4 ", "99999999999999999999999"] {
+            let wrong = parse(text).unwrap_err();
+            assert_eq!(wrong.mend, "give a whole number from 1 to 64", "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_in_all_forms() {
+        let parse = duration(Duration::from_secs(1)..=Duration::from_hours(24));
+        for text in ["1800", "1800s", "30m", "30 m", "30M"] {
+            assert_eq!(parse(text), Ok(Duration::from_mins(30)), "{text}");
+        }
+        assert_eq!(parse("2h"), Ok(Duration::from_hours(2)));
+        for text in ["0", "25h", "m", "30 min", "-5m", "1h30m", "99999999999999999h"] {
+            assert!(parse(text).unwrap_err().mend.ends_with("from 1s to 24h"), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_in_all_forms() {
+        let parse = bytes(1..=1 << 40);
+        for text in ["67108864", "64MiB", "64MB", "64M", "64m", "64 mib", "65536K"] {
+            assert_eq!(parse(text), Ok(64 << 20), "{text}");
+        }
+        for text in ["", "0", "MiB", "64X", "1.5G", "2048G", "99999999999G"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn switches_addresses_and_filters() {
+        assert_eq!(switch("TRUE"), Ok(true));
+        assert_eq!(switch("off"), Ok(false));
+        assert!(switch("maybe").is_err());
+        assert_eq!(address("[::1]"), Ok("::1".parse().unwrap()));
+        assert!(address("0.0.0.0:5000").is_err());
+        assert!(address("localhost").is_err());
+        assert_eq!(filter("info,hyper=warn").as_deref(), Ok("info,hyper=warn"));
+        assert!(filter("info,hyper=loud").is_err());
+        assert!(filter("info,ü=ü").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_shown_can_be_read(value in 1..=1_u64 << 40) {
+            let shown = show_bytes(value).replace(" bytes", "");
+            prop_assert_eq!(bytes(1..=1 << 40)(&shown), Ok(usize::try_from(value).unwrap()));
+            let duration_value = Duration::from_secs(value);
+            let parse = duration(Duration::ZERO..=Duration::from_secs(1 << 40));
+            prop_assert_eq!(parse(&show_duration(duration_value)), Ok(duration_value));
+        }
+
+        #[test]
+        fn no_text_is_a_crash(text in ".*") {
+            let _ = (number(0..=u16::MAX)(&text), bytes(0..=u64::MAX)(&text), switch(&text), address(&text));
+            let _ = (duration(Duration::ZERO..=Duration::MAX)(&text), filter(&text));
+        }
+    }
+}

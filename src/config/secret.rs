@@ -1,0 +1,46 @@
+//! A text that must not be seen: neither in logs nor in error reports, whichever way it is formatted.
+
+use std::fmt;
+
+/// A password or key. `Debug` and `Display` say `[redacted]`; the text itself has to be asked for by name.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps `text`.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself, for the one who hands it to Redis or derives a key from it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_formats_hide_the_text() {
+        let secret = Secret::new("hunter2");
+        assert_eq!(
+            format!("{secret} {secret:?} {:#?}", Some(&secret)),
+            "[redacted] [redacted] Some(\n    [redacted],\n)"
+        );
+        assert_eq!(secret.expose(), "hunter2");
+    }
+}

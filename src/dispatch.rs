@@ -1,0 +1,51 @@
+//! From the bus to the hub: the only place that decides where a message goes.
+//!
+//! Never waits for anything but the bus. What cannot be used is counted, said once a minute for each kind, and dropped.
+
+use std::{sync::Arc, time::Instant};
+
+use crate::{
+    auth::EVERYONE,
+    bus::{Inbound, Rejected, Source, Update, decode},
+    hub::{Hub, Offset, Subscriber, fingerprint},
+    metrics::{Counter, Metrics},
+    telemetry::Throttle,
+};
+
+/// Makes a message of an event's name, its argument as JSON, and its offset.
+pub type Encode<M> = fn(&str, &str, &Offset) -> M;
+
+/// Takes messages from `source` to `hub` until cancelled.
+pub async fn run<S: Subscriber>(mut source: Source, hub: Arc<Hub<S>>, encode: Encode<S::Message>, metrics: Metrics) {
+    loop {
+        match source.next().await {
+            Inbound::Message(envelope) => {
+                metrics.count(Counter::MessagesReceived);
+                let decoded = decode(envelope.channel(), envelope.payload());
+                if let Err(rejected) = decoded.map(|update| publish(&hub, &update, encode)) {
+                    metrics.count(Counter::MessagesRejected);
+                    warn(envelope.channel(), rejected);
+                }
+            }
+            Inbound::Gap => {
+                metrics.count(Counter::Gaps);
+                hub.note_gap();
+            }
+        }
+    }
+}
+
+fn publish<S: Subscriber>(hub: &Hub<S>, update: &Update<'_>, encode: Encode<S::Message>) {
+    let (event, room, payload) = match update {
+        Update::Records { room, payload } => ("records", &**room, *payload),
+        Update::Notice { payload } => ("notice", EVERYONE, *payload),
+    };
+    hub.publish(room, fingerprint(payload.as_bytes()), Instant::now(), |offset| encode(event, payload, offset));
+}
+
+fn warn(channel: &str, rejected: Rejected) {
+    static KINDS: [Throttle; 7] = [const { Throttle::new() }; 7];
+    if let Some(more) = KINDS.get(rejected as usize).and_then(|throttle| throttle.allow(Instant::now())) {
+        tracing::warn!(channel, more_since_last = more, "dropped a message: it {rejected}");
+    }
+}

@@ -1,0 +1,271 @@
+//! Engine.IO 4: a message stream per client over HTTP long-polling or WebSocket, with a heartbeat.
+//!
+//! Answers for transports: handshake, polling, WebSocket, the upgrade from one to the other, limits and timeouts,
+//! and for sending one prepared [`Frame`] to many clients without waiting for any. Knows nothing of Loomio or
+//! Socket.IO: what messages mean is up to a [`Handler`].
+//!
+//! Source of the protocol: `docs/engine.io-protocol/v4-current.md` in the public repository `socketio/socket.io`.
+
+mod decoder;
+mod frame;
+mod heartbeat;
+mod http;
+mod outbox;
+mod polling;
+mod session;
+mod websocket;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use ::http::HeaderMap;
+use engineioxide_core::{OpenPacket, Packet, Sid, Str, TransportType};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+pub use self::{frame::Frame, http::Cors, session::Session};
+use self::{
+    heartbeat::{Intervals, Wheel},
+    session::Session as Client,
+};
+use crate::lifecycle::Tasks;
+
+/// Behaviour of an [`Engine`]; the defaults are Node's.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How often the server pings a client.
+    pub ping_interval: Duration,
+    /// How long it waits for the answer.
+    pub ping_timeout: Duration,
+    /// How long a WebSocket may take to prove itself before the upgrade is given up.
+    pub upgrade_timeout: Duration,
+    /// How long a POST may take.
+    pub post_timeout: Duration,
+    /// Largest message or POST from a client, in bytes.
+    pub max_payload: usize,
+    /// Most bytes that may wait for one client before it is closed as too slow.
+    pub outbox_bytes: usize,
+    /// Cross-origin rules, `None` for no header at all.
+    pub cors: Option<Cors>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            ping_interval: Duration::from_secs(25),
+            ping_timeout: Duration::from_secs(20),
+            upgrade_timeout: Duration::from_secs(10),
+            post_timeout: Duration::from_secs(30),
+            max_payload: 1_000_000,
+            outbox_bytes: 16 << 20,
+            cors: None,
+        }
+    }
+}
+
+/// What a client sent.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Message {
+    /// A text message, without its packet type.
+    Text(Str),
+    /// Binary data.
+    Binary(bytes::Bytes),
+}
+
+/// A message that breaks the handler's protocol; the client is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed;
+
+/// Why a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The client sent a close packet.
+    ClientClose,
+    /// The client's connection ended.
+    TransportClose,
+    /// The connection failed, or the client used it wrongly.
+    TransportError,
+    /// No pong in time.
+    PingTimeout,
+    /// A packet that cannot be read.
+    ParseError,
+    /// A WebSocket frame against the protocol, with the code it was closed with.
+    Violation(u16),
+    /// The client did not read fast enough.
+    Slow,
+    /// The handler ended it.
+    Forced,
+    /// The server stops.
+    Shutdown,
+}
+
+impl CloseReason {
+    /// Close code of the WebSocket (RFC 6455, section 7.4.1); Node closes without one.
+    fn code(self) -> Option<u16> {
+        match self {
+            Self::Violation(code) => Some(code),
+            Self::Shutdown => Some(1001),
+            Self::Slow => Some(1013),
+            _ => None,
+        }
+    }
+}
+
+/// The request that opened a session.
+#[derive(Clone, Copy, Debug)]
+pub struct Handshake<'a> {
+    /// The query string as it came.
+    pub query: &'a str,
+    /// The request's headers.
+    pub headers: &'a HeaderMap,
+}
+
+/// What is built on the engine. Calls for one client never overlap, except that `closed` may come at any time.
+/// None may block.
+pub trait Handler: Send + Sync + Sized + 'static {
+    /// Kept with each client.
+    type State: Send + Sync + 'static;
+
+    /// A client opens a session.
+    fn open(&self, handshake: &Handshake<'_>) -> Self::State;
+
+    /// The session is open.
+    fn opened(&self, session: &Arc<Session<Self>>);
+
+    /// A message came.
+    ///
+    /// # Errors
+    /// [`Malformed`] closes the client.
+    fn message(&self, session: &Arc<Session<Self>>, message: Message) -> Result<(), Malformed>;
+
+    /// The session ended; called once.
+    fn closed(&self, session: &Arc<Session<Self>>, reason: CloseReason);
+}
+
+/// All sessions, and the way to them over HTTP: [`Engine::handle`].
+pub struct Engine<H: Handler> {
+    handler: H,
+    options: Options,
+    intervals: Intervals,
+    ping: Frame,
+    tasks: Tasks,
+    started: Instant,
+    sessions: Mutex<HashMap<Sid, Arc<Client<H>>>>,
+    wheel: Mutex<Wheel<Client<H>>>,
+}
+
+impl<H: Handler> Engine<H> {
+    /// An engine without sessions. Needs [`Engine::run`] for its heartbeat.
+    pub fn new(handler: H, options: Options, tasks: Tasks) -> Arc<Self> {
+        let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 4);
+        let intervals =
+            Intervals { ping: milliseconds(options.ping_interval), timeout: milliseconds(options.ping_timeout) };
+        Arc::new(Self {
+            handler,
+            intervals,
+            ping: Frame::packet(Packet::Ping),
+            tasks,
+            started: Instant::now(),
+            sessions: Mutex::default(),
+            wheel: Mutex::new(Wheel::new(tick(intervals))),
+            options,
+        })
+    }
+
+    /// The handler.
+    pub fn handler(&self) -> &H {
+        &self.handler
+    }
+
+    /// Sessions at the moment.
+    pub fn sessions(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Keeps the heartbeat going until `stop`.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut ticker = interval(Duration::from_millis(tick(self.intervals)));
+        ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(ticker.tick()).await.is_some() {
+            let now = self.now();
+            let due = self.wheel.lock().unwrap_or_else(PoisonError::into_inner).due(now);
+            for session in due {
+                let next = session.upgrade().and_then(|session| session.beat(now));
+                if let Some(next) = next {
+                    self.wheel.lock().unwrap_or_else(PoisonError::into_inner).schedule(session, next);
+                }
+            }
+        }
+    }
+
+    /// Closes every session. New ones may still open.
+    pub fn close_all(&self, reason: CloseReason) {
+        let sessions: Vec<_> = self.lock().values().cloned().collect();
+        for session in sessions {
+            session.close(reason);
+        }
+    }
+
+    fn open(self: &Arc<Self>, handshake: &Handshake<'_>, stream: Option<Arc<tokio::net::TcpStream>>) -> Arc<Client<H>> {
+        let state = self.handler.open(handshake);
+        let session = Arc::new(Client::new(Arc::clone(self), state, stream));
+        self.lock().insert(session.sid(), Arc::clone(&session));
+        let due = self.now() + self.intervals.ping;
+        self.wheel.lock().unwrap_or_else(PoisonError::into_inner).schedule(Arc::downgrade(&session), due);
+        session
+    }
+
+    /// The packet that opens a session; `upgrades` says whether the client may move to a WebSocket.
+    fn open_packet(&self, sid: Sid, upgrades: bool) -> Packet {
+        Packet::Open(OpenPacket {
+            sid,
+            upgrades: upgrades.then_some(TransportType::Websocket).into_iter().collect(),
+            ping_interval: self.options.ping_interval,
+            ping_timeout: self.options.ping_timeout,
+            max_payload: self.options.max_payload as u64,
+        })
+    }
+
+    /// The session, unless its heartbeat says that it is over.
+    fn session(&self, sid: &str) -> Option<Arc<Client<H>>> {
+        let session = self.lock().get(&sid.parse::<Sid>().ok()?).cloned()?;
+        session.beat(self.now()).map(|_| session)
+    }
+
+    fn remove(&self, sid: Sid) {
+        self.lock().remove(&sid);
+    }
+
+    fn receive(&self, session: &Arc<Client<H>>, packet: Packet) -> Result<(), CloseReason> {
+        match packet {
+            Packet::Message(text) => self.message(session, Message::Text(text)),
+            Packet::Binary(data) => self.message(session, Message::Binary(data)),
+            Packet::Pong => {
+                session.pong();
+                Ok(())
+            }
+            Packet::Close => Err(CloseReason::ClientClose),
+            _ => Err(CloseReason::ParseError),
+        }
+    }
+
+    fn message(&self, session: &Arc<Client<H>>, message: Message) -> Result<(), CloseReason> {
+        self.handler.message(session, message).map_err(|Malformed| CloseReason::ParseError)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Sid, Arc<Client<H>>>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Resolution of the heartbeat: a twentieth of the shorter interval, 5 to 100 ms.
+fn tick(intervals: Intervals) -> u64 {
+    (intervals.ping.min(intervals.timeout) / 20).clamp(5, 100)
+}

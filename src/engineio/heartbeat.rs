@@ -1,0 +1,122 @@
+//! When to ping whom: one ticker for all sessions, no timer of their own.
+//!
+//! Without I/O; time is milliseconds since the engine was made.
+
+use std::{collections::BTreeMap, sync::Weak};
+
+/// The server's side of one session's heartbeat (Engine.IO protocol 4, "Heartbeat").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Heartbeat {
+    /// When something must be done: send a ping, or give up.
+    due: u64,
+    awaits_pong: bool,
+}
+
+/// The engine's heartbeat options in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Intervals {
+    pub(super) ping: u64,
+    pub(super) timeout: u64,
+}
+
+/// What a session must do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Beat {
+    /// Nothing before this time.
+    Wait(u64),
+    Ping,
+    /// No pong came in time.
+    Dead,
+}
+
+impl Heartbeat {
+    pub(super) fn new(now: u64, intervals: Intervals) -> Self {
+        Self { due: now + intervals.ping, awaits_pong: false }
+    }
+
+    pub(super) fn beat(&mut self, now: u64, intervals: Intervals) -> Beat {
+        if now < self.due {
+            return Beat::Wait(self.due);
+        }
+        // Counted from when the ping was due, not from when the ticker came by, so that delays do not add up.
+        let deadline = if self.awaits_pong { self.due } else { self.due + intervals.timeout };
+        if now >= deadline {
+            return Beat::Dead;
+        }
+        self.due = deadline;
+        self.awaits_pong = true;
+        Beat::Ping
+    }
+
+    pub(super) fn pong(&mut self, now: u64, intervals: Intervals) {
+        *self = Self::new(now, intervals);
+    }
+
+    pub(super) fn due(self) -> u64 {
+        self.due
+    }
+}
+
+/// Sessions by the time they are due, in ticks. Each session stands in it once.
+pub(super) struct Wheel<T> {
+    tick: u64,
+    slots: BTreeMap<u64, Vec<Weak<T>>>,
+}
+
+impl<T> Wheel<T> {
+    /// `tick` is the resolution in milliseconds.
+    pub(super) fn new(tick: u64) -> Self {
+        Self { tick, slots: BTreeMap::new() }
+    }
+
+    pub(super) fn schedule(&mut self, session: Weak<T>, due: u64) {
+        self.slots.entry(due.div_ceil(self.tick)).or_default().push(session);
+    }
+
+    /// Takes out all that are due at `now`.
+    pub(super) fn due(&mut self, now: u64) -> Vec<Weak<T>> {
+        let later = self.slots.split_off(&(now / self.tick + 1));
+        std::mem::replace(&mut self.slots, later).into_values().flatten().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    const INTERVALS: Intervals = Intervals { ping: 300, timeout: 200 };
+
+    #[test]
+    fn pings_and_gives_up_without_a_pong() {
+        let mut heartbeat = Heartbeat::new(0, INTERVALS);
+        assert_eq!(heartbeat.beat(299, INTERVALS), Beat::Wait(300));
+        assert_eq!(heartbeat.beat(310, INTERVALS), Beat::Ping);
+        assert_eq!(heartbeat.beat(499, INTERVALS), Beat::Wait(500));
+        assert_eq!(heartbeat.beat(500, INTERVALS), Beat::Dead);
+    }
+
+    #[test]
+    fn a_pong_starts_over() {
+        let mut heartbeat = Heartbeat::new(0, INTERVALS);
+        assert_eq!(heartbeat.beat(300, INTERVALS), Beat::Ping);
+        heartbeat.pong(350, INTERVALS);
+        assert_eq!(heartbeat.beat(640, INTERVALS), Beat::Wait(650));
+        assert_eq!(heartbeat.beat(650, INTERVALS), Beat::Ping);
+    }
+
+    #[test]
+    fn a_session_nobody_looked_at_is_dead_in_time() {
+        assert_eq!(Heartbeat::new(0, INTERVALS).beat(500, INTERVALS), Beat::Dead);
+    }
+
+    #[test]
+    fn the_wheel_gives_each_session_once_and_not_early() {
+        let session = Arc::new(());
+        let mut wheel = Wheel::new(10);
+        for due in [11, 20, 21, 300] {
+            wheel.schedule(Arc::downgrade(&session), due);
+        }
+        assert_eq!([19, 20, 20, 29, 30, 299, 300].map(|now| wheel.due(now).len()), [0, 2, 0, 0, 1, 0, 1]);
+    }
+}

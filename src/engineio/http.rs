@@ -1,0 +1,226 @@
+//! The engine's requests: who is asked for what, and the errors, as Node's server answers them.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use engineioxide_core::ProtocolVersion;
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{
+        ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+        ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_REQUEST_HEADERS, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE,
+        ORIGIN, UPGRADE, VARY,
+    },
+};
+
+use super::{Engine, Handler, Handshake};
+
+/// Cross-origin rules for browsers.
+#[derive(Clone, Debug)]
+pub struct Cors {
+    /// The one origin whose pages may read answers, such as `https://loomio.example.org`.
+    pub origin: HeaderValue,
+    /// Refuse requests that name another origin. Otherwise the browser does so, which it does not for a WebSocket.
+    pub strict: bool,
+}
+
+/// The errors of the protocol's reference server: a number and a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    UnknownTransport,
+    UnknownSid,
+    BadHandshakeMethod,
+    BadRequest,
+    Forbidden,
+    UnsupportedProtocol,
+}
+
+impl Refusal {
+    fn text(self) -> &'static str {
+        match self {
+            Self::UnknownTransport => "Transport unknown",
+            Self::UnknownSid => "Session ID unknown",
+            Self::BadHandshakeMethod => "Bad handshake method",
+            Self::BadRequest => "Bad request",
+            Self::Forbidden => "Forbidden",
+            Self::UnsupportedProtocol => "Unsupported protocol version",
+        }
+    }
+
+    fn status(self) -> StatusCode {
+        if self == Self::Forbidden { StatusCode::FORBIDDEN } else { StatusCode::BAD_REQUEST }
+    }
+
+    /// To a request: `{"code":1,"message":"Session ID unknown"}`. To an upgrade: the text.
+    fn response(self, upgrade: bool) -> Response<Body> {
+        let text = self.text();
+        let (kind, body) = if upgrade {
+            ("text/html", text.to_owned())
+        } else {
+            ("application/json", format!(r#"{{"code":{},"message":"{text}"}}"#, self as u8))
+        };
+        respond(self.status(), kind, body.into_bytes())
+    }
+}
+
+/// The protocol's part of a query string.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Query {
+    eio: Option<String>,
+    transport: Option<String>,
+    sid: Option<String>,
+}
+
+impl Query {
+    fn parse(query: &str) -> Self {
+        let mut parsed = Self::default();
+        for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            let field = match &*name {
+                "EIO" => &mut parsed.eio,
+                "transport" => &mut parsed.transport,
+                "sid" => &mut parsed.sid,
+                _ => continue,
+            };
+            *field = Some(value.into_owned());
+        }
+        parsed
+    }
+}
+
+impl<H: Handler> Engine<H> {
+    /// Answers a request to the engine's path.
+    pub async fn handle(self: Arc<Self>, request: Request<Body>) -> Response<Body> {
+        if request.method() == Method::OPTIONS && self.options.cors.is_some() {
+            return self.preflight(request.headers());
+        }
+        let upgrade = request.headers().contains_key(UPGRADE);
+        let mut response = match self.route(request, upgrade).await {
+            Ok(response) => response,
+            Err(refusal) => {
+                tracing::debug!(reason = refusal.text(), "refused a request");
+                refusal.response(upgrade)
+            }
+        };
+        self.allow_origin(response.headers_mut());
+        response
+    }
+
+    /// The checks in the order of the reference server, so that the same error comes first.
+    async fn route(self: &Arc<Self>, request: Request<Body>, upgrade: bool) -> Result<Response<Body>, Refusal> {
+        let query = Query::parse(request.uri().query().unwrap_or_default());
+        let websocket = match query.transport.as_deref() {
+            Some("polling") => false,
+            Some("websocket") => true,
+            _ => return Err(Refusal::UnknownTransport),
+        };
+        let Some(sid) = query.sid.filter(|sid| !sid.is_empty()) else {
+            return self.handshake(request, query.eio.as_deref(), websocket, upgrade);
+        };
+        let session = self.session(&sid).ok_or(Refusal::UnknownSid)?;
+        if websocket != upgrade || (!upgrade && !session.is_polling()) {
+            return Err(Refusal::BadRequest);
+        }
+        if upgrade {
+            return self.upgrade(request, session);
+        }
+        match *request.method() {
+            Method::GET => self.poll(&session, request.headers()).await,
+            Method::POST => self.post(&session, request.into_body()).await,
+            _ => Ok(respond(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", Vec::new())),
+        }
+    }
+
+    fn handshake(
+        self: &Arc<Self>,
+        request: Request<Body>,
+        version: Option<&str>,
+        websocket: bool,
+        upgrade: bool,
+    ) -> Result<Response<Body>, Refusal> {
+        if request.method() != Method::GET {
+            return Err(Refusal::BadHandshakeMethod);
+        }
+        if websocket != upgrade {
+            return Err(Refusal::BadRequest);
+        }
+        if !self.may_open(request.headers()) {
+            return Err(Refusal::Forbidden);
+        }
+        if version.and_then(|version| version.parse().ok()) != Some(ProtocolVersion::V4) {
+            return Err(Refusal::UnsupportedProtocol);
+        }
+        if websocket {
+            return self.accept(request);
+        }
+        let handshake = Handshake { query: request.uri().query().unwrap_or_default(), headers: request.headers() };
+        let session = self.open(&handshake, None);
+        self.handler.opened(&session);
+        let open = String::from(self.open_packet(session.sid(), true));
+        Ok(super::polling::answer(open.into_bytes(), request.headers()))
+    }
+
+    fn may_open(&self, headers: &HeaderMap) -> bool {
+        match (&self.options.cors, headers.get(ORIGIN)) {
+            (Some(cors), Some(origin)) if cors.strict => *origin == cors.origin,
+            _ => true,
+        }
+    }
+
+    fn allow_origin(&self, headers: &mut HeaderMap) {
+        if let Some(cors) = &self.options.cors {
+            headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, cors.origin.clone());
+            headers.append(VARY, HeaderValue::from_static("Origin"));
+            headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+        }
+    }
+
+    fn preflight(&self, request: &HeaderMap) -> Response<Body> {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        let headers = response.headers_mut();
+        self.allow_origin(headers);
+        let methods = HeaderValue::from_static("GET,HEAD,PUT,PATCH,POST,DELETE");
+        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, methods);
+        if let Some(wanted) = request.get(ACCESS_CONTROL_REQUEST_HEADERS) {
+            headers.append(VARY, HeaderValue::from_static("Access-Control-Request-Headers"));
+            headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
+        }
+        headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        response
+    }
+}
+
+/// A whole answer that no cache may keep.
+pub(super) fn respond(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_read_as_a_form() {
+        let query = Query::parse("EIO=4&transport=web%73ocket&sid=a+b&t=x&channel_token=secret");
+        let expected = [Some("4"), Some("websocket"), Some("a b")].map(|text| text.map(str::to_owned));
+        assert_eq!([query.eio, query.transport, query.sid], expected);
+        assert_eq!(Query::parse("&&=&%"), Query::default());
+    }
+
+    #[test]
+    fn error_codes_are_the_numbers_of_the_reference() {
+        let codes = [
+            (Refusal::UnknownTransport, 0),
+            (Refusal::UnknownSid, 1),
+            (Refusal::BadHandshakeMethod, 2),
+            (Refusal::BadRequest, 3),
+            (Refusal::Forbidden, 4),
+            (Refusal::UnsupportedProtocol, 5),
+        ];
+        assert!(codes.into_iter().all(|(refusal, code)| refusal as u8 == code));
+    }
+}

@@ -1,0 +1,176 @@
+//! What waits to be sent to one client.
+
+use std::{
+    collections::VecDeque,
+    io::{self, ErrorKind, IoSlice},
+};
+
+use tokio::net::TcpStream;
+
+use super::frame::Frame;
+
+/// Frames handed to the kernel in one call. Linux takes 1,024; this many cover any usual burst and fit the stack.
+const SLICES: usize = 64;
+
+/// Slots kept allocated in an empty outbox.
+const SLOTS_KEPT: usize = 4;
+
+/// Frames in order, the first perhaps sent in part.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    frames: VecDeque<Frame>,
+    /// Bytes of the first frame that are sent already.
+    sent: usize,
+    bytes: usize,
+    /// Bytes that do not count against the bound, see [`Outbox::excuse`].
+    excused: usize,
+}
+
+impl Outbox {
+    pub(super) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Whether the next byte is the first of a frame.
+    pub(super) fn at_boundary(&self) -> bool {
+        self.sent == 0
+    }
+
+    pub(super) fn extend(&mut self, frames: &[&Frame]) {
+        self.bytes += frames.iter().map(|frame| frame.len()).sum::<usize>();
+        self.frames.extend(frames.iter().copied().cloned());
+    }
+
+    /// What waits now does not count against the bound until all of it is gone: replayed messages are shared with
+    /// the log, and a client that was cut for reading slowly must be able to catch up.
+    pub(super) fn excuse(&mut self) {
+        self.excused = self.bytes;
+    }
+
+    /// Whether more than `limit` bytes wait. A single message may be larger.
+    pub(super) fn exceeds(&self, limit: usize) -> bool {
+        self.frames.len() > 1 && self.bytes - self.excused.min(self.bytes) > limit
+    }
+
+    /// Sends `frames` after what waits, as far as the socket takes them now, and keeps the rest.
+    pub(super) fn send(&mut self, stream: &TcpStream, frames: &[&Frame]) -> io::Result<()> {
+        let mut rest = frames;
+        if self.is_empty() {
+            let mut sent = 0;
+            while !rest.is_empty() {
+                let Some(written) = write(stream, rest.iter().copied(), sent)? else { break };
+                sent += written;
+                while let Some(first) = rest.first().filter(|first| sent >= first.len()) {
+                    sent -= first.len();
+                    rest = &rest[1..];
+                }
+            }
+            self.sent = sent;
+            self.bytes = 0;
+        }
+        self.extend(rest);
+        Ok(())
+    }
+
+    /// Sends what waits; returns whether all is gone.
+    pub(super) fn flush(&mut self, stream: &TcpStream) -> io::Result<bool> {
+        while !self.frames.is_empty() {
+            let Some(written) = write(stream, self.frames.iter(), self.sent)? else { return Ok(false) };
+            self.sent += written;
+            while let Some(first) = self.frames.front().filter(|first| self.sent >= first.len()) {
+                self.sent -= first.len();
+                self.bytes -= first.len();
+                self.frames.pop_front();
+            }
+        }
+        self.emptied();
+        Ok(true)
+    }
+
+    /// All that waits as one polling payload.
+    pub(super) fn take_payload(&mut self) -> Vec<u8> {
+        let mut payload = Vec::with_capacity(self.bytes);
+        self.frames.drain(..).for_each(|frame| frame.append_to_payload(&mut payload));
+        self.bytes = 0;
+        self.emptied();
+        payload
+    }
+
+    fn emptied(&mut self) {
+        self.excused = 0;
+        self.frames.shrink_to(SLOTS_KEPT);
+    }
+}
+
+/// Writes the first frames, without the first `skip` bytes; `None` when the socket takes nothing now.
+fn write<'a>(stream: &TcpStream, frames: impl Iterator<Item = &'a Frame>, skip: usize) -> io::Result<Option<usize>> {
+    let mut slices = [IoSlice::new(&[]); SLICES];
+    let mut count = 0;
+    for (slice, frame) in slices.iter_mut().zip(frames) {
+        let wire = frame.wire();
+        *slice = IoSlice::new(if count == 0 { &wire[skip..] } else { wire });
+        count += 1;
+    }
+    let written = match &slices[..count] {
+        [one] => stream.try_write(one),
+        many => stream.try_write_vectored(many),
+    };
+    match written {
+        Ok(0) => Err(ErrorKind::WriteZero.into()),
+        Ok(written) => Ok(Some(written)),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{io::AsyncReadExt, net::TcpListener};
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (listener.accept().await.unwrap().0, client)
+    }
+
+    #[tokio::test]
+    async fn all_frames_arrive_in_order_through_a_full_socket() {
+        let (server, mut client) = pair().await;
+        let mut outbox = Outbox::default();
+        let frames: Vec<Frame> = (0..2_000u32).map(|n| Frame::binary(&n.to_be_bytes().repeat(1_000))).collect();
+        let expected: Vec<u8> = frames.iter().flat_map(|frame| frame.wire().to_vec()).collect();
+        for batch in frames.chunks(150) {
+            outbox.send(&server, &batch.iter().collect::<Vec<_>>()).unwrap();
+        }
+        assert!(outbox.exceeds(1 << 20), "nobody reads yet");
+        let length = expected.len();
+        let reader = async move {
+            let mut received = vec![0; length];
+            client.read_exact(&mut received).await.unwrap();
+            received
+        };
+        let writer = async {
+            while !outbox.flush(&server).unwrap() {
+                server.writable().await.unwrap();
+            }
+        };
+        let (received, ()) = tokio::join!(reader, writer);
+        assert!(received == expected);
+        assert_eq!((outbox.bytes, outbox.sent, outbox.frames.capacity() <= SLOTS_KEPT), (0, 0, true));
+    }
+
+    #[test]
+    fn what_is_excused_does_not_count() {
+        let mut outbox = Outbox::default();
+        let frame = Frame::binary(&[0; 100]);
+        outbox.extend(&[&frame]);
+        assert!(!outbox.exceeds(10), "a single message may be larger");
+        outbox.extend(&[&frame]);
+        assert!(outbox.exceeds(10));
+        outbox.excuse();
+        assert!(!outbox.exceeds(10));
+        outbox.extend(&[&frame]);
+        assert!(outbox.exceeds(10));
+    }
+}

@@ -1,0 +1,36 @@
+//! Live updates for Loomio: what Rails publishes to Redis reaches every browser in the room, and those that were away
+//! get what they missed.
+//!
+//! The house, from the top down; a module sees only those below its row, never its neighbours:
+//!
+//! | module | answers for | must not know |
+//! |---|---|---|
+//! | [`cli`] | arguments, environment, exit codes | how anything is served |
+//! | [`app`] | putting the parts together, their start and end | what the parts do |
+//! | [`socketio`] | what a browser is told, and when | transports, Redis |
+//! | [`dispatch`] | which message goes to which room | where it came from, how it is sent |
+//! | [`admin`], [`demo`] | what operators ask; the page of `loomio-channels demo` | browsers' sockets |
+//! | [`hub`] | rooms, fan-out, recovery | protocols, Redis, HTTP |
+//! | [`bus`] | messages as Rails writes them, from Redis or an embedded broker | rooms' members |
+//! | [`auth`] | tokens, users, tickets | sockets |
+//! | [`engineio`] | transports, heartbeats, slow clients | Loomio, Socket.IO |
+//! | [`redis_client`], [`listener`] | connections to Redis; the port | channels and keys; what is served |
+//! | [`lifecycle`], [`telemetry`] | tasks and their end; the log | what tasks do |
+//! | [`config`], [`metrics`] | every setting; every count | all of the above |
+
+pub mod admin;
+pub mod app;
+pub mod auth;
+pub mod bus;
+pub mod cli;
+pub mod config;
+pub mod demo;
+pub mod dispatch;
+pub mod engineio;
+pub mod hub;
+pub mod lifecycle;
+pub mod listener;
+pub mod metrics;
+pub mod redis_client;
+pub mod socketio;
+pub mod telemetry;

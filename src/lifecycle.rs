@@ -1,0 +1,163 @@
+//! Tasks and their end: everything that runs is spawned here, and stops in two stages.
+//!
+//! First stage: stop taking work, finish politely. Second stage: go at once. Knows nothing of what the tasks do.
+
+use std::{future::Future, time::Duration};
+
+use tokio::{runtime::Handle, signal::unix};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Spawns tasks that are waited for at the end. Works from any thread.
+#[derive(Clone, Debug)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    runtime: Handle,
+}
+
+impl Tasks {
+    /// Tasks on the runtime this is called in.
+    ///
+    /// # Panics
+    /// Outside of a runtime.
+    pub fn current() -> Self {
+        Self { tracker: TaskTracker::new(), runtime: Handle::current() }
+    }
+
+    /// Spawns a task; it should end soon after the first stage.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tracker.spawn_on(task, &self.runtime);
+    }
+
+    /// The tracker, for parts that bring their own tasks.
+    pub fn tracker(&self) -> TaskTracker {
+        self.tracker.clone()
+    }
+}
+
+/// Why the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// It was asked to.
+    Requested,
+    /// A task that must not end has ended.
+    Crashed(&'static str),
+}
+
+/// The two stages, and the tasks.
+#[derive(Clone, Debug)]
+pub struct Lifecycle {
+    tasks: Tasks,
+    stop: CancellationToken,
+    crash: tokio::sync::watch::Sender<Option<&'static str>>,
+}
+
+impl Lifecycle {
+    /// A lifecycle on the runtime this is called in.
+    ///
+    /// # Panics
+    /// Outside of a runtime.
+    pub fn new() -> Self {
+        let (crash, _) = tokio::sync::watch::channel(None);
+        Self { tasks: Tasks::current(), stop: CancellationToken::new(), crash }
+    }
+
+    /// The tasks.
+    pub fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
+    /// Cancelled when the first stage begins; cancel it to begin.
+    pub fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Spawns a task without which the program is of no use: when it ends before the first stage, that is a crash.
+    pub fn spawn_critical(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        struct Ended(Lifecycle, &'static str);
+        impl Drop for Ended {
+            fn drop(&mut self) {
+                if !self.0.stop.is_cancelled() {
+                    self.0.crash.send_replace(Some(self.1));
+                }
+            }
+        }
+        // Dropped on a panic as well.
+        let ended = Ended(self.clone(), name);
+        self.tasks.spawn(async move {
+            task.await;
+            drop(ended);
+        });
+    }
+
+    /// Waits until a signal, a crash, or someone else begins the first stage; then it has begun.
+    ///
+    /// # Errors
+    /// When signals cannot be listened to.
+    pub async fn stopped(&self) -> std::io::Result<Stop> {
+        let mut crash = self.crash.subscribe();
+        let why = tokio::select! {
+            signal = signal()? => {
+                tracing::info!(signal, "stopping; a second signal stops at once");
+                Stop::Requested
+            }
+            () = self.stop.cancelled() => Stop::Requested,
+            name = async { crash.wait_for(Option::is_some).await.map(|name| name.unwrap_or_default()) } => {
+                let name = name.unwrap_or_default();
+                tracing::error!(task = name, "a task that must not end has ended");
+                Stop::Crashed(name)
+            }
+        };
+        self.stop.cancel();
+        Ok(why)
+    }
+
+    /// Waits for all tasks, at most for `deadline` or until a second signal; returns whether all ended.
+    pub async fn finished(&self, deadline: Duration) -> bool {
+        self.tasks.tracker.close();
+        let second = async {
+            match signal() {
+                Ok(signal) => signal.await,
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.tasks.tracker.wait() => true,
+            () = tokio::time::sleep(deadline) => false,
+            _ = second => false,
+        }
+    }
+}
+
+impl Default for Lifecycle {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Listens for SIGTERM and SIGINT from now on; the future tells which came.
+fn signal() -> std::io::Result<impl Future<Output = &'static str>> {
+    let mut terminate = unix::signal(unix::SignalKind::terminate())?;
+    let mut interrupt = unix::signal(unix::SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    })
+}
+
+/// Whether the program can do its work at the moment; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness(std::sync::Arc<std::sync::atomic::AtomicBool>);
+
+impl Readiness {
+    /// Says how it is now.
+    pub fn set(&self, ready: bool) {
+        self.0.store(ready, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// How it is now.
+    pub fn get(&self) -> bool {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,266 @@
+//! Socket.IO 5 on the engine: the default namespace, connection state recovery, and the way from a browser's token to
+//! its rooms in the hub.
+//!
+//! Answers for what a browser is told and when: who it is and what it missed are settled before its CONNECT is
+//! acknowledged. Knows nothing of HTTP or Redis' wire; transports are [`crate::engineio`]'s, lookups
+//! [`crate::auth`]'s, delivery [`crate::hub`]'s.
+//!
+//! Source of the protocol: `docs/socket.io-protocol/v5-current.md` in the public repository `socketio/socket.io`.
+
+mod connect;
+mod sessions;
+pub mod wire;
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+use engineioxide_core::Sid;
+use socketioxide_core::{
+    Str, Value,
+    packet::{Packet, PacketData},
+    parser::{Parse, ParseError, ParserState},
+};
+use socketioxide_parser_common::CommonParser;
+use tokio_util::sync::CancellationToken;
+
+use self::{sessions::Sessions, wire::Connect};
+use crate::{
+    auth::{Tickets, Token, Users},
+    engineio::{CloseReason, Engine, Frame, Handler, Handshake, Malformed, Message, Session},
+    hub::{self, Hub, Membership, Subscriber},
+    lifecycle::Tasks,
+    metrics::{Counter, Metrics},
+};
+
+/// How often connections without a CONNECT are looked for.
+const DEADLINE_TICK: Duration = Duration::from_millis(100);
+
+/// A browser in the hub.
+pub struct Member(Arc<Session<SocketIo>>);
+
+impl hub::Message for Frame {
+    fn weight(&self) -> usize {
+        self.len()
+    }
+}
+
+impl Subscriber for Member {
+    type Message = Frame;
+
+    fn deliver(&self, frames: &[&Frame]) {
+        self.0.send(frames);
+    }
+
+    fn lagged(&self) {
+        self.0.close(CloseReason::Slow);
+    }
+}
+
+/// What is kept with each connection.
+#[derive(Default)]
+pub struct Client {
+    token: Option<Token>,
+    phase: Mutex<Phase>,
+    /// A packet whose attachments have not all arrived.
+    partial: Mutex<Option<Box<ParserState>>>,
+}
+
+/// Where a connection stands with the namespace.
+#[derive(Default)]
+enum Phase {
+    /// No CONNECT yet.
+    #[default]
+    Fresh,
+    /// Its user is being looked up.
+    Connecting,
+    Connected {
+        membership: Membership<Member>,
+        sid: Option<Sid>,
+    },
+    /// The browser left; it may connect again.
+    Left,
+    Closed,
+}
+
+impl Client {
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the namespace is made of.
+pub struct Parts {
+    /// Rooms and recovery.
+    pub hub: Arc<Hub<Member>>,
+    /// Who has which token.
+    pub users: Users,
+    /// Seals what browsers come back with.
+    pub tickets: Tickets,
+    /// Counts.
+    pub metrics: Metrics,
+    /// Where lookups run.
+    pub tasks: Tasks,
+    /// How long a connection may go without CONNECT.
+    pub connect_timeout: Duration,
+    /// How long a browser may be away and still have the rooms of its ticket.
+    pub recovery_window: Duration,
+}
+
+/// The namespace `/`.
+pub struct SocketIo {
+    parts: Parts,
+    sessions: Sessions<Session<Self>>,
+    /// Connections by when they must have sent CONNECT, the oldest first.
+    deadlines: Mutex<VecDeque<(Instant, Weak<Session<Self>>)>>,
+}
+
+impl SocketIo {
+    /// A namespace without browsers.
+    pub fn new(parts: Parts) -> Self {
+        Self { sessions: Sessions::new(parts.recovery_window), deadlines: Mutex::default(), parts }
+    }
+
+    /// Closes connections that never send CONNECT, and lets the log expire when nothing is published, until `stop`.
+    pub async fn tend(engine: Arc<Engine<Self>>, stop: CancellationToken) {
+        let io = engine.handler();
+        let mut ticker = tokio::time::interval(DEADLINE_TICK);
+        while stop.run_until_cancelled(ticker.tick()).await.is_some() {
+            let now = Instant::now();
+            io.parts.hub.expire(now);
+            while let Some(session) = io.overdue(now) {
+                if matches!(*session.state().phase(), Phase::Fresh) {
+                    session.close(CloseReason::Forced);
+                }
+            }
+        }
+    }
+
+    fn overdue(&self, now: Instant) -> Option<Arc<Session<Self>>> {
+        let mut deadlines = self.deadlines.lock().unwrap_or_else(PoisonError::into_inner);
+        while deadlines.front().is_some_and(|(at, _)| *at <= now) {
+            let session = deadlines.pop_front().and_then(|(_, session)| session.upgrade());
+            if session.is_some() {
+                return session;
+            }
+        }
+        None
+    }
+
+    fn text(&self, session: &Arc<Session<Self>>, text: Str) -> Result<(), Malformed> {
+        let mut partial = session.state().partial.lock().unwrap_or_else(PoisonError::into_inner);
+        if partial.is_some() {
+            return Err(Malformed);
+        }
+        let state = ParserState::default();
+        match CommonParser.decode_str(&wire::parse_config(), &state, text) {
+            Ok(packet) => {
+                drop(partial);
+                self.packet(session, packet)
+            }
+            Err(ParseError::NeedsMoreBinaryData) => {
+                *partial = Some(Box::new(state));
+                Ok(())
+            }
+            Err(_) => Err(Malformed),
+        }
+    }
+
+    fn binary(&self, session: &Arc<Session<Self>>, data: bytes::Bytes) -> Result<(), Malformed> {
+        let mut partial = session.state().partial.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = partial.as_ref().ok_or(Malformed)?;
+        match CommonParser.decode_bin(&wire::parse_config(), state, data) {
+            Ok(packet) => {
+                *partial = None;
+                drop(partial);
+                self.packet(session, packet)
+            }
+            Err(ParseError::NeedsMoreBinaryData) => Ok(()),
+            Err(_) => Err(Malformed),
+        }
+    }
+
+    /// A whole packet. Events and acknowledgements are checked and thrown away; there is nobody they could be for.
+    fn packet(&self, session: &Arc<Session<Self>>, packet: Packet) -> Result<(), Malformed> {
+        if packet.ns != "/" {
+            let PacketData::Connect(_) = packet.inner else { return Err(Malformed) };
+            session.send(&[&wire::invalid_namespace(packet.ns)]);
+            return Ok(());
+        }
+        let connected = matches!(*session.state().phase(), Phase::Connected { .. });
+        let valid = match &packet.inner {
+            PacketData::Connect(data) => return self.connect(session, data.as_ref()),
+            PacketData::Disconnect => {
+                self.leave(session);
+                true
+            }
+            PacketData::Event(data, _) | PacketData::BinaryEvent(data, _) => {
+                data.as_str().is_some_and(|data| wire::is_event(data))
+            }
+            PacketData::EventAck(data, _) | PacketData::BinaryAck(data, _) => {
+                data.as_str().is_some_and(|data| wire::is_array(data))
+            }
+            PacketData::ConnectError(_) => false,
+        };
+        if connected && valid { Ok(()) } else { Err(Malformed) }
+    }
+
+    fn connect(&self, session: &Arc<Session<Self>>, data: Option<&Value>) -> Result<(), Malformed> {
+        let data = data.and_then(Value::as_str).map(|data| &**data);
+        let connect = Connect::parse(data).ok_or(Malformed)?;
+        let mut phase = session.state().phase();
+        if !matches!(*phase, Phase::Fresh | Phase::Left) {
+            return Err(Malformed);
+        }
+        *phase = Phase::Connecting;
+        self.parts.tasks.spawn(connect::connect(Arc::clone(session), connect));
+        Ok(())
+    }
+
+    /// The browser leaves the namespace; the connection stays.
+    fn leave(&self, session: &Arc<Session<Self>>) {
+        self.end(session, Phase::Left);
+    }
+
+    fn end(&self, session: &Arc<Session<Self>>, phase: Phase) {
+        let left = matches!(phase, Phase::Left);
+        let ended = std::mem::replace(&mut *session.state().phase(), phase);
+        if let Phase::Connected { sid: Some(sid), .. } = ended {
+            self.sessions.end(sid, &Arc::downgrade(session), left, Instant::now());
+        }
+    }
+}
+
+impl Handler for SocketIo {
+    type State = Client;
+
+    fn open(&self, handshake: &Handshake<'_>) -> Client {
+        let mut parameters = url::form_urlencoded::parse(handshake.query.as_bytes());
+        let token = parameters.find(|(name, _)| name == "channel_token").and_then(|(_, token)| Token::parse(&token));
+        Client { token, ..Client::default() }
+    }
+
+    fn opened(&self, session: &Arc<Session<Self>>) {
+        let deadline = (Instant::now() + self.parts.connect_timeout, Arc::downgrade(session));
+        self.deadlines.lock().unwrap_or_else(PoisonError::into_inner).push_back(deadline);
+    }
+
+    fn message(&self, session: &Arc<Session<Self>>, message: Message) -> Result<(), Malformed> {
+        match message {
+            Message::Text(text) => self.text(session, text),
+            Message::Binary(data) => self.binary(session, data),
+        }
+    }
+
+    fn closed(&self, session: &Arc<Session<Self>>, reason: CloseReason) {
+        match reason {
+            CloseReason::Slow => self.parts.metrics.count(Counter::SlowClosed),
+            CloseReason::ParseError | CloseReason::Violation(_) => self.parts.metrics.count(Counter::MalformedClosed),
+            _ => {}
+        }
+        tracing::debug!(sid = %session.sid(), ?reason, "closed");
+        self.end(session, Phase::Closed);
+    }
+}

@@ -1,0 +1,164 @@
+//! Packets of the default namespace as frames, and what browsers may send.
+//!
+//! Pure. Source: `docs/socket.io-protocol/v5-current.md` in the public repository `socketio/socket.io`.
+
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, IgnoredAny, SeqAccess, Visitor},
+};
+use socketioxide_core::{
+    Str, Value,
+    packet::Packet,
+    parser::{Parse, ParseConfig},
+};
+use socketioxide_parser_common::CommonParser;
+
+use crate::{engineio::Frame, hub::Offset};
+
+/// Events from browsers are thrown away, so their attachments need no more room than this.
+pub(super) fn parse_config() -> ParseConfig {
+    ParseConfig { max_incoming_binary_buf_size: 2_000_000, max_incoming_binaries: 100, ..ParseConfig::default() }
+}
+
+/// `42["<event>",<argument>,"<offset>"]`; every event must end with its offset, which the client keeps.
+pub fn event(name: &str, argument: &str, offset: &Offset) -> Frame {
+    let offset = offset.to_string();
+    Frame::message(&[b"2[\"", name.as_bytes(), b"\",", argument.as_bytes(), b",\"", offset.as_bytes(), b"\"]"])
+}
+
+/// Tells a browser its first offset, in an event that no client listens to: one that never got any event would have
+/// nothing to come back with.
+pub(super) fn prime(offset: &Offset) -> Frame {
+    Frame::message(&[b"2[\"session\",\"", offset.to_string().as_bytes(), b"\"]"])
+}
+
+/// `40{"sid":…,"pid":…}`.
+pub(super) fn connect(sid: &str, pid: &str) -> Frame {
+    let data = serde_json::json!({ "sid": sid, "pid": pid }).to_string();
+    encode(Packet::connect("/", Some(Value::Str(data.into(), None))))
+}
+
+/// `44<namespace>,{"message":"Invalid namespace"}`.
+pub(super) fn invalid_namespace(namespace: Str) -> Frame {
+    encode(Packet::connect_error(namespace, "Invalid namespace"))
+}
+
+fn encode(packet: Packet) -> Frame {
+    match CommonParser.encode(packet) {
+        Value::Str(text, _) => Frame::message(&[text.as_bytes()]),
+        Value::Bytes(_) => Frame::message(&[]),
+    }
+}
+
+/// What a CONNECT carries of interest here; other fields and other types are ignored.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Connect {
+    /// The ticket of an earlier session.
+    pub(super) pid: Option<String>,
+    /// Offset of the last event the browser got.
+    pub(super) offset: Option<String>,
+    pub(super) channel_token: Option<String>,
+}
+
+impl Connect {
+    /// Reads the packet's data, which must be an object if there is any.
+    pub(super) fn parse(data: Option<&str>) -> Option<Self> {
+        let Some(data) = data else { return Some(Self::default()) };
+        let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(data).ok()?;
+        let text = |name| fields.get(name).and_then(serde_json::Value::as_str).map(str::to_owned);
+        Some(Self { pid: text("pid"), offset: text("offset"), channel_token: text("channel_token") })
+    }
+}
+
+/// Names that the reference server does not let a client use.
+const RESERVED: [&str; 6] =
+    ["connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"];
+
+/// Whether `data` is an event: an array that begins with a name, or a number as some clients have it.
+pub(super) fn is_event(data: &str) -> bool {
+    serde_json::from_str::<Event>(data).is_ok()
+}
+
+/// Whether `data` is a JSON array.
+pub(super) fn is_array(data: &str) -> bool {
+    data.trim_ascii_start().starts_with('[') && serde_json::from_str::<IgnoredAny>(data).is_ok()
+}
+
+struct Event;
+
+impl<'de> Deserialize<'de> for Event {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Array;
+        impl<'de> Visitor<'de> for Array {
+            type Value = Event;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an event")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Event, A::Error> {
+                let allowed = match items.next_element::<Name>()? {
+                    Some(Name::Text(name)) => !RESERVED.contains(&name.as_str()),
+                    Some(Name::Number(_)) => true,
+                    None => false,
+                };
+                while items.next_element::<IgnoredAny>()?.is_some() {}
+                if allowed { Ok(Event) } else { Err(de::Error::custom("not an event's name")) }
+            }
+        }
+        deserializer.deserialize_seq(Array)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Name {
+    Text(String),
+    Number(#[expect(dead_code, reason = "only the type matters")] f64),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::Epoch;
+
+    fn text(frame: &Frame) -> String {
+        frame.text().unwrap().to_owned()
+    }
+
+    #[test]
+    fn packets_are_as_the_client_expects_them() {
+        let offset = Offset { epoch: Epoch::new(1), sequence: 2, fingerprint: 3 };
+        assert_eq!(
+            text(&event("records", r#"{"a":1.0}"#, &offset)),
+            r#"42["records",{"a":1.0},"00000001.2.0000000000000003"]"#
+        );
+        assert_eq!(text(&prime(&offset)), r#"42["session","00000001.2.0000000000000003"]"#);
+        assert_eq!(text(&connect("s", "p")), r#"40{"pid":"p","sid":"s"}"#);
+        assert_eq!(text(&invalid_namespace("/x".into())), r#"44/x,{"message":"Invalid namespace"}"#);
+    }
+
+    #[test]
+    fn a_connect_may_carry_anything() {
+        assert_eq!(Connect::parse(None), Some(Connect::default()));
+        let parsed = Connect::parse(Some(r#"{"pid":"p","offset":7,"channel_token":"t","other":{}}"#));
+        let expected = Connect { pid: Some("p".to_owned()), offset: None, channel_token: Some("t".to_owned()) };
+        assert_eq!(parsed, Some(expected));
+        for malformed in ["[]", "1", "null", "{", "{}x"] {
+            assert_eq!(Connect::parse(Some(malformed)), None);
+        }
+    }
+
+    #[test]
+    fn events_are_told_from_nonsense() {
+        for event in [r#"["a"]"#, r#"["a",1,{"b":[]}]"#, "[1]", "[-1.5,null]"] {
+            assert!(is_event(event), "{event}");
+        }
+        for nonsense in ["", "{}", "[]", "[null]", "[[]]", r#"["connect"]"#, r#"["a""#, r#"["a"]x"#, "abc", "\"a\""] {
+            assert!(!is_event(nonsense), "{nonsense}");
+        }
+        assert!(is_array("[1,{}]") && !is_array("{}") && !is_array("[1"));
+    }
+}

@@ -1,0 +1,120 @@
+//! How the process speaks: sets up the log once, and keeps repeated warnings from flooding it.
+//!
+//! Must not know what is logged.
+
+use std::{
+    io::{self, IsTerminal},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tracing_subscriber::{
+    EnvFilter, filter::ParseError, fmt, layer::SubscriberExt, util::SubscriberInitExt, util::TryInitError,
+};
+
+use crate::config::{Log, LogFormat};
+
+/// The log could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// `RUST_LOG` is not a filter. The configuration checks it, so this is not met in practice.
+    #[error("cannot use the log filter")]
+    Filter(#[source] ParseError),
+    /// Something else in this process already logs.
+    #[error("the log is already set up")]
+    AlreadySet(#[source] TryInitError),
+}
+
+/// Sends events to standard output from now on, until the process ends.
+///
+/// Standard output in both forms, as the Node server has it: the log is all this process prints, and whoever collects
+/// that of the old containers finds the new one's in the same place. Colours only where a person is looking.
+pub fn init(log: &Log) -> Result<(), TelemetryError> {
+    let filter = EnvFilter::builder().parse(&log.filter).map_err(TelemetryError::Filter)?;
+    let registry = tracing_subscriber::registry().with(filter);
+    match log.format {
+        LogFormat::Text => registry.with(fmt::layer().with_ansi(io::stdout().is_terminal())).try_init(),
+        LogFormat::Json => registry.with(fmt::layer().json().flatten_event(true)).try_init(),
+    }
+    .map_err(TelemetryError::AlreadySet)
+}
+
+/// An error with all its causes, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |cause| cause.source())
+        .fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+}
+
+/// Often enough to be seen, rarely enough not to push everything else out of the log.
+const PERIOD: Duration = Duration::from_mins(1);
+
+/// Lets one event per minute through and counts the others. One gate for each kind of event; may be a `static`.
+#[derive(Debug)]
+pub struct Throttle {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    last: Option<Instant>,
+    suppressed: u64,
+}
+
+impl Throttle {
+    /// A gate that lets the first event through.
+    pub const fn new() -> Self {
+        Self { state: Mutex::new(State { last: None, suppressed: 0 }) }
+    }
+
+    /// Whether the event of this moment may be reported: if so, with the number of events kept back since the last
+    /// one that was.
+    pub fn allow(&self, now: Instant) -> Option<u64> {
+        // The state is whole after every statement, so a panic elsewhere in the process cannot have spoilt it.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.last.is_some_and(|last| now.saturating_duration_since(last) < PERIOD) {
+            state.suppressed = state.suppressed.saturating_add(1);
+            return None;
+        }
+        state.last = Some(now);
+        Some(std::mem::take(&mut state.suppressed))
+    }
+}
+
+impl Default for Throttle {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_bad_filter_and_a_second_start_are_told_apart() {
+        let log = |filter: &str| Log { format: LogFormat::Json, filter: filter.to_owned() };
+        assert!(matches!(init(&log("info,==")), Err(TelemetryError::Filter(_))));
+        assert!(init(&log("off")).is_ok());
+        assert!(matches!(init(&log("off")), Err(TelemetryError::AlreadySet(_))));
+    }
+
+    #[test]
+    fn one_a_minute_and_the_rest_is_counted() {
+        let (throttle, start) = (Throttle::new(), Instant::now());
+        let at = |seconds| throttle.allow(start + Duration::from_secs(seconds));
+        assert_eq!([at(0), at(0), at(59), at(60)], [Some(0), None, None, Some(2)]);
+        assert_eq!([at(61), at(300), at(301), at(299)], [None, Some(1), None, None]);
+    }
+
+    #[test]
+    fn threads_share_the_one_event() {
+        static THROTTLE: Throttle = Throttle::new();
+        let now = Instant::now();
+        let workers = (0..8).map(|_| thread::spawn(move || (0..100).filter_map(|_| THROTTLE.allow(now)).count()));
+        let workers = workers.collect::<Vec<_>>();
+        assert_eq!(workers.into_iter().map(|worker| worker.join().unwrap()).sum::<usize>(), 1);
+        assert_eq!(THROTTLE.allow(now + PERIOD), Some(799));
+    }
+}
