@@ -2,7 +2,14 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, body::Body, http::Request, routing::any};
+use axum::{
+    Router,
+    body::Body,
+    extract::Path,
+    http::{Request, StatusCode},
+    response::IntoResponse,
+    routing::any,
+};
 use rand::RngExt;
 use tokio::net::TcpListener;
 
@@ -205,7 +212,20 @@ fn engine_routes(engine: &Arc<Engine<SocketIo>>) -> Router {
         let engine = Arc::clone(engine);
         move |request: Request<Body>| Arc::clone(&engine).handle(request)
     };
-    Router::new().route("/socket.io/", any(handle(engine)))
+    // The path is a prefix, as in Node, but the client's script that Node serves there is not here.
+    let below = {
+        let handle = handle(engine);
+        move |Path(rest): Path<String>, request: Request<Body>| {
+            let answer = (!rest.starts_with("socket.io.")).then(|| handle(request));
+            async move {
+                match answer {
+                    Some(answer) => answer.await,
+                    None => StatusCode::NOT_FOUND.into_response(),
+                }
+            }
+        }
+    };
+    Router::new().route("/socket.io/", any(handle(engine))).route("/socket.io/{*rest}", any(below))
 }
 
 fn options(config: &Config) -> Result<Options, AppError> {

@@ -13,14 +13,14 @@ const MAX_TOKEN: usize = 512;
 /// Longest id of a user or group, in bytes.
 const MAX_ID: usize = 64;
 
-/// A `channel_token` that may be asked for: 1 to 512 visible ASCII characters.
+/// A `channel_token` that may be asked for: 1 to 512 bytes without control characters.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(Box<str>);
 
 impl Token {
     /// The token, if it has the form of one.
     pub fn parse(text: &str) -> Option<Self> {
-        let valid = (1..=MAX_TOKEN).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        let valid = (1..=MAX_TOKEN).contains(&text.len()) && !text.chars().any(char::is_control);
         valid.then(|| Self(text.into()))
     }
 }
@@ -34,24 +34,26 @@ impl std::fmt::Debug for Token {
 /// A signed-in user.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct User {
-    /// Decimal digits, as a rule.
-    pub id: String,
+    /// Decimal digits, as a rule; `None` when Rails' answer has none that can be used.
+    pub id: Option<String>,
     /// The same, of the groups the user is in.
     pub groups: Vec<String>,
 }
 
 impl User {
-    /// Reads what Rails wrote. `None` when it is not JSON or has no usable `id`; groups that cannot be read are left
-    /// out.
+    /// Reads what Rails wrote, as far as it can be read. `None` when it is not JSON or says nothing of use.
     pub fn parse(json: &[u8]) -> Option<Self> {
         let value: Value = serde_json::from_slice(json).ok()?;
         let groups = value.get("group_ids").and_then(Value::as_array);
-        Some(Self { id: id(value.get("id")?)?, groups: groups.into_iter().flatten().filter_map(id).collect() })
+        let groups: Vec<String> = groups.into_iter().flatten().filter_map(id).collect();
+        let id = value.get("id").and_then(id);
+        (id.is_some() || !groups.is_empty()).then_some(Self { id, groups })
     }
 
     /// The rooms that are the user's own: `user-<id>` and one `group-<id>` for each group.
     pub fn rooms(&self) -> impl Iterator<Item = String> + '_ {
-        std::iter::once(format!("user-{}", self.id)).chain(self.groups.iter().map(|id| format!("group-{id}")))
+        let own = self.id.iter().map(|id| format!("user-{id}"));
+        own.chain(self.groups.iter().map(|id| format!("group-{id}")))
     }
 }
 
@@ -119,8 +121,10 @@ mod tests {
 
     #[test]
     fn tokens_have_a_form() {
-        assert!(Token::parse("0a1b2c3d-_.~").is_some());
-        for text in ["", "a b", "a\nb", "a\0", "\u{e9}", &"a".repeat(MAX_TOKEN + 1)] {
+        for text in ["0a1b2c3d-_.~", "\u{e9} b"] {
+            assert!(Token::parse(text).is_some());
+        }
+        for text in ["", "a\nb", "a\0", "\u{9f}", &"a".repeat(MAX_TOKEN + 1)] {
             assert_eq!(Token::parse(text), None);
         }
     }
@@ -134,6 +138,7 @@ mod tests {
         for odd in ["", r#","group_ids":null"#, r#","group_ids":"1""#, r#","group_ids":{}"#] {
             assert_eq!(rooms(&format!(r#"{{"id":45{odd}}}"#)), some(&["user-45"]));
         }
+        assert_eq!(rooms(r#"{"group_ids":[1]}"#), some(&["group-1"]));
         for none in ["", "nonsense", "null", "[]", "{}", r#"{"id":null}"#, r#"{"id":""}"#, r#"{"id":[1]}"#] {
             assert_eq!(rooms(none), None, "{none}");
         }

@@ -312,7 +312,8 @@ mod tests {
     fn an_idle_connection_holds_no_buffer() {
         let mut decoder = Decoder::default();
         for piece in masked(0x82, &[1; 500]).chunks(200) {
-            decoder.feed(&mut piece.to_vec(), MAX, |_| ControlFlow::<()>::Continue(())).unwrap();
+            let flow = decoder.feed(&mut piece.to_vec(), MAX, |_| ControlFlow::<()>::Continue(()));
+            assert_eq!(flow, Ok(ControlFlow::Continue(())));
         }
         assert_eq!((decoder.partial.capacity(), decoder.message), (0, None));
     }

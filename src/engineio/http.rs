@@ -181,8 +181,8 @@ impl<H: Handler> Engine<H> {
         self.allow_origin(headers);
         let methods = HeaderValue::from_static("GET,HEAD,PUT,PATCH,POST,DELETE");
         headers.insert(ACCESS_CONTROL_ALLOW_METHODS, methods);
+        headers.append(VARY, HeaderValue::from_static("Access-Control-Request-Headers"));
         if let Some(wanted) = request.get(ACCESS_CONTROL_REQUEST_HEADERS) {
-            headers.append(VARY, HeaderValue::from_static("Access-Control-Request-Headers"));
             headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
         }
         headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));

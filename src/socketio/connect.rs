@@ -107,8 +107,8 @@ impl SocketIo {
         let since = since(connect, returning.as_ref());
         // Another user's session is not this one's to go on with; a visitor who is known now is still the same.
         let returning = returning.filter(|returning| {
-            let was = returning.ticket.user.as_ref().map(|user| &user.id);
-            was.is_none() || was == user.as_ref().map(|user| &user.id)
+            let was = returning.ticket.user.as_ref();
+            was.is_none_or(|was| user.as_ref().is_some_and(|user| user.id == was.id))
         });
         let rooms = rooms(user.as_ref());
         let mut phase = socket.state().phase();
@@ -178,11 +178,12 @@ fn since(connect: &Connect, returning: Option<&Returning>) -> Since {
     let said: Option<Offset> = connect.offset.as_deref().and_then(|offset| offset.parse().ok());
     let issued: Option<Offset> = returning.and_then(|returning| returning.ticket.offset.parse().ok());
     match (said, issued) {
+        (None, _) if connect.offset.is_some() => Since::Unknown,
         (Some(said), Some(issued)) if said.epoch == issued.epoch && said.sequence < issued.sequence => {
             Since::Offset(issued)
         }
         (Some(offset), _) | (None, Some(offset)) => Since::Offset(offset),
-        (None, None) if connect.pid.is_none() && connect.offset.is_none() => Since::Now,
+        (None, None) if connect.pid.is_none() => Since::Now,
         (None, None) => Since::Unknown,
     }
 }

@@ -76,14 +76,15 @@ impl Connect {
 const RESERVED: [&str; 6] =
     ["connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"];
 
-/// Whether `data` is an event: an array that begins with a name, or a number as some clients have it.
+/// Whether `data` is an event: an array that begins with a name, or a number as some clients have it. The reference
+/// takes none at all for an empty one.
 pub(super) fn is_event(data: &str) -> bool {
-    serde_json::from_str::<Event>(data).is_ok()
+    data.is_empty() || serde_json::from_str::<Event>(data).is_ok()
 }
 
-/// Whether `data` is a JSON array.
+/// Whether `data` is a JSON array, or none at all.
 pub(super) fn is_array(data: &str) -> bool {
-    data.trim_ascii_start().starts_with('[') && serde_json::from_str::<IgnoredAny>(data).is_ok()
+    data.is_empty() || (data.trim_ascii_start().starts_with('[') && serde_json::from_str::<IgnoredAny>(data).is_ok())
 }
 
 struct Event;
@@ -153,10 +154,10 @@ mod tests {
 
     #[test]
     fn events_are_told_from_nonsense() {
-        for event in [r#"["a"]"#, r#"["a",1,{"b":[]}]"#, "[1]", "[-1.5,null]"] {
+        for event in [r#"["a"]"#, "", r#"["a",1,{"b":[]}]"#, "[1]", "[-1.5,null]"] {
             assert!(is_event(event), "{event}");
         }
-        for nonsense in ["", "{}", "[]", "[null]", "[[]]", r#"["connect"]"#, r#"["a""#, r#"["a"]x"#, "abc", "\"a\""] {
+        for nonsense in ["{}", "[]", "[null]", "[[]]", r#"["connect"]"#, r#"["a""#, r#"["a"]x"#, "abc", "\"a\""] {
             assert!(!is_event(nonsense), "{nonsense}");
         }
         assert!(is_array("[1,{}]") && !is_array("{}") && !is_array("[1"));
