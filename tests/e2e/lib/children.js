@@ -1,0 +1,70 @@
+// Child processes that never outlive the test file that started them, whichever way it ends.
+import { spawn } from "node:child_process";
+import { createInterface } from "node:readline";
+import { until, soon } from "./wait.js";
+
+const alive = new Set();
+
+process.on("exit", () => alive.forEach((child) => child.kill("SIGKILL")));
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => process.exit(1));
+
+/** Starts `command`; the result remembers the lines it printed and can wait for one, stop, and be waited for. */
+export function start(command, args, { env = {}, cwd } = {}) {
+  const child = spawn(command, args, {
+    cwd,
+    env: { PATH: process.env.PATH, HOME: process.env.HOME, TMPDIR: process.env.TMPDIR ?? "/tmp", ...env },
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  alive.add(child);
+  const lines = [];
+  for (const stream of [child.stdout, child.stderr]) {
+    createInterface({ input: stream }).on("line", (line) => lines.push(line));
+  }
+  let failure;
+  child.on("error", (error) => (failure = error));
+  const exited = new Promise((resolve) => {
+    child.on("close", (code, signal) => {
+      alive.delete(child);
+      resolve({ code, signal });
+    });
+  });
+
+  const running = () => !failure && child.exitCode === null && child.signalCode === null;
+  const assertRunning = () => {
+    if (!running()) throw new Error(`${command} ${args.join(" ")} ended early: ${failure ?? lines.slice(-20).join("\n")}`);
+  };
+
+  return {
+    lines,
+    exited,
+    running,
+    assertRunning,
+    signal: (name) => child.kill(name),
+    /** The first match of `pattern` in a printed line. */
+    printed: (pattern, within = 20_000) =>
+      until(
+        `${command} prints ${pattern}`,
+        () => {
+          for (const line of lines) {
+            const match = line.match(pattern);
+            if (match) return match;
+          }
+          assertRunning();
+        },
+        within,
+      ),
+    /** Asks it to end, insists after `within` milliseconds. Returns its exit code and signal. */
+    async stop(signal = "SIGTERM", within = 5_000) {
+      if (running()) {
+        child.kill("SIGCONT");
+        child.kill(signal);
+      }
+      try {
+        return await soon(`${command} to end`, exited, within);
+      } catch {
+        child.kill("SIGKILL");
+        return exited;
+      }
+    },
+  };
+}
