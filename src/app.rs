@@ -125,13 +125,17 @@ impl App {
         let users = Users::new(Link::new(connector().map_err(refused)?));
         let bounds = Bounds { window: config.recovery.window, bytes: config.recovery.log_bytes };
         let epoch = Epoch::new(rand::rng().random());
-        let hub = Arc::new(Hub::start(epoch, bounds, config.shards).map_err(system("cannot start a shard"))?);
+        let hub = Arc::new(
+            Hub::start(epoch, bounds, config.shards, || lifecycle.critical("shard"))
+                .map_err(system("cannot start a shard"))?,
+        );
         let parts = Parts {
             hub: Arc::clone(&hub),
             users,
             tickets: config.recovery.secret.as_ref().map_or_else(Tickets::with_random_key, Tickets::with_secret),
             metrics: metrics.clone(),
             tasks: lifecycle.tasks().clone(),
+            stop: lifecycle.stop().clone(),
             connect_timeout: config.engine.connect_timeout,
             recovery_window: config.recovery.window,
         };

@@ -22,6 +22,8 @@ pub const SYSTEM_NOTICE: &str = "/system_notice";
 pub enum Inbound {
     /// A message.
     Message(Envelope),
-    /// The subscription is back after it was lost; messages may have been missed.
-    Gap,
+    /// From now on messages come; some may have been missed before.
+    Subscribed,
+    /// From now on messages may be missed.
+    Lost,
 }

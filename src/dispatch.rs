@@ -27,7 +27,8 @@ pub async fn run<S: Subscriber>(mut source: Source, hub: Arc<Hub<S>>, encode: En
                     warn(envelope.channel(), rejected);
                 }
             }
-            Inbound::Gap => {
+            Inbound::Subscribed => hub.note_gap(),
+            Inbound::Lost => {
                 metrics.count(Counter::Gaps);
                 hub.note_gap();
             }

@@ -17,12 +17,15 @@ mod websocket;
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
+    ops::ControlFlow,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use ::http::HeaderMap;
 use engineioxide_core::{OpenPacket, Packet, Sid, Str, TransportType};
+use futures_util::FutureExt;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -145,6 +148,12 @@ pub trait Handler: Send + Sync + Sized + 'static {
     fn closed(&self, session: &Arc<Session<Self>>, reason: CloseReason);
 }
 
+struct Sessions<H: Handler> {
+    by_sid: HashMap<Sid, Arc<Client<H>>>,
+    /// Set when all are closed: whoever still opens one is closed as well.
+    closing: Option<CloseReason>,
+}
+
 /// All sessions, and the way to them over HTTP: [`Engine::handle`].
 pub struct Engine<H: Handler> {
     handler: H,
@@ -153,7 +162,7 @@ pub struct Engine<H: Handler> {
     ping: Frame,
     tasks: Tasks,
     started: Instant,
-    sessions: Mutex<HashMap<Sid, Arc<Client<H>>>>,
+    sessions: Mutex<Sessions<H>>,
     wheel: Mutex<Wheel<Client<H>>>,
 }
 
@@ -169,7 +178,7 @@ impl<H: Handler> Engine<H> {
             ping: Frame::packet(Packet::Ping),
             tasks,
             started: Instant::now(),
-            sessions: Mutex::default(),
+            sessions: Mutex::new(Sessions { by_sid: HashMap::new(), closing: None }),
             wheel: Mutex::new(Wheel::new(tick(intervals))),
             options,
         })
@@ -182,7 +191,7 @@ impl<H: Handler> Engine<H> {
 
     /// Sessions at the moment.
     pub fn sessions(&self) -> usize {
-        self.lock().len()
+        self.lock().by_sid.len()
     }
 
     /// Keeps the heartbeat going until `stop`.
@@ -201,9 +210,13 @@ impl<H: Handler> Engine<H> {
         }
     }
 
-    /// Closes every session. New ones may still open.
+    /// Closes every session, and from now on every new one as soon as it opens.
     pub fn close_all(&self, reason: CloseReason) {
-        let sessions: Vec<_> = self.lock().values().cloned().collect();
+        let sessions: Vec<_> = {
+            let mut sessions = self.lock();
+            sessions.closing = Some(reason);
+            sessions.by_sid.values().cloned().collect()
+        };
         for session in sessions {
             session.close(reason);
         }
@@ -212,7 +225,14 @@ impl<H: Handler> Engine<H> {
     fn open(self: &Arc<Self>, handshake: &Handshake<'_>, stream: Option<Arc<tokio::net::TcpStream>>) -> Arc<Client<H>> {
         let state = self.handler.open(handshake);
         let session = Arc::new(Client::new(Arc::clone(self), state, stream));
-        self.lock().insert(session.sid(), Arc::clone(&session));
+        let closing = {
+            let mut sessions = self.lock();
+            sessions.by_sid.insert(session.sid(), Arc::clone(&session));
+            sessions.closing
+        };
+        if let Some(reason) = closing {
+            session.close(reason);
+        }
         let due = self.now() + self.intervals.ping;
         self.wheel.lock().unwrap_or_else(PoisonError::into_inner).schedule(Arc::downgrade(&session), due);
         session
@@ -231,12 +251,12 @@ impl<H: Handler> Engine<H> {
 
     /// The session, unless its heartbeat says that it is over.
     fn session(&self, sid: &str) -> Option<Arc<Client<H>>> {
-        let session = self.lock().get(&sid.parse::<Sid>().ok()?).cloned()?;
+        let session = self.lock().by_sid.get(&sid.parse::<Sid>().ok()?).cloned()?;
         session.beat(self.now()).map(|_| session)
     }
 
     fn remove(&self, sid: Sid) {
-        self.lock().remove(&sid);
+        self.lock().by_sid.remove(&sid);
     }
 
     fn receive(&self, session: &Arc<Client<H>>, packet: Packet) -> Result<(), CloseReason> {
@@ -260,7 +280,7 @@ impl<H: Handler> Engine<H> {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Sid, Arc<Client<H>>>> {
+    fn lock(&self) -> MutexGuard<'_, Sessions<H>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -268,4 +288,29 @@ impl<H: Handler> Engine<H> {
 /// Resolution of the heartbeat: a twentieth of the shorter interval, 5 to 100 ms.
 fn tick(intervals: Intervals) -> u64 {
     (intervals.ping.min(intervals.timeout) / 20).clamp(5, 100)
+}
+
+/// What becomes of WebSocket frames that arrive in pieces of `step` bytes: events, and the code of a violation.
+#[doc(hidden)]
+pub fn fuzz_frames(data: &[u8], step: usize, max: usize) -> (Vec<String>, Option<u16>) {
+    let (mut decoder, mut events) = (decoder::Decoder::default(), Vec::new());
+    for piece in data.chunks(step) {
+        let fed = decoder.feed(&mut piece.to_vec(), max, |event| {
+            events.push(format!("{event:?}"));
+            ControlFlow::<()>::Continue(())
+        });
+        if let Err(violation) = fed {
+            return (events, Some(violation.code()));
+        }
+    }
+    (events, None)
+}
+
+/// The packets of a POST whose body arrives in pieces of `step` bytes, if it can be read.
+#[doc(hidden)]
+pub fn fuzz_payload(data: &[u8], step: usize, max: usize) -> Option<Vec<String>> {
+    let pieces: Vec<_> = data.chunks(step).map(|piece| Ok::<_, Infallible>(piece.to_vec())).collect();
+    let body = axum::body::Body::from_stream(futures_util::stream::iter(pieces));
+    let packets = polling::packets(body, max).now_or_never()?.ok()?;
+    Some(packets.into_iter().map(|packet| format!("{packet:?}")).collect())
 }

@@ -4,7 +4,7 @@
 //! once, and then what follows, in order, once; or it is told that something is gone. Must not know any protocol,
 //! Redis, or HTTP: a [`Subscriber`] takes opaque messages, and must never block.
 //!
-//! Publishing appends to the log and wakes the shards that have the room. Each shard ([`shard`]) is a thread with
+//! Publishing appends to the log and wakes the shards that have the room. Each shard is a thread with
 //! its own subscribers, so that nobody locks while fanning out, and nothing slow can hold up the reader of Redis.
 
 mod log;
@@ -90,7 +90,7 @@ impl<M: Message> Shared<M> {
 
 /// How to reach a shard.
 struct Handle<S: Subscriber> {
-    // Bounded by what connections send: one join, one leave, and at most one change of rooms each.
+    // Bounded by what clients may send while a shard is busy: each step waits for the answer to the one before.
     commands: Sender<Command<S>>,
     thread: Thread,
 }
@@ -113,11 +113,17 @@ pub struct Hub<S: Subscriber> {
 }
 
 impl<S: Subscriber> Hub<S> {
-    /// Starts a hub with `shards` threads (1 to [`MAX_SHARDS`]). `epoch` must differ from that of any earlier log.
+    /// Starts a hub with `shards` threads (1 to [`MAX_SHARDS`]). `epoch` must differ from that of any earlier log. Each
+    /// thread keeps a `guard` that is dropped when it ends, which it must not do before the hub.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(epoch: Epoch, bounds: Bounds, shards: usize) -> std::io::Result<Self> {
+    pub fn start<G: Send + 'static>(
+        epoch: Epoch,
+        bounds: Bounds,
+        shards: usize,
+        guard: impl Fn() -> G,
+    ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared { log: Mutex::new(Log::new(epoch, bounds)) });
         let mut hub = Self {
             shared,
@@ -129,7 +135,13 @@ impl<S: Subscriber> Hub<S> {
         for index in 0..shards.clamp(1, MAX_SHARDS) {
             let (commands, receiver) = mpsc::channel();
             let worker = Shard::new(index, Arc::clone(&hub.shared), receiver);
-            let thread = thread::Builder::new().name(format!("shard-{index}")).spawn(move || worker.run())?;
+            let thread = thread::Builder::new().name(format!("shard-{index}")).spawn({
+                let guard = guard();
+                move || {
+                    let _guard = guard;
+                    worker.run();
+                }
+            })?;
             hub.shards.push(Arc::new(Handle { commands, thread: thread.thread().clone() }));
             hub.threads.push(thread);
         }
@@ -209,7 +221,7 @@ pub struct Membership<S: Subscriber> {
 }
 
 impl<S: Subscriber> Membership<S> {
-    /// Changes the rooms. Of rooms it did not have, the subscriber gets all that came since it joined.
+    /// Changes the rooms. Of rooms it did not have, the subscriber gets all that came after the offset it joined with.
     pub fn set_rooms(&self, rooms: Vec<String>) {
         self.shard.send(Command::SetRooms { id: self.id, rooms });
     }

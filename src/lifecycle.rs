@@ -73,20 +73,16 @@ impl Lifecycle {
 
     /// Spawns a task without which the program is of no use: when it ends before the first stage, that is a crash.
     pub fn spawn_critical(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        struct Ended(Lifecycle, &'static str);
-        impl Drop for Ended {
-            fn drop(&mut self) {
-                if !self.0.stop.is_cancelled() {
-                    self.0.crash.send_replace(Some(self.1));
-                }
-            }
-        }
-        // Dropped on a panic as well.
-        let ended = Ended(self.clone(), name);
+        let critical = self.critical(name);
         self.tasks.spawn(async move {
             task.await;
-            drop(ended);
+            drop(critical);
         });
+    }
+
+    /// For what must not end and is no task: whoever keeps this crashes the program by dropping it, be it in a panic.
+    pub fn critical(&self, name: &'static str) -> Critical {
+        Critical { lifecycle: self.clone(), name }
     }
 
     /// Waits until a signal, a crash, or someone else begins the first stage; then it has begun.
@@ -124,6 +120,21 @@ impl Lifecycle {
             () = self.tasks.tracker.wait() => true,
             () = tokio::time::sleep(deadline) => false,
             _ = second => false,
+        }
+    }
+}
+
+/// Kept by what must not end before the first stage.
+#[derive(Debug)]
+pub struct Critical {
+    lifecycle: Lifecycle,
+    name: &'static str,
+}
+
+impl Drop for Critical {
+    fn drop(&mut self) {
+        if !self.lifecycle.stop.is_cancelled() {
+            self.lifecycle.crash.send_replace(Some(self.name));
         }
     }
 }

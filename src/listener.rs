@@ -5,7 +5,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::Router;
@@ -14,14 +14,14 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::lifecycle::Tasks;
+use crate::{lifecycle::Tasks, telemetry::Throttle};
 
 /// Connections that the kernel holds until they are accepted; it takes less where `somaxconn` is lower.
 const BACKLOG: i32 = 4096;
@@ -35,8 +35,11 @@ const HEAD_BYTES: usize = 32 * 1024;
 /// Pause when a connection cannot be accepted, as when file descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long a client may leave unread what was sent to it before its connection ends: longer than any heartbeat waits.
+const STUCK_TIMEOUT: Duration = Duration::from_mins(1);
+
 /// How long requests may take to end after the stop.
-const DRAIN: Duration = Duration::from_secs(5);
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// Takes a port on all interfaces, IPv6 and IPv4, or on one address. Port 0 takes a free one.
 ///
@@ -69,6 +72,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+static THROTTLE: Throttle = Throttle::new();
+
 /// Serves `router` until `stop`; then lets requests end.
 pub async fn serve(listener: TcpListener, router: Router, tasks: Tasks, stop: CancellationToken) {
     let mut http = http1::Builder::new();
@@ -77,12 +82,15 @@ pub async fn serve(listener: TcpListener, router: Router, tasks: Tasks, stop: Ca
         match accepted {
             Ok((stream, _)) => {
                 let _ = stream.set_nodelay(true);
+                let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(STUCK_TIMEOUT));
                 tasks.spawn(connection(http.clone(), stream, router.clone(), stop.clone()));
             }
             // Of one connection, which is gone already.
             Err(error) if is_of_peer(&error) => {}
             Err(error) => {
-                tracing::warn!(%error, "cannot accept connections; is the limit of open files too low?");
+                if THROTTLE.allow(Instant::now()).is_some() {
+                    tracing::warn!(%error, "cannot accept connections; is the limit of open files too low?");
+                }
                 sleep(ACCEPT_PAUSE).await;
             }
         }

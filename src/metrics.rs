@@ -25,7 +25,7 @@ counters! {
     MessagesReceived,
     /// Messages from Redis that could not be used.
     MessagesRejected,
-    /// Times messages may have been lost before they got here.
+    /// Times the subscription was lost, and with it perhaps messages.
     Gaps,
     /// Browsers that joined.
     Connects,

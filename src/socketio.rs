@@ -13,7 +13,10 @@ pub mod wire;
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -37,6 +40,9 @@ use crate::{
 
 /// How often connections without a CONNECT are looked for.
 const DEADLINE_TICK: Duration = Duration::from_millis(100);
+
+/// Longest namespace in bytes that is named in a refusal.
+const MAX_NAMESPACE: usize = 256;
 
 /// A browser in the hub.
 pub struct Member(Arc<Session<SocketIo>>);
@@ -64,8 +70,10 @@ impl Subscriber for Member {
 pub struct Client {
     token: Option<Token>,
     phase: Mutex<Phase>,
-    /// A packet whose attachments have not all arrived.
-    partial: Mutex<Option<Box<ParserState>>>,
+    /// Number of the CONNECT that counts.
+    attempt: AtomicU32,
+    /// Attachments of the last packet that have not arrived yet; they are thrown away with it.
+    attachments: Mutex<usize>,
 }
 
 /// Where a connection stands with the namespace.
@@ -76,6 +84,7 @@ enum Phase {
     Fresh,
     /// Its user is being looked up.
     Connecting,
+    /// In its rooms; `sid` is there once the shard has acknowledged it.
     Connected {
         membership: Membership<Member>,
         sid: Option<Sid>,
@@ -88,6 +97,10 @@ enum Phase {
 impl Client {
     fn phase(&self) -> MutexGuard<'_, Phase> {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn attachments(&self) -> MutexGuard<'_, usize> {
+        self.attachments.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -103,6 +116,8 @@ pub struct Parts {
     pub metrics: Metrics,
     /// Where lookups run.
     pub tasks: Tasks,
+    /// Ends them.
+    pub stop: CancellationToken,
     /// How long a connection may go without CONNECT.
     pub connect_timeout: Duration,
     /// How long a browser may be away and still have the rooms of its ticket.
@@ -150,50 +165,42 @@ impl SocketIo {
     }
 
     fn text(&self, session: &Arc<Session<Self>>, text: Str) -> Result<(), Malformed> {
-        let mut partial = session.state().partial.lock().unwrap_or_else(PoisonError::into_inner);
-        if partial.is_some() {
+        let state = ParserState::default();
+        if *session.state().attachments() > 0 {
             return Err(Malformed);
         }
-        let state = ParserState::default();
         match CommonParser.decode_str(&wire::parse_config(), &state, text) {
-            Ok(packet) => {
-                drop(partial);
-                self.packet(session, packet)
-            }
+            Ok(packet) => self.packet(session, packet),
             Err(ParseError::NeedsMoreBinaryData) => {
-                *partial = Some(Box::new(state));
+                let partial = state.partial_bin_packet.into_inner().unwrap_or_else(PoisonError::into_inner);
+                self.packet(session, partial.ok_or(Malformed)?.packet)?;
+                *session.state().attachments() = state.incoming_binary_cnt.into_inner();
                 Ok(())
             }
             Err(_) => Err(Malformed),
         }
     }
 
-    fn binary(&self, session: &Arc<Session<Self>>, data: bytes::Bytes) -> Result<(), Malformed> {
-        let mut partial = session.state().partial.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = partial.as_ref().ok_or(Malformed)?;
-        match CommonParser.decode_bin(&wire::parse_config(), state, data) {
-            Ok(packet) => {
-                *partial = None;
-                drop(partial);
-                self.packet(session, packet)
-            }
-            Err(ParseError::NeedsMoreBinaryData) => Ok(()),
-            Err(_) => Err(Malformed),
-        }
-    }
-
-    /// A whole packet. Events and acknowledgements are checked and thrown away; there is nobody they could be for.
+    /// A whole packet but for its attachments. Events and acknowledgements are checked and thrown away; there is nobody
+    /// they could be for.
     fn packet(&self, session: &Arc<Session<Self>>, packet: Packet) -> Result<(), Malformed> {
         if packet.ns != "/" {
-            let PacketData::Connect(_) = packet.inner else { return Err(Malformed) };
+            let connects = matches!(packet.inner, PacketData::Connect(_));
+            if !connects || packet.ns.len() > MAX_NAMESPACE {
+                return Err(Malformed);
+            }
             session.send(&[&wire::invalid_namespace(packet.ns)]);
             return Ok(());
         }
-        let connected = matches!(*session.state().phase(), Phase::Connected { .. });
+        if let PacketData::Connect(data) = &packet.inner {
+            return self.connect(session, data.as_ref());
+        }
+        if !matches!(*session.state().phase(), Phase::Connected { sid: Some(_), .. }) {
+            return Err(Malformed);
+        }
         let valid = match &packet.inner {
-            PacketData::Connect(data) => return self.connect(session, data.as_ref()),
             PacketData::Disconnect => {
-                self.leave(session);
+                self.end(session, Phase::Left);
                 true
             }
             PacketData::Event(data, _) | PacketData::BinaryEvent(data, _) => {
@@ -202,31 +209,37 @@ impl SocketIo {
             PacketData::EventAck(data, _) | PacketData::BinaryAck(data, _) => {
                 data.as_str().is_some_and(|data| wire::is_array(data))
             }
-            PacketData::ConnectError(_) => false,
+            PacketData::Connect(_) | PacketData::ConnectError(_) => false,
         };
-        if connected && valid { Ok(()) } else { Err(Malformed) }
+        if valid { Ok(()) } else { Err(Malformed) }
     }
 
     fn connect(&self, session: &Arc<Session<Self>>, data: Option<&Value>) -> Result<(), Malformed> {
-        let data = data.and_then(Value::as_str).map(|data| &**data);
-        let connect = Connect::parse(data).ok_or(Malformed)?;
         let mut phase = session.state().phase();
         if !matches!(*phase, Phase::Fresh | Phase::Left) {
             return Err(Malformed);
         }
+        let data = data.and_then(Value::as_str).map(|data| &**data);
+        let connect = Connect::parse(data).ok_or(Malformed)?;
         *phase = Phase::Connecting;
-        self.parts.tasks.spawn(connect::connect(Arc::clone(session), connect));
+        let attempt = session.state().attempt.fetch_add(1, Ordering::Relaxed) + 1;
+        let (stop, session) = (self.parts.stop.clone(), Arc::clone(session));
+        self.parts.tasks.spawn(async move {
+            stop.run_until_cancelled(connect::connect(session, connect, attempt)).await;
+        });
         Ok(())
     }
 
-    /// The browser leaves the namespace; the connection stays.
-    fn leave(&self, session: &Arc<Session<Self>>) {
-        self.end(session, Phase::Left);
-    }
-
+    /// The browser leaves the namespace, or its connection ends.
     fn end(&self, session: &Arc<Session<Self>>, phase: Phase) {
         let left = matches!(phase, Phase::Left);
-        let ended = std::mem::replace(&mut *session.state().phase(), phase);
+        let ended = {
+            let mut current = session.state().phase();
+            if matches!(*current, Phase::Closed) {
+                return;
+            }
+            std::mem::replace(&mut *current, phase)
+        };
         if let Phase::Connected { sid: Some(sid), .. } = ended {
             self.sessions.end(sid, &Arc::downgrade(session), left, Instant::now());
         }
@@ -250,7 +263,11 @@ impl Handler for SocketIo {
     fn message(&self, session: &Arc<Session<Self>>, message: Message) -> Result<(), Malformed> {
         match message {
             Message::Text(text) => self.text(session, text),
-            Message::Binary(data) => self.binary(session, data),
+            Message::Binary(_) => {
+                let mut attachments = session.state().attachments();
+                *attachments = attachments.checked_sub(1).ok_or(Malformed)?;
+                Ok(())
+            }
         }
     }
 

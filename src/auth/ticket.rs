@@ -38,6 +38,10 @@ pub struct Ticket {
     /// Up to where it was served then.
     #[serde(rename = "o")]
     pub offset: String,
+    /// Whether the session began before Redis had said whose it is. It may have got less than it should have, and what
+    /// it got says nothing of that: it must be served from `offset` again.
+    #[serde(rename = "p", default, skip_serializing_if = "std::ops::Not::not")]
+    pub provisional: bool,
 }
 
 /// Seals and opens tickets.
@@ -88,7 +92,13 @@ mod tests {
 
     fn ticket() -> Ticket {
         let user = User { id: Some("45".to_owned()), groups: vec!["1".to_owned(), "2".to_owned()] };
-        Ticket { session: "abc".to_owned(), user: Some(user), issued: 1_700_000_000, offset: "x".to_owned() }
+        Ticket {
+            session: "abc".to_owned(),
+            user: Some(user),
+            issued: 1_700_000_000,
+            offset: "x".to_owned(),
+            provisional: false,
+        }
     }
 
     #[test]

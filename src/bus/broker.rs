@@ -21,10 +21,11 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
+use tokio_util::codec::Decoder;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -137,4 +138,30 @@ impl Broker {
         let channel = Bytes::copy_from_slice(channel.as_bytes());
         self.shared.subscriptions().publish(&channel, &payload)
     }
+}
+
+/// The requests that a client's bytes come to when they arrive in pieces of `step`, and why it ends, if it does. Two
+/// clients carry out each of them.
+#[doc(hidden)]
+pub fn fuzz_requests(data: &[u8], step: usize) -> (Vec<Vec<Bytes>>, Option<String>) {
+    let broker = Broker::new();
+    let mut clients = [1, 2].map(|id| Session::new(Arc::clone(&broker.shared), id));
+    let (mut codec, mut buffer, mut requests) = (wire::RequestCodec::default(), BytesMut::new(), Vec::new());
+    for piece in data.chunks(step) {
+        buffer.extend_from_slice(piece);
+        loop {
+            let request = match codec.decode(&mut buffer) {
+                Ok(Some(request)) => request,
+                Ok(None) => break,
+                Err(error) => return (requests, Some(error.to_string())),
+            };
+            for (session, deliveries) in &mut clients {
+                let (outcome, mut out) = (session.execute(request.clone(), Instant::now()), BytesMut::new());
+                outcome.replies.into_iter().for_each(|reply| reply.encode(session.protocol(), &mut out));
+                while deliveries.try_next().is_some() {}
+            }
+            requests.push(request);
+        }
+    }
+    (requests, None)
 }

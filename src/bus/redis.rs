@@ -49,8 +49,12 @@ impl Envelope {
 
 struct Subscription {
     messages: PubSubStream,
-    /// Ends when the connection hangs.
-    hung: Pin<Box<dyn Future<Output = ()> + Send>>,
+    sink: PubSubSink,
+    /// Ends when a ping is not answered.
+    unanswered: Pin<Box<dyn Future<Output = ()> + Send>>,
+    since: Instant,
+    /// When the last message came.
+    heard: Instant,
 }
 
 /// The messages of Rails, for ever.
@@ -58,45 +62,59 @@ pub struct Source {
     connector: Connector,
     readiness: Readiness,
     subscription: Option<Subscription>,
-    /// Whether there was a subscription before.
-    resumes: bool,
+    /// Before the next dial.
+    pause: Duration,
 }
 
 impl Source {
     /// A source that is `readiness` while it is subscribed.
     pub fn new(connector: Connector, readiness: Readiness) -> Self {
-        Self { connector, readiness, subscription: None, resumes: false }
+        Self { connector, readiness, subscription: None, pause: Duration::ZERO }
     }
 
-    /// The next message or gap. Waits, and dials again, as long as it takes. Nothing is lost when it is cancelled.
+    /// The next message or change. Waits, and dials again, as long as it takes. Nothing is lost when it is cancelled.
     pub async fn next(&mut self) -> Inbound {
+        let Some(Subscription { messages, sink, unanswered, since, heard }) = &mut self.subscription else {
+            self.subscription = Some(subscribe(&self.connector, self.pause).await);
+            self.readiness.set(true);
+            return Inbound::Subscribed;
+        };
         loop {
-            let Some(Subscription { messages, hung }) = &mut self.subscription else {
-                self.subscription = Some(subscribe(&self.connector).await);
-                self.readiness.set(true);
-                if std::mem::replace(&mut self.resumes, true) {
-                    return Inbound::Gap;
-                }
-                continue;
-            };
             tokio::select! {
                 biased;
                 message = messages.next() => {
                     if let Some(message) = message {
+                        *heard = Instant::now();
                         return Inbound::Message(Envelope(message));
                     }
                     tracing::warn!("lost the subscription to redis; browsers stay connected");
                 }
-                () = hung => tracing::warn!("the subscription to redis hangs; dialling again, browsers stay connected"),
+                () = &mut *unanswered => {
+                    // The answer may be behind a lot of messages; as long as those come, nothing hangs.
+                    if heard.elapsed() < PING_TIMEOUT {
+                        *unanswered = Box::pin(pings(sink.clone()));
+                        continue;
+                    }
+                    tracing::warn!("the subscription to redis hangs; dialling again, browsers stay connected");
+                }
             }
-            self.readiness.set(false);
-            self.subscription = None;
+            break;
         }
+        // One that is cut at once must not be dialled again and again.
+        self.pause = if since.elapsed() > LONGEST_PAUSE {
+            Duration::ZERO
+        } else {
+            FIRST_PAUSE.max(self.pause * 2).min(LONGEST_PAUSE)
+        };
+        self.readiness.set(false);
+        self.subscription = None;
+        Inbound::Lost
     }
 }
 
 /// Dials until it is subscribed.
-async fn subscribe(connector: &Connector) -> Subscription {
+async fn subscribe(connector: &Connector, pause: Duration) -> Subscription {
+    sleep(pause).await;
     let started = Instant::now();
     let (mut pause, mut reminded) = (FIRST_PAUSE, None::<Instant>);
     loop {
@@ -123,11 +141,12 @@ async fn dial(connector: &Connector) -> Result<Subscription, ConnectionError> {
     let client = connector.client().await?;
     let (mut sink, messages) = client.get_async_pubsub().await?.split();
     sink.subscribe(&[RECORDS, SYSTEM_NOTICE]).await?;
-    Ok(Subscription { messages, hung: Box::pin(hangs(sink)) })
+    let (unanswered, now) = (Box::pin(pings(sink.clone())), Instant::now());
+    Ok(Subscription { messages, sink, unanswered, since: now, heard: now })
 }
 
 /// Ends when a ping is not answered.
-async fn hangs(mut sink: PubSubSink) {
+async fn pings(mut sink: PubSubSink) {
     loop {
         sleep(PING_INTERVAL).await;
         if !matches!(timeout(PING_TIMEOUT, sink.ping::<redis::Value>()).await, Ok(Ok(_))) {

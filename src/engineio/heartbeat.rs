@@ -38,13 +38,14 @@ impl Heartbeat {
         if now < self.due {
             return Beat::Wait(self.due);
         }
-        // Counted from when the ping was due, not from when the ticker came by, so that delays do not add up.
-        let deadline = if self.awaits_pong { self.due } else { self.due + intervals.timeout };
-        if now >= deadline {
+        if self.awaits_pong {
             return Beat::Dead;
         }
-        self.due = deadline;
-        self.awaits_pong = true;
+        // Counted from when the ping was due, so that small delays do not add up; unless this process stood still, for
+        // which no client can be blamed.
+        let late = now - self.due;
+        let from = if late < intervals.timeout / 4 { self.due } else { now };
+        *self = Self { due: from + intervals.timeout, awaits_pong: true };
         Beat::Ping
     }
 
@@ -106,8 +107,11 @@ mod tests {
     }
 
     #[test]
-    fn a_session_nobody_looked_at_is_dead_in_time() {
-        assert_eq!(Heartbeat::new(0, INTERVALS).beat(500, INTERVALS), Beat::Dead);
+    fn after_a_standstill_a_client_still_gets_its_ping() {
+        let mut heartbeat = Heartbeat::new(0, INTERVALS);
+        assert_eq!(heartbeat.beat(900, INTERVALS), Beat::Ping);
+        assert_eq!(heartbeat.beat(1_099, INTERVALS), Beat::Wait(1_100));
+        assert_eq!(heartbeat.beat(1_100, INTERVALS), Beat::Dead);
     }
 
     #[test]

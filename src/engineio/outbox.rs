@@ -12,6 +12,13 @@ use super::frame::Frame;
 /// Frames handed to the kernel in one call. Linux takes 1,024; this many cover any usual burst and fit the stack.
 const SLICES: usize = 64;
 
+/// What a waiting frame is counted with beside its bytes, so that many tiny ones are bounded too.
+const FRAME_OVERHEAD: usize = 96;
+
+/// Bytes of one polling payload, but for a single larger message. The client acknowledges by asking for the next, so a
+/// slow one gets ahead, and what it does not read is little.
+const PAYLOAD: usize = 1 << 20;
+
 /// Slots kept allocated in an empty outbox.
 const SLOTS_KEPT: usize = 4;
 
@@ -37,14 +44,16 @@ impl Outbox {
     }
 
     pub(super) fn extend(&mut self, frames: &[&Frame]) {
-        self.bytes += frames.iter().map(|frame| frame.len()).sum::<usize>();
+        self.bytes += frames.iter().map(|frame| weight(frame)).sum::<usize>();
         self.frames.extend(frames.iter().copied().cloned());
     }
 
-    /// What waits now does not count against the bound until all of it is gone: replayed messages are shared with
-    /// the log, and a client that was cut for reading slowly must be able to catch up.
-    pub(super) fn excuse(&mut self) {
-        self.excused = self.bytes;
+    /// The next `frames` do not count against the bound: replayed messages are shared with the log, and a client that
+    /// was cut for reading slowly must be able to catch up. Not twice, though, before all of it is gone.
+    pub(super) fn excuse(&mut self, frames: &[&Frame]) {
+        if self.excused == 0 {
+            self.excused = frames.iter().map(|frame| weight(frame)).sum();
+        }
     }
 
     /// Whether more than `limit` bytes wait. A single message may be larger.
@@ -62,6 +71,7 @@ impl Outbox {
                 sent += written;
                 while let Some(first) = rest.first().filter(|first| sent >= first.len()) {
                     sent -= first.len();
+                    self.excused = self.excused.saturating_sub(weight(first));
                     rest = &rest[1..];
                 }
             }
@@ -79,27 +89,41 @@ impl Outbox {
             self.sent += written;
             while let Some(first) = self.frames.front().filter(|first| self.sent >= first.len()) {
                 self.sent -= first.len();
-                self.bytes -= first.len();
-                self.frames.pop_front();
+                self.gone();
             }
         }
         self.emptied();
         Ok(true)
     }
 
-    /// All that waits as one polling payload.
+    /// What waits as one polling payload, the rest of a lot for the next.
     pub(super) fn take_payload(&mut self) -> Vec<u8> {
-        let mut payload = Vec::with_capacity(self.bytes);
-        self.frames.drain(..).for_each(|frame| frame.append_to_payload(&mut payload));
-        self.bytes = 0;
+        let mut payload = Vec::new();
+        while let Some(frame) = self.frames.front() {
+            if !payload.is_empty() && payload.len() + frame.len() > PAYLOAD {
+                return payload;
+            }
+            frame.append_to_payload(&mut payload);
+            self.gone();
+        }
         self.emptied();
         payload
     }
 
+    /// The first frame is sent.
+    fn gone(&mut self) {
+        let weight = self.frames.pop_front().as_ref().map_or(0, weight);
+        self.bytes -= weight;
+        self.excused = self.excused.saturating_sub(weight);
+    }
+
     fn emptied(&mut self) {
-        self.excused = 0;
         self.frames.shrink_to(SLOTS_KEPT);
     }
+}
+
+fn weight(frame: &Frame) -> usize {
+    frame.len() + FRAME_OVERHEAD
 }
 
 /// Writes the first frames, without the first `skip` bytes; `None` when the socket takes nothing now.
@@ -161,16 +185,30 @@ mod tests {
     }
 
     #[test]
-    fn what_is_excused_does_not_count() {
+    fn what_is_excused_does_not_count_but_only_once() {
         let mut outbox = Outbox::default();
         let frame = Frame::binary(&[0; 100]);
         outbox.extend(&[&frame]);
         assert!(!outbox.exceeds(10), "a single message may be larger");
         outbox.extend(&[&frame]);
         assert!(outbox.exceeds(10));
-        outbox.excuse();
+        let mut outbox = Outbox::default();
+        outbox.excuse(&[&frame, &frame]);
+        outbox.extend(&[&frame, &frame]);
         assert!(!outbox.exceeds(10));
+        outbox.excuse(&[&frame]);
         outbox.extend(&[&frame]);
         assert!(outbox.exceeds(10));
+    }
+
+    #[test]
+    fn a_long_payload_comes_in_pieces() {
+        let mut outbox = Outbox::default();
+        let frame = Frame::message(&[&vec![b'x'; 400_000]]);
+        outbox.extend(&[&frame; 5]);
+        let lengths: Vec<usize> =
+            std::iter::from_fn(|| (!outbox.is_empty()).then(|| outbox.take_payload().len())).collect();
+        assert_eq!(lengths, [800_003, 800_003, 400_001]);
+        assert_eq!(outbox.bytes, 0);
     }
 }

@@ -46,8 +46,8 @@ impl<H: Handler> Engine<H> {
             session.close(CloseReason::TransportError);
             return Err(Refusal::BadRequest);
         }
+        let _posting = Posting(session);
         let packets = timeout(self.options.post_timeout, packets(body, self.options.max_payload)).await;
-        session.end_post();
         let packets = match packets {
             Ok(Ok(packets)) => packets,
             Ok(Err(PacketParseError::PayloadTooLarge { .. })) => {
@@ -68,12 +68,26 @@ impl<H: Handler> Engine<H> {
             }
             if let Err(reason) = self.receive(session, packet) {
                 session.close(reason);
-                if reason != CloseReason::ClientClose {
-                    return Err(Refusal::BadRequest);
-                }
+                return match reason {
+                    CloseReason::ClientClose => Ok(done()),
+                    _ => Err(Refusal::BadRequest),
+                };
             }
         }
-        Ok(respond(StatusCode::OK, "text/html", b"ok".to_vec()))
+        Ok(done())
+    }
+}
+
+fn done() -> Response<Body> {
+    respond(StatusCode::OK, "text/html", b"ok".to_vec())
+}
+
+/// A POST under way; there is one at a time.
+struct Posting<'a, H: Handler>(&'a Session<H>);
+
+impl<H: Handler> Drop for Posting<'_, H> {
+    fn drop(&mut self) {
+        self.0.end_post();
     }
 }
 
@@ -82,7 +96,7 @@ impl<H: Handler> Engine<H> {
 const OVERTAKE: Duration = Duration::from_millis(50);
 
 /// All packets of a POST, read before any is handled.
-async fn packets(body: Body, max: usize) -> Result<Vec<Packet>, PacketParseError> {
+pub(super) async fn packets(body: Body, max: usize) -> Result<Vec<Packet>, PacketParseError> {
     let mut decoder = pin!(payload::decoder(body, None, ProtocolVersion::V4, max as u64));
     let mut packets = Vec::new();
     while let Some(packet) = decoder.next().await {

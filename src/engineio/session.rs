@@ -88,20 +88,22 @@ impl<H: Handler> Session<H> {
     /// Sends frames in order: at once as far as the socket takes them, the rest as soon as it does. Never blocks.
     /// A client that leaves more than [`Options::outbox_bytes`](super::Options::outbox_bytes) waiting is closed.
     pub fn send(self: &Arc<Self>, frames: &[&Frame]) {
-        self.send_with(frames, false);
+        self.send_excused(frames, 0);
     }
 
-    /// As [`Session::send`], but what waits then does not count against the bound.
-    pub fn replay(self: &Arc<Self>, frames: &[&Frame]) {
-        self.send_with(frames, true);
-    }
-
-    fn send_with(self: &Arc<Self>, frames: &[&Frame], excused: bool) {
-        let mut inner = self.lock();
-        let sent = inner.send(frames);
-        if excused {
-            inner.outbox.excuse();
+    /// Sends a frame unless others wait: an answer that nobody needs late.
+    pub(super) fn send_if_idle(self: &Arc<Self>, frame: &Frame) {
+        if self.lock().outbox.is_empty() {
+            self.send(&[frame]);
         }
+    }
+
+    /// As [`Session::send`], but the first `excused` frames do not count against the bound, if none wait already that do
+    /// not.
+    pub fn send_excused(self: &Arc<Self>, frames: &[&Frame], excused: usize) {
+        let mut inner = self.lock();
+        inner.outbox.excuse(&frames[..excused.min(frames.len())]);
+        let sent = inner.send(frames);
         let slow = inner.outbox.exceeds(self.engine.options.outbox_bytes);
         let blocked = inner.blocked();
         drop(inner);

@@ -16,7 +16,7 @@ use http::{
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use sha1::{Digest, Sha1};
-use tokio::{net::TcpStream, task::coop, time::timeout};
+use tokio::{net::TcpStream, task::yield_now, time::timeout};
 
 use super::{
     CloseReason, Engine, Frame, Handler, Handshake, Message, Session,
@@ -87,11 +87,10 @@ impl<H: Handler> Engine<H> {
         }
         let packet = |event: Event<'_>| match event {
             Event::Text(text) => ControlFlow::Break(Packet::parse(ProtocolVersion::V4, text.to_owned()).ok()),
-            Event::Ping(_) => ControlFlow::Continue(()),
             _ => ControlFlow::Break(None),
         };
         let max = self.options.max_payload;
-        if !matches!(read(stream, decoder, max, packet).await, Ok(Some(Packet::PingUpgrade)))
+        if !matches!(read(stream, decoder, max, |_| (), packet).await, Ok(Some(Packet::PingUpgrade)))
             || !session.begin_upgrade()
         {
             return false;
@@ -100,7 +99,7 @@ impl<H: Handler> Engine<H> {
         if stream.try_write(Frame::packet(Packet::PongUpgrade).wire()).is_err() {
             return false;
         }
-        upgrading.1 = matches!(read(stream, decoder, max, packet).await, Ok(Some(Packet::Upgrade)));
+        upgrading.1 = matches!(read(stream, decoder, max, |_| (), packet).await, Ok(Some(Packet::Upgrade)));
         upgrading.1
     }
 
@@ -115,14 +114,16 @@ impl<H: Handler> Engine<H> {
     async fn converse(self: Arc<Self>, session: Arc<Session<H>>, stream: Arc<TcpStream>, mut decoder: Decoder) {
         // Also when the handler panics: nobody else would notice that this client is no longer read.
         let _closer = Closer(&session);
-        let reason = read(&stream, &mut decoder, self.options.max_payload, |event| self.event(&session, &event)).await;
+        let pong = |data: &[u8]| session.send_if_idle(&Frame::pong(data));
+        let max = self.options.max_payload;
+        let reason = read(&stream, &mut decoder, max, pong, |event| self.event(&session, &event)).await;
         session.close_from_reader(reason.unwrap_or_else(|end| match end {
             End::Closed => CloseReason::TransportClose,
             End::Failed => CloseReason::TransportError,
             End::Violated(violation) => CloseReason::Violation(violation.code()),
         }));
-        let _ =
-            timeout(LINGER, read(&stream, &mut Decoder::default(), SCRATCH, |_| ControlFlow::<()>::Continue(()))).await;
+        let ignore = |_: Event<'_>| ControlFlow::<()>::Continue(());
+        let _ = timeout(LINGER, read(&stream, &mut Decoder::default(), SCRATCH, |_| (), ignore)).await;
     }
 
     fn event(&self, session: &Arc<Session<H>>, event: &Event<'_>) -> ControlFlow<CloseReason> {
@@ -131,10 +132,7 @@ impl<H: Handler> Engine<H> {
                 .map_err(|_| CloseReason::ParseError)
                 .and_then(|packet| self.receive(session, packet)),
             Event::Binary(data) => self.message(session, Message::Binary(Bytes::copy_from_slice(data))),
-            Event::Ping(data) => {
-                session.send(&[&Frame::pong(data)]);
-                Ok(())
-            }
+            Event::Ping(_) => Ok(()),
             Event::Close(_) => Err(CloseReason::TransportClose),
         };
         received.map_or_else(ControlFlow::Break, ControlFlow::Continue)
@@ -168,32 +166,48 @@ enum End {
     Violated(Violation),
 }
 
-/// Reads until `on` breaks.
+/// Reads until `on` breaks. Of the pings that come in one read, `answer` gets the last to answer (RFC 6455, section 5.5.3).
 async fn read<B>(
     stream: &TcpStream,
     decoder: &mut Decoder,
     max: usize,
+    answer: impl Fn(&[u8]),
     mut on: impl FnMut(Event<'_>) -> ControlFlow<B>,
 ) -> Result<B, End> {
-    let mut length = 0;
+    // The first round, without input, handles what the decoder has left.
+    let mut first = true;
     loop {
-        // The first round, without input, handles what the decoder has left.
+        let (mut ping, mut full) = (None, false);
+        let mut on = |event: Event<'_>| match event {
+            Event::Ping(data) => {
+                ping = Some(data.to_vec());
+                ControlFlow::Continue(())
+            }
+            event => on(event),
+        };
         let flow = BUFFER.with_borrow_mut(|buffer| {
-            if length == 0 {
-                return decoder.feed(&mut [], max, &mut on).map_err(End::Violated);
-            }
-            match stream.try_read(buffer) {
-                Ok(0) => Err(End::Closed),
-                Ok(length) => decoder.feed(&mut buffer[..length], max, &mut on).map_err(End::Violated),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(ControlFlow::Continue(())),
-                Err(_) => Err(End::Failed),
-            }
+            let read = if first { None } else { Some(stream.try_read(buffer)) };
+            let length = match read {
+                None => 0,
+                Some(Ok(0)) => return Err(End::Closed),
+                Some(Ok(length)) => length,
+                Some(Err(error)) if error.kind() == ErrorKind::WouldBlock => return Ok(ControlFlow::Continue(())),
+                Some(Err(_)) => return Err(End::Failed),
+            };
+            full = length == buffer.len();
+            decoder.feed(&mut buffer[..length], max, &mut on).map_err(End::Violated)
         })?;
         if let ControlFlow::Break(value) = flow {
             return Ok(value);
         }
-        length = 1;
-        coop::consume_budget().await;
+        if let Some(data) = ping {
+            answer(&data);
+        }
+        if full {
+            // There is more, and it may be thousands of tiny frames: others first.
+            yield_now().await;
+        }
+        first = false;
         stream.readable().await.map_err(|_| End::Failed)?;
     }
 }

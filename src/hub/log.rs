@@ -26,6 +26,12 @@ pub struct Bounds {
 }
 
 struct Entry<M> {
+    fingerprint: u64,
+    /// `None` marks a gap: a moment in which messages may have been lost before they got here.
+    kept: Option<Kept<M>>,
+}
+
+struct Kept<M> {
     room: RoomId,
     at: Instant,
     message: M,
@@ -43,11 +49,11 @@ pub(super) struct Missed<M> {
 pub(super) struct Log<M> {
     epoch: Epoch,
     bounds: Bounds,
-    /// `None` marks a gap: a moment in which messages may have been lost before they got here.
-    entries: VecDeque<Option<Entry<M>>>,
+    entries: VecDeque<Entry<M>>,
     /// Sequence of the oldest entry.
     first: u64,
     bytes: usize,
+    /// Fingerprint of the newest entry that is gone.
     fingerprint: u64,
     /// Sequence of the newest gap, 0 for none.
     gap: u64,
@@ -65,9 +71,14 @@ impl<M: Message> Log<M> {
         self.first + self.entries.len() as u64 - 1
     }
 
-    /// The offset of a subscriber that has seen everything.
-    pub(super) fn offset(&self) -> Offset {
-        Offset { epoch: self.epoch, sequence: self.head(), fingerprint: self.fingerprint }
+    /// The offset of a subscriber that has seen everything up to `sequence`.
+    pub(super) fn offset(&self, sequence: u64) -> Offset {
+        let fingerprint = self.entry(sequence).map_or(self.fingerprint, |entry| entry.fingerprint);
+        Offset { epoch: self.epoch, sequence, fingerprint }
+    }
+
+    fn entry(&self, sequence: u64) -> Option<&Entry<M>> {
+        self.entries.get(usize::try_from(sequence.checked_sub(self.first)?).ok()?)
     }
 
     /// Appends what `encode` makes of the new message's offset; returns the shards that wait for the room.
@@ -78,12 +89,11 @@ impl<M: Message> Log<M> {
         now: Instant,
         encode: impl FnOnce(&Offset) -> M,
     ) -> ShardSet {
-        self.fingerprint = fingerprint;
         let offset = Offset { epoch: self.epoch, sequence: self.head() + 1, fingerprint };
         let message = encode(&offset);
         self.bytes += message.weight() + ENTRY_OVERHEAD;
         let room = self.rooms.enter(room);
-        self.entries.push_back(Some(Entry { room, at: now, message }));
+        self.entries.push_back(Entry { fingerprint, kept: Some(Kept { room, at: now, message }) });
         let shards = self.rooms.keep(room, offset.sequence);
         self.expire(now);
         shards
@@ -91,7 +101,8 @@ impl<M: Message> Log<M> {
 
     /// Notes that messages may have been lost right now.
     pub(super) fn note_gap(&mut self) {
-        self.entries.push_back(None);
+        let fingerprint = self.offset(self.head()).fingerprint;
+        self.entries.push_back(Entry { fingerprint, kept: None });
         self.gap = self.head();
     }
 
@@ -100,14 +111,16 @@ impl<M: Message> Log<M> {
         while self.entries.len() > 1 {
             let Some(oldest) = self.entries.front() else { return };
             let outdated =
-                oldest.as_ref().is_none_or(|entry| now.saturating_duration_since(entry.at) > self.bounds.window);
+                oldest.kept.as_ref().is_none_or(|kept| now.saturating_duration_since(kept.at) > self.bounds.window);
             if !outdated && self.bytes <= self.bounds.bytes {
                 return;
             }
             self.first += 1;
-            if let Some(entry) = self.entries.pop_front().flatten() {
-                self.bytes -= entry.message.weight() + ENTRY_OVERHEAD;
-                self.rooms.drop_oldest(entry.room);
+            let Some(oldest) = self.entries.pop_front() else { return };
+            self.fingerprint = oldest.fingerprint;
+            if let Some(kept) = oldest.kept {
+                self.bytes -= kept.message.weight() + ENTRY_OVERHEAD;
+                self.rooms.drop_oldest(kept.room);
             }
         }
     }
@@ -123,28 +136,27 @@ impl<M: Message> Log<M> {
         let start =
             usize::try_from((cursor + 1).saturating_sub(self.first)).unwrap_or(usize::MAX).min(self.entries.len());
         let end = self.entries.len().min(start.saturating_add(most));
-        let wanted = |entry: &&Entry<M>| self.rooms.listeners(entry.room) & (1 << shard) != 0;
-        let entries = self.entries.range(start..end).flatten().filter(wanted);
-        batch.extend(entries.map(|entry| (entry.room, entry.message.clone())));
+        let kept = self.entries.range(start..end).filter_map(|entry| entry.kept.as_ref());
+        let wanted = kept.filter(|kept| self.rooms.listeners(kept.room) & (1 << shard) != 0);
+        batch.extend(wanted.map(|kept| (kept.room, kept.message.clone())));
         self.first + end as u64 - 1
     }
 
-    /// What a subscriber of `rooms` that was last at `since` has missed. Everything known, when `since` tells nothing.
-    pub(super) fn missed(&self, rooms: &[RoomId], since: &Offset) -> Missed<M> {
-        let known = since.epoch == self.epoch && since.sequence <= self.head();
-        self.missed_after(rooms, if known { since.sequence } else { 0 }, known)
+    /// The offset's sequence, if the offset is of this log.
+    pub(super) fn known(&self, offset: &Offset) -> Option<u64> {
+        (offset.epoch == self.epoch && offset.sequence <= self.head()).then_some(offset.sequence)
     }
 
-    /// As [`Log::missed`], for a sequence of this log.
-    pub(super) fn missed_after(&self, rooms: &[RoomId], since: u64, known: bool) -> Missed<M> {
-        let complete = known && since >= self.gap && rooms.iter().all(|&room| self.rooms.dropped(room) <= since);
-        let mut sequences: Vec<u64> = rooms.iter().flat_map(|&room| self.rooms.after(room, since)).collect();
+    /// What a subscriber of `rooms` has missed up to the sequence `until`, when it was last at `since`; all there is when
+    /// nobody knows where it was.
+    pub(super) fn missed(&self, rooms: &[RoomId], since: Option<u64>, until: u64) -> Missed<M> {
+        let complete =
+            since.is_some_and(|since| since >= self.gap && rooms.iter().all(|&room| self.rooms.dropped(room) <= since));
+        let after = |&room| self.rooms.after(room, since.unwrap_or(0));
+        let mut sequences: Vec<u64> = rooms.iter().flat_map(after).filter(|&sequence| sequence <= until).collect();
         sequences.sort_unstable();
         sequences.dedup();
-        let message = |sequence: u64| {
-            let index = usize::try_from(sequence.checked_sub(self.first)?).ok()?;
-            self.entries.get(index)?.as_ref().map(|entry| entry.message.clone())
-        };
+        let message = |sequence| Some(self.entry(sequence)?.kept.as_ref()?.message.clone());
         Missed { messages: sequences.into_iter().filter_map(message).collect(), complete }
     }
 
@@ -168,21 +180,26 @@ mod tests {
         Log::new(Epoch::new(7), Bounds { window: Duration::from_mins(1), bytes })
     }
 
+    /// What a subscriber with this offset has missed.
+    fn missed(log: &Log<u32>, rooms: &[RoomId], since: &Offset) -> Missed<u32> {
+        log.missed(rooms, log.known(since), log.head())
+    }
+
     fn append(log: &mut Log<u32>, room: &str, message: u32, now: Instant) -> Offset {
         log.append(room, u64::from(message), now, |_| message);
-        log.offset()
+        log.offset(log.head())
     }
 
     #[test]
     fn replays_the_rooms_of_a_subscriber_in_order() {
         let (mut log, now) = (log(1 << 20), Instant::now());
-        let start = log.offset();
+        let start = log.offset(log.head());
         for (room, message) in [("a", 1), ("b", 2), ("c", 3), ("a", 4)] {
             append(&mut log, room, message, now);
         }
         let rooms = [log.rooms.enter("b"), log.rooms.enter("a"), log.rooms.enter("a")];
-        assert_eq!(log.missed(&rooms, &start), Missed { messages: vec![1, 2, 4], complete: true });
-        assert_eq!(log.missed(&rooms, &log.offset()), Missed { messages: vec![], complete: true });
+        assert_eq!(missed(&log, &rooms, &start), Missed { messages: vec![1, 2, 4], complete: true });
+        assert_eq!(missed(&log, &rooms, &log.offset(log.head())), Missed { messages: vec![], complete: true });
     }
 
     #[test]
@@ -194,8 +211,8 @@ mod tests {
             append(&mut log, "busy", message, now);
         }
         let (quiet, busy) = (log.rooms.enter("quiet"), log.rooms.enter("busy"));
-        assert_eq!(log.missed(&[quiet], &offset), Missed { messages: vec![], complete: true });
-        let missed = log.missed(&[busy], &offset);
+        assert_eq!(missed(&log, &[quiet], &offset), Missed { messages: vec![], complete: true });
+        let missed = missed(&log, &[busy], &offset);
         assert_eq!((missed.messages, missed.complete), ((90..100).collect(), false));
         assert_eq!(log.bytes(), 10 * (1_000 + ENTRY_OVERHEAD));
     }
@@ -207,9 +224,9 @@ mod tests {
         append(&mut log, "a", 2, start + Duration::from_secs(50));
         log.expire(start + Duration::from_secs(61));
         let room = log.rooms.enter("a");
-        assert_eq!(log.missed(&[room], &offset), Missed { messages: vec![2], complete: true });
+        assert_eq!(missed(&log, &[room], &offset), Missed { messages: vec![2], complete: true });
         log.expire(start + Duration::from_secs(500));
-        assert_eq!(log.missed(&[room], &offset).messages, [2]);
+        assert_eq!(missed(&log, &[room], &offset).messages, [2]);
     }
 
     #[test]
@@ -218,7 +235,7 @@ mod tests {
         let own = append(&mut log, "a", 1, now);
         let room = log.rooms.enter("a");
         for foreign in [Offset { epoch: Epoch::new(8), ..own }, Offset { sequence: 2, ..own }] {
-            assert_eq!(log.missed(&[room], &foreign), Missed { messages: vec![1], complete: false });
+            assert_eq!(missed(&log, &[room], &foreign), Missed { messages: vec![1], complete: false });
         }
     }
 
@@ -227,11 +244,11 @@ mod tests {
         let (mut log, now) = (log(1 << 20), Instant::now());
         let before = append(&mut log, "a", 1, now);
         log.note_gap();
-        let after = log.offset();
+        let after = log.offset(log.head());
         append(&mut log, "a", 2, now);
         let room = log.rooms.enter("a");
-        assert_eq!(log.missed(&[room], &before), Missed { messages: vec![2], complete: false });
-        assert_eq!(log.missed(&[room], &after), Missed { messages: vec![2], complete: true });
+        assert_eq!(missed(&log, &[room], &before), Missed { messages: vec![2], complete: false });
+        assert_eq!(missed(&log, &[room], &after), Missed { messages: vec![2], complete: true });
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, MutexGuard, mpsc::Receiver},
+    sync::{Arc, mpsc::Receiver},
     thread,
 };
 
@@ -42,12 +42,24 @@ struct Seat {
 
 struct Member<S> {
     subscriber: S,
+    /// Sorted by room.
     seats: Vec<Seat>,
-    /// Sequence at which it joined.
-    joined: u64,
+    /// Up to where it had been served when it joined: of rooms it gets later it needs all after this.
+    since: u64,
     /// First and last link of what it gets from the current batch.
     first: u32,
     last: u32,
+}
+
+impl<S> Member<S> {
+    fn new(subscriber: S, since: u64) -> Self {
+        Self { subscriber, seats: Vec::new(), since, first: NO_LINK, last: NO_LINK }
+    }
+
+    /// Index of the room's seat, or where it would be.
+    fn seat(&self, room: RoomId) -> Result<usize, usize> {
+        self.seats.binary_search_by_key(&room, |seat| seat.room)
+    }
 }
 
 /// One message for one member; a member's links are a list in the order of the log.
@@ -126,46 +138,60 @@ impl<S: Subscriber> Shard<S> {
         }
     }
 
+    /// The newcomer gets what it missed up to now; what comes after that is delivered to it with the next batches.
     fn join(&mut self, id: MemberId, subscriber: S, rooms: &[String], since: Since, welcome: Welcome<S::Message>) {
         let shared = Arc::clone(&self.shared);
-        let mut log = self.catch_up(&shared);
-        let rooms = enter_all(&mut log, rooms);
-        let missed = match since {
-            Since::Now => Missed { messages: Vec::new(), complete: true },
-            Since::Offset(offset) => log.missed(&rooms, &offset),
-            Since::Unknown => log.missed_after(&rooms, 0, false),
+        let mut log = shared.lock();
+        let known = match since {
+            Since::Offset(offset) => log.known(&offset),
+            Since::Now | Since::Unknown => None,
         };
-        let member = Member { subscriber, seats: Vec::new(), joined: self.cursor, first: NO_LINK, last: NO_LINK };
+        // All there is by now counts as missed. Not what comes while this catches up, or a flood could keep it at that.
+        let head = log.head();
+        while self.cursor < head {
+            drop(log);
+            self.deliver();
+            log = shared.lock();
+        }
+        let known = if since == Since::Now { Some(self.cursor) } else { known };
+        let rooms = enter_all(&mut log, rooms);
         #[expect(clippy::cast_possible_truncation, reason = "members are bounded by file descriptors")]
-        let key = self.members.insert(member) as u32;
+        let key = self.members.insert(Member::new(subscriber, known.unwrap_or(0))) as u32;
         self.by_id.insert(id, key);
-        for room in rooms {
+        for &room in &rooms {
             self.seat(&mut log, key, room);
         }
-        let joined = Joined { at: log.offset(), missed: missed.messages, complete: missed.complete };
+        let Missed { messages, complete } = log.missed(&rooms, known, self.cursor);
+        let complete = complete || since == Since::Now;
+        let joined = Joined { at: log.offset(self.cursor), missed: messages, complete };
         drop(log);
         welcome(joined);
     }
 
-    /// Gives a member other rooms; of those it did not have it gets what came since it joined.
+    /// Gives a member other rooms; of those it did not have it gets what it would have got had it joined with them.
     fn set_rooms(&mut self, id: MemberId, rooms: &[String]) {
         let Some(&key) = self.by_id.get(&id) else { return };
         let shared = Arc::clone(&self.shared);
-        let mut log = self.catch_up(&shared);
+        let mut log = shared.lock();
         let rooms = enter_all(&mut log, rooms);
         let Some(member) = self.members.get(key as usize) else { return };
         let present: Vec<RoomId> = member.seats.iter().map(|seat| seat.room).collect();
-        let new: Vec<RoomId> = rooms.iter().copied().filter(|room| !present.contains(room)).collect();
-        let missed = log.missed_after(&new, member.joined, true).messages;
+        let new: Vec<RoomId> = rooms.iter().copied().filter(|room| present.binary_search(room).is_err()).collect();
+        let messages = log.missed(&new, Some(member.since), self.cursor).messages;
+        let complete = new.iter().all(|&room| log.rooms.dropped(room) <= member.since);
         for room in new {
             self.seat(&mut log, key, room);
         }
-        for room in present.into_iter().filter(|room| !rooms.contains(room)) {
+        for room in present.into_iter().rev().filter(|room| rooms.binary_search(room).is_err()) {
             self.unseat(&mut log, key, room);
         }
         drop(log);
-        if let (false, Some(member)) = (missed.is_empty(), self.members.get(key as usize)) {
-            member.subscriber.deliver(&missed.iter().collect::<Vec<_>>());
+        let Some(member) = self.members.get(key as usize) else { return };
+        if !complete {
+            // What is left would only take its offset past the hole.
+            member.subscriber.lagged();
+        } else if !messages.is_empty() {
+            member.subscriber.deliver(&messages.iter().collect::<Vec<_>>());
         }
     }
 
@@ -178,19 +204,9 @@ impl<S: Subscriber> Shard<S> {
         {
             self.unseat(&mut log, key, room);
         }
+        // What goes with the subscriber is not ours to know, so not under the lock.
+        drop(log);
         self.members.try_remove(key as usize);
-    }
-
-    /// Brings every member to the head of the log and holds the log there.
-    fn catch_up<'a>(&mut self, shared: &'a Shared<S::Message>) -> MutexGuard<'a, Log<S::Message>> {
-        loop {
-            let log = shared.lock();
-            if log.head() == self.cursor {
-                return log;
-            }
-            drop(log);
-            self.deliver();
-        }
     }
 
     fn seat(&mut self, log: &mut Log<S::Message>, key: u32, room: RoomId) {
@@ -200,14 +216,17 @@ impl<S: Subscriber> Shard<S> {
             log.rooms.listen(room, self.index);
         }
         #[expect(clippy::cast_possible_truncation, reason = "members are bounded by file descriptors")]
-        member.seats.push(Seat { room, position: seated.len() as u32 });
-        seated.push(key);
+        let position = seated.len() as u32;
+        if let Err(index) = member.seat(room) {
+            member.seats.insert(index, Seat { room, position });
+            seated.push(key);
+        }
     }
 
     fn unseat(&mut self, log: &mut Log<S::Message>, key: u32, room: RoomId) {
         let Some(member) = self.members.get_mut(key as usize) else { return };
-        let Some(index) = member.seats.iter().rposition(|seat| seat.room == room) else { return };
-        let position = member.seats.swap_remove(index).position;
+        let Ok(index) = member.seat(room) else { return };
+        let position = member.seats.remove(index).position;
         let Some(seated) = self.rooms.get_mut(&room) else { return };
         seated.swap_remove(position as usize);
         let moved = seated.get(position as usize).copied();
@@ -217,9 +236,9 @@ impl<S: Subscriber> Shard<S> {
         } else if seated.len() < seated.capacity() / 4 {
             seated.shrink_to_fit();
         }
-        let moved = moved.and_then(|key| self.members.get_mut(key as usize));
-        if let Some(seat) = moved.and_then(|member| member.seats.iter_mut().find(|seat| seat.room == room)) {
-            seat.position = position;
+        let Some(moved) = moved.and_then(|key| self.members.get_mut(key as usize)) else { return };
+        if let Ok(index) = moved.seat(room) {
+            moved.seats[index].position = position;
         }
     }
 
@@ -228,11 +247,14 @@ impl<S: Subscriber> Shard<S> {
         let mut batch = std::mem::take(&mut self.batch);
         let shared = Arc::clone(&self.shared);
         let log = shared.lock();
-        if self.cursor < log.dropped() {
-            self.skip_dropped(&log);
-        }
+        let lagging = self.skip_dropped(&log);
         let cursor = log.read(self.cursor, self.index, BATCH, &mut batch);
         drop(log);
+        for key in lagging {
+            if let Some(member) = self.members.get(key as usize) {
+                member.subscriber.lagged();
+            }
+        }
         let worked = std::mem::replace(&mut self.cursor, cursor) != cursor;
         self.link(&batch);
         self.hand_over(&batch);
@@ -241,18 +263,15 @@ impl<S: Subscriber> Shard<S> {
         worked
     }
 
-    /// The log dropped messages this shard has not looked at. That is nothing, unless someone here waited for them:
-    /// who did has a hole and must come again.
-    fn skip_dropped(&mut self, log: &Log<S::Message>) {
-        for (&room, seated) in &self.rooms {
-            if log.rooms.dropped(room) > self.cursor {
-                seated
-                    .iter()
-                    .filter_map(|&key| self.members.get(key as usize))
-                    .for_each(|member| member.subscriber.lagged());
-            }
+    /// Goes on behind what the log dropped before this shard looked at it. That is nothing, unless someone here waited
+    /// for it: who did has a hole and must come again.
+    fn skip_dropped(&mut self, log: &Log<S::Message>) -> Vec<u32> {
+        if self.cursor >= log.dropped() {
+            return Vec::new();
         }
-        self.cursor = log.dropped();
+        let cursor = std::mem::replace(&mut self.cursor, log.dropped());
+        let lossy = self.rooms.iter().filter(|&(&room, _)| log.rooms.dropped(room) > cursor);
+        lossy.flat_map(|(_, seated)| seated).copied().collect()
     }
 
     /// Lists for every member which messages of the batch it gets.

@@ -8,6 +8,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{self, IgnoredAny, SeqAccess, Visitor},
 };
+use serde_json::value::RawValue;
 use socketioxide_core::{
     Str, Value,
     packet::Packet,
@@ -17,9 +18,12 @@ use socketioxide_parser_common::CommonParser;
 
 use crate::{engineio::Frame, hub::Offset};
 
-/// Events from browsers are thrown away, so their attachments need no more room than this.
+/// Attachments of an event from a browser, which are thrown away with it.
+const MAX_ATTACHMENTS: usize = 100;
+
+/// What the parser lets through.
 pub(super) fn parse_config() -> ParseConfig {
-    ParseConfig { max_incoming_binary_buf_size: 2_000_000, max_incoming_binaries: 100, ..ParseConfig::default() }
+    ParseConfig { max_incoming_binaries: MAX_ATTACHMENTS, ..ParseConfig::default() }
 }
 
 /// `42["<event>",<argument>,"<offset>"]`; every event must end with its offset, which the client keeps.
@@ -65,10 +69,20 @@ pub(super) struct Connect {
 impl Connect {
     /// Reads the packet's data, which must be an object if there is any.
     pub(super) fn parse(data: Option<&str>) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Fields<'a> {
+            #[serde(borrow)]
+            pid: Option<&'a RawValue>,
+            #[serde(borrow)]
+            offset: Option<&'a RawValue>,
+            #[serde(borrow)]
+            channel_token: Option<&'a RawValue>,
+        }
         let Some(data) = data else { return Some(Self::default()) };
-        let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(data).ok()?;
-        let text = |name| fields.get(name).and_then(serde_json::Value::as_str).map(str::to_owned);
-        Some(Self { pid: text("pid"), offset: text("offset"), channel_token: text("channel_token") })
+        // An array would pass for a struct.
+        let fields: Fields<'_> = serde_json::from_str(Some(data).filter(|data| data.starts_with('{'))?).ok()?;
+        let text = |raw: Option<&RawValue>| serde_json::from_str(raw?.get()).ok();
+        Some(Self { pid: text(fields.pid), offset: text(fields.offset), channel_token: text(fields.channel_token) })
     }
 }
 
