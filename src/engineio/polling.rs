@@ -2,7 +2,7 @@
 
 use std::{io::Write, pin::pin, sync::Arc, time::Duration};
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use engineioxide_core::{Packet, PacketParseError, ProtocolVersion, payload};
 use flate2::{Compression, write::GzEncoder};
 use futures_util::StreamExt;
@@ -97,6 +97,10 @@ const OVERTAKE: Duration = Duration::from_millis(50);
 
 /// All packets of a POST, read before any is handled.
 pub(super) async fn packets(body: Body, max: usize) -> Result<Vec<Packet>, PacketParseError> {
+    // Said beforehand, so nobody has to wait for it.
+    if body.size_hint().lower() > max as u64 {
+        return Err(PacketParseError::PayloadTooLarge { max: max as u64 });
+    }
     let mut decoder = pin!(payload::decoder(body, None, ProtocolVersion::V4, max as u64));
     let mut packets = Vec::new();
     while let Some(packet) = decoder.next().await {

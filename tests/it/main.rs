@@ -1,1 +1,23 @@
+//! The server as a whole, over real sockets and against a real Redis: one file for each topic.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails where its setup fails")]
+
+mod cli;
+mod corpora;
+mod harness;
+mod hostile;
+mod layers;
+mod lookup;
+mod model;
+mod outage;
+mod paths;
+mod polling;
+mod process;
+mod raw;
+mod readme;
+mod recovery;
+mod screen;
+mod slow;
+mod stop;
+mod stress;
+mod updates;

@@ -1,0 +1,99 @@
+//! What the tests stand on: a real Redis, a proxy in front of it that can fail, the server in this process, browsers
+//! over real sockets, and waiting for a condition with a deadline.
+//!
+//! Nothing here outlives the test that made it.
+
+mod browser;
+mod http;
+mod polling;
+mod program;
+mod proxy;
+mod redis;
+mod server;
+mod websocket;
+
+use std::{path::Path, time::Duration};
+
+use tokio::time::{sleep, timeout};
+
+pub(crate) use self::{
+    browser::{Browser, Event, Session},
+    http::{Exchange, get, get_with},
+    polling::{Polling, packets},
+    program::Program,
+    proxy::Proxy,
+    redis::Redis,
+    server::Server,
+    websocket::{Ended, WebSocket},
+};
+
+/// How long a test waits for anything. Far more than it takes, as a machine may be busy with other things.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// How often a condition is looked at.
+const GLANCE: Duration = Duration::from_millis(5);
+
+/// A Redis and a server that is subscribed to it.
+pub(crate) async fn start() -> (Redis, Server) {
+    start_with(&[]).await
+}
+
+/// As [`start`], with settings.
+pub(crate) async fn start_with(settings: &[(&str, &str)]) -> (Redis, Server) {
+    let redis = Redis::start().await;
+    let server = Server::start(&redis.url(), settings).await;
+    server.ready().await;
+    (redis, server)
+}
+
+/// As [`start`], with a proxy between the two.
+pub(crate) async fn start_behind_proxy() -> (Redis, Proxy, Server) {
+    let redis = Redis::start().await;
+    let proxy = Proxy::to(redis.port()).await;
+    let server = Server::start(&proxy.url(), &[]).await;
+    server.ready().await;
+    (redis, proxy, server)
+}
+
+/// Waits for `future`, not for ever.
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let in_time = timeout(DEADLINE, future).await;
+    in_time.unwrap_or_else(|_| panic!("waited {} s for {what}", DEADLINE.as_secs()))
+}
+
+/// Waits until `condition` holds, not for ever.
+pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    within(what, async {
+        while !condition().await {
+            sleep(GLANCE).await;
+        }
+    })
+    .await;
+}
+
+/// The payload of a record with a number, for a room.
+pub(crate) fn record(room: &str, number: usize) -> String {
+    format!(r#"{{"room":"{room}","records":{{"n":{number}}}}}"#)
+}
+
+/// The same, padded to `length` bytes.
+pub(crate) fn large_record(room: &str, number: usize, length: usize) -> String {
+    let padding = "x".repeat(length.saturating_sub(record(room, number).len() + 7));
+    format!(r#"{{"room":"{room}","records":{{"n":{number}}},"x":"{padding}"}}"#)
+}
+
+/// The numbers of records, in the order in which they came.
+pub(crate) fn numbers(events: &[Event]) -> Vec<usize> {
+    events.iter().map(Event::number).collect()
+}
+
+/// The files in a directory of `fixtures/redis`, by name.
+pub(crate) fn fixtures(directory: &str) -> Vec<(String, Vec<u8>)> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/redis").join(directory);
+    let entries = std::fs::read_dir(path).unwrap().map(Result::unwrap);
+    let mut files: Vec<_> =
+        entries.map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap())).collect();
+    files.sort();
+    assert!(!files.is_empty());
+    files
+}

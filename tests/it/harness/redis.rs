@@ -1,0 +1,203 @@
+//! A `redis-server` of the test's own, and what Rails does with it.
+
+use std::{
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    sync::{
+        Mutex,
+        atomic::{AtomicU16, Ordering},
+    },
+    time::Duration,
+};
+
+use redis::{AsyncConnectionConfig, Client, FromRedisValue, aio::MultiplexedConnection};
+use tempfile::TempDir;
+
+use super::{browser::fence, until, within};
+
+/// Ports are taken from below those that the system gives to outgoing connections, so that nobody gets one while its
+/// Redis is down.
+const FIRST_PORT: u16 = 12_000;
+const PORTS: u16 = 20_000;
+
+/// Commands sent at a time when there are many.
+const PIPELINE: usize = 500;
+
+pub(crate) struct Redis {
+    port: u16,
+    directory: TempDir,
+    process: Option<Child>,
+    link: Mutex<Option<MultiplexedConnection>>,
+}
+
+impl Redis {
+    /// One that answers.
+    pub(crate) async fn start() -> Self {
+        let directory = TempDir::new().unwrap();
+        let mut redis = Self { port: free_port(), directory, process: None, link: Mutex::default() };
+        redis.up().await;
+        redis
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/0", self.port)
+    }
+
+    /// Starts it, with the keys it had.
+    pub(crate) async fn up(&mut self) {
+        let mut process = Command::new("redis-server")
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"])
+            .arg("--dir")
+            .arg(self.directory.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server is installed");
+        let own = format!("process_id:{}\r\n", process.id());
+        let this = &*self;
+        until("redis-server", async || {
+            assert!(process.try_wait().unwrap().is_none(), "redis-server ended; is port {} taken?", this.port);
+            let Some(mut link) = this.dial().await else { return false };
+            let info: Result<String, _> = redis::cmd("INFO").arg("server").query_async(&mut link).await;
+            info.is_ok_and(|info| info.contains(&own))
+        })
+        .await;
+        self.process = Some(process);
+    }
+
+    /// Ends it at once.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+        *self.link.lock().unwrap() = None;
+    }
+
+    /// Makes it hang: connections stay open, and nothing is answered.
+    pub(crate) fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets it go on.
+    pub(crate) fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let id = self.process.as_ref().expect("it is up").id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+
+    /// What Rails does at every boot of its page.
+    pub(crate) async fn user(&self, token: &str, id: usize, groups: &[usize]) {
+        self.user_json(token, format!(r#"{{"name":"Ada","group_ids":{groups:?},"id":{id}}}"#)).await;
+    }
+
+    /// The same with a value as it is.
+    pub(crate) async fn user_json(&self, token: &str, json: impl AsRef<[u8]>) {
+        self.query::<()>(redis::cmd("SET").arg(key(token)).arg(json.as_ref())).await;
+    }
+
+    /// A list where a user should be.
+    pub(crate) async fn user_list(&self, token: &str) {
+        self.query::<()>(redis::cmd("RPUSH").arg(key(token)).arg(45)).await;
+    }
+
+    /// Removes a user's key.
+    pub(crate) async fn forget(&self, token: &str) {
+        self.query::<()>(redis::cmd("DEL").arg(key(token))).await;
+    }
+
+    /// Publishes for a room.
+    pub(crate) async fn records(&self, payload: impl AsRef<[u8]>) {
+        self.query::<()>(redis::cmd("PUBLISH").arg("/records").arg(payload.as_ref())).await;
+    }
+
+    /// Publishes for everyone.
+    pub(crate) async fn notice(&self, payload: impl AsRef<[u8]>) {
+        self.query::<()>(redis::cmd("PUBLISH").arg("/system_notice").arg(payload.as_ref())).await;
+    }
+
+    /// Publishes records as fast as Redis takes them.
+    pub(crate) async fn many_records(&self, payloads: impl IntoIterator<Item = String>) {
+        let mut payloads = payloads.into_iter().peekable();
+        while payloads.peek().is_some() {
+            let mut pipe = redis::pipe();
+            payloads.by_ref().take(PIPELINE).for_each(|payload| {
+                pipe.cmd("PUBLISH").arg("/records").arg(payload).ignore();
+            });
+            let mut link = self.link().await;
+            within("redis", pipe.query_async::<()>(&mut link)).await.unwrap();
+        }
+    }
+
+    /// Publishes a notice that shows how far a browser has come, see [`Browser::upto`](super::Browser::upto).
+    pub(crate) async fn fence(&self, name: &str) {
+        self.notice(fence(name)).await;
+    }
+
+    /// How often a command was called.
+    pub(crate) async fn calls(&self, command: &str) -> u64 {
+        let stats: String = self.query(redis::cmd("INFO").arg("commandstats")).await;
+        let calls = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        calls.map_or(0, |calls| calls.split(',').next().unwrap().parse().unwrap())
+    }
+
+    /// Closes the connections of all subscribers; returns how many there were.
+    pub(crate) async fn kill_subscribers(&self) -> u64 {
+        self.query(redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub")).await
+    }
+
+    /// Closes the connections of all others but the test's own.
+    pub(crate) async fn kill_clients(&self) {
+        self.query::<()>(redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal")).await;
+    }
+
+    async fn query<T: FromRedisValue>(&self, command: &redis::Cmd) -> T {
+        let mut link = self.link().await;
+        within("redis", command.query_async(&mut link)).await.unwrap()
+    }
+
+    async fn link(&self) -> MultiplexedConnection {
+        if let Some(link) = &*self.link.lock().unwrap() {
+            return link.clone();
+        }
+        let link = self.dial().await.expect("redis is up");
+        self.link.lock().unwrap().insert(link).clone()
+    }
+
+    async fn dial(&self) -> Option<MultiplexedConnection> {
+        // It may hang on purpose.
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(Duration::from_secs(30)))
+            .set_response_timeout(None);
+        Client::open(self.url()).unwrap().get_multiplexed_async_connection_with_config(&config).await.ok()
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn key(token: &str) -> String {
+    format!("/current_users/{token}")
+}
+
+/// A port nobody listens on, another one at each call; different processes begin at different places.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = u16::try_from(std::process::id() % 1_000 * 20).unwrap();
+    loop {
+        let port = FIRST_PORT + start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Redis goes and comes back: browsers stay, and what may have been lost is not kept quiet.
+
+use loomio_channels::metrics::Counter;
+
+use crate::harness::{Browser, Redis, Server, get, numbers, record, start, start_behind_proxy};
+
+#[tokio::test]
+async fn a_subscription_that_is_killed_comes_back_and_browsers_stay() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[]).await;
+    let mut browser = Browser::connect(&server, "ada").await;
+    for times in 1..=3 {
+        assert_eq!(redis.kill_subscribers().await, 1);
+        server.resubscribed(times).await;
+        let number = usize::try_from(times).unwrap();
+        redis.records(record("user-1", number)).await;
+        assert_eq!(browser.number().await, number);
+    }
+}
+
+#[tokio::test]
+async fn when_redis_restarts_browsers_stay_and_readiness_follows() {
+    let (mut redis, server) = start().await;
+    redis.user("ada", 1, &[]).await;
+    let (mut ada, mut visitor) = (Browser::connect(&server, "ada").await, Browser::anonymous(&server).await);
+    redis.kill();
+    server.unready().await;
+    assert_eq!(get(server.address(), "/health/live").await.status, 200);
+    redis.up().await;
+    server.ready().await;
+    assert_eq!(server.count(Counter::Gaps), 1);
+    redis.records(record("user-1", 1)).await;
+    redis.fence("end").await;
+    assert_eq!(numbers(&ada.upto("end").await), [1]);
+    assert_eq!(visitor.upto("end").await, []);
+}
+
+#[tokio::test]
+async fn a_subscription_that_hangs_is_noticed_and_made_anew() {
+    let (redis, proxy, server) = start_behind_proxy().await;
+    redis.user("ada", 1, &[]).await;
+    let mut browser = Browser::connect(&server, "ada").await;
+    proxy.hang();
+    redis.records(record("user-1", 1)).await;
+    server.resubscribed(1).await;
+    redis.records(record("user-1", 2)).await;
+    assert_eq!(browser.number().await, 2);
+    let other_tab = Browser::connect(&server, "ada").await;
+    assert_eq!(other_tab.missed, []);
+}
+
+#[tokio::test]
+async fn who_was_away_during_a_gap_gets_what_is_known_and_is_told_that_something_may_be_lost() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[]).await;
+    let mut browser = Browser::connect(&server, "ada").await;
+    redis.records(record("user-1", 1)).await;
+    assert_eq!(browser.number().await, 1);
+    let before = browser.cut();
+    redis.records(record("user-1", 2)).await;
+    let mut witness = Browser::resume(&server, "ada", &before).await;
+    redis.kill_subscribers().await;
+    server.resubscribed(1).await;
+    redis.records(record("user-1", 3)).await;
+    assert_eq!(witness.number().await, 3);
+    let after = witness.cut();
+    redis.records(record("user-1", 4)).await;
+
+    let across = Browser::resume(&server, "ada", &before).await;
+    assert!(!across.recovered && across.session.sid != before.sid);
+    assert_eq!(numbers(&across.missed), [2, 3, 4]);
+    let behind = Browser::resume(&server, "ada", &after).await;
+    assert!(behind.recovered);
+    assert_eq!(numbers(&behind.missed), [4]);
+    assert_eq!([Counter::Recovered, Counter::NotRecovered].map(|counter| server.count(counter)), [2, 1]);
+}
+
+#[tokio::test]
+async fn who_never_got_an_event_is_told_of_a_gap_as_well() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[]).await;
+    let session = Browser::connect(&server, "ada").await.cut();
+    redis.kill_subscribers().await;
+    server.resubscribed(1).await;
+    for session in [session.clone(), session.without_offset()] {
+        assert!(!Browser::resume(&server, "ada", &session).await.recovered);
+    }
+}
+
+#[tokio::test]
+async fn the_server_may_start_before_redis() {
+    let mut redis = Redis::start().await;
+    redis.user("ada", 1, &[]).await;
+    redis.kill();
+    let server = Server::start(&redis.url(), &[]).await;
+    assert_eq!(server.readiness().await, 503);
+    let mut browser = Browser::connect(&server, "ada").await;
+    redis.up().await;
+    server.ready().await;
+    redis.records(record("user-1", 1)).await;
+    assert_eq!(browser.number().await, 1);
+    assert_eq!(server.count(Counter::Gaps), 0);
+}
+
+#[tokio::test]
+async fn a_redis_that_hangs_takes_nobody_with_it() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[]).await;
+    let mut browser = Browser::connect(&server, "ada").await;
+    redis.freeze();
+    assert_eq!(get(server.address(), "/health/live").await.status, 200);
+    let mut visitor = Browser::anonymous(&server).await;
+    redis.thaw();
+    redis.fence("thawed").await;
+    assert_eq!(browser.upto("thawed").await, []);
+    assert_eq!(visitor.upto("thawed").await, []);
+    assert_eq!(server.count(Counter::Gaps), 0);
+}

@@ -1,0 +1,424 @@
+//! Who loses its connection and comes back gets what it missed, once and in order, or is told that something is lost.
+
+use std::sync::Arc;
+
+use loomio_channels::metrics::Counter;
+use rand::RngExt;
+use tokio::task::JoinSet;
+
+use crate::harness::{
+    Browser, Ended, Event, Redis, Server, Session, large_record, numbers, record, start, start_with, until,
+};
+
+/// Publishes numbered records for a room.
+async fn publish(redis: &Redis, room: &str, numbers: impl IntoIterator<Item = usize>) {
+    for number in numbers {
+        redis.records(record(room, number)).await;
+    }
+}
+
+/// A fence of records, for what must not be disturbed by a notice: the next numbers are exactly these.
+async fn expect(browser: &mut Browser, numbers: impl IntoIterator<Item = usize>) {
+    for number in numbers {
+        assert_eq!(browser.number().await, number);
+    }
+}
+
+#[tokio::test]
+async fn what_was_missed_comes_before_the_answer_and_the_session_is_the_same() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[2]).await;
+    let mut browser = Browser::connect(&server, "ada").await;
+    publish(&redis, "group-2", 0..3).await;
+    expect(&mut browser, 0..2).await;
+    let session = browser.cut();
+    publish(&redis, "user-1", 3..5).await;
+    publish(&redis, "group-3", [99]).await;
+    redis.notice(record("", 5)).await;
+
+    let mut browser = Browser::resume(&server, "ada", &session).await;
+    assert!(browser.recovered);
+    assert_eq!((&browser.session.sid, &browser.session.pid), (&session.sid, &session.pid));
+    assert_eq!(numbers(&browser.missed), [2, 3, 4, 5]);
+    publish(&redis, "user-1", 6..9).await;
+    expect(&mut browser, 6..9).await;
+    let counters = [Counter::Connects, Counter::Recovered, Counter::NotRecovered, Counter::Replayed];
+    assert_eq!(counters.map(|counter| server.count(counter)), [1, 1, 0, 4]);
+}
+
+#[tokio::test]
+async fn a_session_survives_many_cuts() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[]).await;
+    let mut session = Browser::connect(&server, "ada").await.cut();
+    for round in 0..20 {
+        publish(&redis, "user-1", [2 * round]).await;
+        let mut browser = Browser::resume(&server, "ada", &session).await;
+        assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![2 * round]));
+        publish(&redis, "user-1", [2 * round + 1]).await;
+        expect(&mut browser, [2 * round + 1]).await;
+        session = browser.cut();
+    }
+}
+
+#[tokio::test]
+async fn who_never_got_an_event_recovers_from_its_first_offset_or_from_its_pid_alone() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[]).await;
+    publish(&redis, "user-1", [0]).await;
+    let session = Browser::connect(&server, "ada").await.cut();
+    publish(&redis, "user-1", 1..4).await;
+    for session in [session.clone(), session.without_offset()] {
+        let browser = Browser::resume(&server, "ada", &session).await;
+        assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![1, 2, 3]));
+    }
+}
+
+#[tokio::test]
+async fn a_visitor_recovers_its_notices() {
+    let (redis, server) = start().await;
+    let session = Browser::anonymous(&server).await.cut();
+    redis.notice(record("", 1)).await;
+    let browser = Browser::open(&server, "", &session.packet()).await;
+    assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![1]));
+}
+
+#[tokio::test]
+async fn who_missed_nothing_recovers_although_the_log_overflowed_with_the_rooms_of_others() {
+    let (redis, server) = start_with(&[("RECOVERY_LOG_BYTES", "64KiB")]).await;
+    redis.user("ada", 1, &[]).await;
+    redis.user("bob", 2, &[]).await;
+    let quiet = Browser::connect(&server, "ada").await.cut();
+    let mut busy = Browser::connect(&server, "bob").await;
+    for number in 0..200 {
+        redis.records(large_record("user-2", number, 1_000)).await;
+        expect(&mut busy, [number]).await;
+    }
+    publish(&redis, "user-1", [7]).await;
+    let browser = Browser::resume(&server, "ada", &quiet).await;
+    assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![7]));
+}
+
+#[tokio::test]
+async fn what_the_log_has_lost_is_told_and_what_it_has_left_is_replayed() {
+    let (redis, server) = start_with(&[("RECOVERY_LOG_BYTES", "64KiB")]).await;
+    redis.user("ada", 1, &[]).await;
+    let session = Browser::connect(&server, "ada").await.cut();
+    for number in 0..200 {
+        redis.records(large_record("user-1", number, 1_000)).await;
+    }
+    server.counted(Counter::MessagesReceived, 200).await;
+    let mut browser = Browser::resume(&server, "ada", &session).await;
+    assert!(!browser.recovered && browser.session.sid != session.sid);
+    let known = numbers(&browser.missed);
+    assert!((40..64).contains(&known.len()), "{}", known.len());
+    assert_eq!(known, (200 - known.len()..200).collect::<Vec<_>>());
+    publish(&redis, "user-1", [200]).await;
+    expect(&mut browser, [200]).await;
+}
+
+#[tokio::test]
+async fn after_the_window_what_was_missed_is_gone_and_this_is_told() {
+    let (redis, server) = start_with(&[("RECOVERY_WINDOW", "1s")]).await;
+    redis.user("ada", 1, &[]).await;
+    redis.user("bob", 2, &[]).await;
+    let session = Browser::connect(&server, "ada").await.cut();
+    publish(&redis, "user-1", [1]).await;
+    // The newest message always stays.
+    publish(&redis, "user-2", [2]).await;
+    until("the end of the window", async || {
+        let browser = Browser::resume(&server, "ada", &session).await;
+        assert_eq!(browser.recovered, numbers(&browser.missed) == [1]);
+        !browser.recovered
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_offset_that_makes_no_sense_costs_repetitions_but_no_record() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[]).await;
+    let mut browser = Browser::connect(&server, "ada").await;
+    publish(&redis, "user-1", 0..4).await;
+    expect(&mut browser, 0..2).await;
+    let session = browser.cut();
+    let offset = session.offset.clone().unwrap();
+    let (rest, fingerprint) = offset.rsplit_once('.').unwrap();
+    let (epoch, _) = rest.split_once('.').unwrap();
+    let future = format!("{epoch}.4000000000.{fingerprint}");
+    let other_life = format!("{:08x}.2.{fingerprint}", !u32::from_str_radix(epoch, 16).unwrap());
+    for offset in ["", "nonsense", "1", "..", "-1.-1.-1", &offset[1..], &format!("{offset}0"), &future, &other_life] {
+        let session = Session { offset: Some(offset.to_owned()), ..session.clone() };
+        let browser = Browser::resume(&server, "ada", &session).await;
+        assert_eq!(numbers(&browser.missed), [0, 1, 2, 3], "{offset}");
+    }
+    for offset in [future, other_life] {
+        let session = Session { offset: Some(offset), ..session.clone() };
+        assert!(!Browser::resume(&server, "ada", &session).await.recovered);
+    }
+}
+
+#[tokio::test]
+async fn an_offset_from_before_the_session_does_not_reach_behind_it() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[]).await;
+    let mut first = Browser::connect(&server, "ada").await;
+    publish(&redis, "user-1", [0]).await;
+    expect(&mut first, [0]).await;
+    publish(&redis, "user-1", [1]).await;
+    expect(&mut first, [1]).await;
+    let old = first.session.offset.clone();
+    publish(&redis, "user-1", [2]).await;
+    expect(&mut first, [2]).await;
+    let session = Browser::connect(&server, "ada").await.cut();
+    let browser = Browser::resume(&server, "ada", &Session { offset: old, ..session }).await;
+    assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![]));
+}
+
+#[tokio::test]
+async fn a_pid_that_was_not_made_here_begins_a_new_session_without_losing_a_record() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[]).await;
+    let elsewhere = Server::start(&redis.url(), &[("CHANNELS_SECRET", "the secret of another server")]).await;
+    elsewhere.ready().await;
+    let foreign = Browser::connect(&elsewhere, "ada").await.cut().pid;
+    let mut browser = Browser::connect(&server, "ada").await;
+    publish(&redis, "user-1", 0..2).await;
+    expect(&mut browser, 0..1).await;
+    let session = browser.cut();
+    let flipped = |index: usize| {
+        let mut pid = session.pid.clone().into_bytes();
+        pid[index] = if pid[index] == b'A' { b'B' } else { b'A' };
+        String::from_utf8(pid).unwrap()
+    };
+    let last = session.pid.len() - 2;
+    let long = "A".repeat(600_000);
+    for pid in
+        ["", "x", "null", &session.sid, &session.pid[1..], &foreign, &flipped(0), &flipped(40), &flipped(last), &long]
+    {
+        let session = Session { pid: pid.to_owned(), ..session.clone() };
+        let browser = Browser::resume(&server, "ada", &session).await;
+        assert_eq!((browser.recovered, numbers(&browser.missed)), (false, vec![1]), "{pid:.80}");
+    }
+    let unknown = Session { pid: foreign, offset: None, ..session };
+    let browser = Browser::resume(&server, "ada", &unknown).await;
+    assert_eq!((browser.recovered, numbers(&browser.missed)), (false, vec![0, 1]), "it may have missed anything");
+}
+
+#[tokio::test]
+async fn a_ticket_of_another_server_with_the_same_secret_is_honoured() {
+    const SECRET: [(&str, &str); 1] = [("CHANNELS_SECRET", "shared by both of them")];
+    let (redis, server) = start_with(&SECRET).await;
+    let other = Server::start(&redis.url(), &SECRET).await;
+    other.ready().await;
+    redis.user("ada", 1, &[2]).await;
+    let session = Browser::connect(&server, "ada").await.cut();
+    redis.forget("ada").await;
+    publish(&redis, "group-2", 0..2).await;
+    other.counted(Counter::MessagesReceived, 2).await;
+    let mut browser = Browser::resume(&other, "ada", &session).await;
+    assert_eq!(numbers(&browser.missed), [0, 1]);
+    publish(&redis, "group-2", [2]).await;
+    expect(&mut browser, [2]).await;
+}
+
+#[tokio::test]
+async fn who_comes_back_while_its_old_connection_lives_takes_its_place() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[]).await;
+    let mut old = Browser::connect(&server, "ada").await;
+    publish(&redis, "user-1", 0..3).await;
+    expect(&mut old, 0..2).await;
+    let mut new = Browser::resume(&server, "ada", &old.session).await;
+    assert!(new.recovered);
+    assert_eq!(numbers(&new.missed), [2]);
+    expect(&mut old, [2]).await;
+    assert_eq!(old.end().await, Ended::Closed(None));
+    publish(&redis, "user-1", 3..5).await;
+    redis.fence("end").await;
+    assert_eq!(numbers(&new.upto("end").await), [3, 4]);
+    let again = Browser::resume(&server, "ada", &new.cut()).await;
+    assert_eq!((again.recovered, again.missed), (true, vec![]));
+}
+
+#[tokio::test]
+async fn the_end_of_a_connection_that_was_replaced_does_not_end_the_session() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[]).await;
+    let old = Browser::connect(&server, "ada").await;
+    let mut new = Browser::resume(&server, "ada", &old.session).await;
+    old.cut();
+    for round in 0..5 {
+        publish(&redis, "user-1", [round]).await;
+        expect(&mut new, [round]).await;
+        let newer = Browser::resume(&server, "ada", &new.session).await;
+        assert!(newer.recovered);
+        std::mem::replace(&mut new, newer).cut();
+    }
+}
+
+#[tokio::test]
+async fn rooms_are_those_that_the_key_names_when_the_browser_comes_back() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[2, 3]).await;
+    let session = Browser::connect(&server, "ada").await.cut();
+    publish(&redis, "group-2", [0]).await;
+    publish(&redis, "group-4", [1]).await;
+    redis.user("ada", 1, &[3, 4]).await;
+    publish(&redis, "group-3", [2]).await;
+    let mut browser = Browser::resume(&server, "ada", &session).await;
+    assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![1, 2]));
+    for (number, room) in [(3, "group-2"), (4, "group-3"), (5, "group-4")] {
+        publish(&redis, room, [number]).await;
+    }
+    redis.fence("end").await;
+    assert_eq!(numbers(&browser.upto("end").await), [4, 5]);
+}
+
+#[tokio::test]
+async fn when_the_key_is_gone_the_rooms_of_the_ticket_serve() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[2]).await;
+    let session = Browser::connect(&server, "ada").await.cut();
+    redis.forget("ada").await;
+    publish(&redis, "group-2", [0]).await;
+    let mut browser = Browser::resume(&server, "ada", &session).await;
+    assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![0]));
+    publish(&redis, "user-1", [1]).await;
+    expect(&mut browser, [1]).await;
+}
+
+#[tokio::test]
+async fn a_key_that_names_nobody_any_more_takes_the_rooms_away() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[2]).await;
+    let session = Browser::connect(&server, "ada").await.cut();
+    redis.user_json("ada", "null").await;
+    publish(&redis, "group-2", [0]).await;
+    let mut browser = Browser::resume(&server, "ada", &session).await;
+    assert_eq!((browser.recovered, numbers(&browser.missed)), (false, vec![]));
+    publish(&redis, "group-2", [1]).await;
+    redis.fence("end").await;
+    assert_eq!(browser.upto("end").await, []);
+}
+
+#[tokio::test]
+async fn who_left_begins_anew_and_gets_nothing_from_before() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[]).await;
+    let mut browser = Browser::connect(&server, "ada").await;
+    let left = browser.session.clone();
+    browser.leave().await;
+    publish(&redis, "user-1", [0]).await;
+    for session in [left.clone(), left.without_offset()] {
+        let browser = Browser::resume(&server, "ada", &session).await;
+        assert_eq!((browser.recovered, numbers(&browser.missed)), (false, vec![]));
+        assert_ne!(browser.session.sid, left.sid);
+    }
+    for connect in ["40".to_owned(), left.packet()] {
+        browser = browser.reconnect(&connect).await;
+        assert_eq!((browser.recovered, numbers(&browser.missed)), (false, vec![]));
+        assert_ne!((&browser.session.sid, &browser.session.pid), (&left.sid, &left.pid));
+        publish(&redis, "user-1", [1]).await;
+        expect(&mut browser, [1]).await;
+        browser.leave().await;
+    }
+}
+
+#[tokio::test]
+async fn the_session_of_another_user_is_not_handed_over() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[2, 3]).await;
+    redis.user("bob", 4, &[3]).await;
+    let ada = Browser::connect(&server, "ada").await.cut();
+    for (number, room) in ["user-1", "group-2", "group-3", "user-4"].into_iter().enumerate() {
+        publish(&redis, room, [number]).await;
+    }
+    let mut bob = Browser::resume(&server, "bob", &ada).await;
+    assert!(!bob.recovered && bob.session.sid != ada.sid);
+    assert!(numbers(&bob.missed).iter().all(|number| [2, 3].contains(number)), "rooms of bob only");
+    let visitor = Browser::open(&server, "", &ada.packet()).await;
+    assert_eq!((visitor.recovered, numbers(&visitor.missed)), (false, vec![]));
+    publish(&redis, "group-2", [5]).await;
+    publish(&redis, "user-4", [6]).await;
+    redis.fence("end").await;
+    assert_eq!(numbers(&bob.upto("end").await), [6]);
+    assert!(Browser::resume(&server, "ada", &ada).await.recovered, "it is still hers");
+}
+
+#[tokio::test]
+async fn a_visitor_who_signs_in_keeps_its_session() {
+    let (redis, server) = start().await;
+    let session = Browser::connect(&server, "ada").await.cut();
+    redis.user("ada", 1, &[]).await;
+    publish(&redis, "user-1", [0]).await;
+    let browser = Browser::resume(&server, "ada", &session).await;
+    assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![0]));
+}
+
+/// What a browser got so far: the numbers of its own room and of the one it shares must each be complete.
+#[derive(Default)]
+struct Diary {
+    own: usize,
+    shared: usize,
+}
+
+impl Diary {
+    fn note(&mut self, events: &[Event]) {
+        for event in events {
+            let next = if event.argument.contains("group-1\"") { &mut self.shared } else { &mut self.own };
+            assert_eq!(event.number(), *next, "{}", event.packet);
+            *next += 1;
+        }
+    }
+
+    fn is_complete(&self, own: usize, shared: usize) -> bool {
+        (self.own, self.shared) == (own, shared)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn browsers_that_are_cut_all_the_time_while_messages_flow_get_each_once_and_in_order() {
+    const BROWSERS: usize = 24;
+    const OWN: usize = 100;
+    const SHARED: usize = 600;
+    let (redis, server) = start().await;
+    let server = Arc::new(server);
+    let mut browsers = JoinSet::new();
+    for user in 0..BROWSERS {
+        let token = format!("user{user}");
+        redis.user(&token, user, &[1]).await;
+        let mut browser = Browser::connect(&server, &token).await;
+        let server = Arc::clone(&server);
+        browsers.spawn(async move {
+            let mut diary = Diary::default();
+            while !diary.is_complete(OWN, SHARED) {
+                let reads = rand::rng().random_range(0..20);
+                for _ in 0..reads {
+                    if !diary.is_complete(OWN, SHARED) {
+                        diary.note(&[browser.event().await]);
+                    }
+                }
+                let old = browser;
+                let session = old.session.clone();
+                // Half of them come back before the old connection is known to be dead.
+                let dangling = rand::rng().random_bool(0.5).then_some(old);
+                browser = Browser::resume(&server, &token, &session).await;
+                drop(dangling);
+                assert!(browser.recovered);
+                diary.note(&browser.missed);
+            }
+            browser
+        });
+    }
+    for number in 0..SHARED {
+        let own = (number % (SHARED / OWN) == 0).then_some(number * OWN / SHARED);
+        let own = own.into_iter().flat_map(|own| (0..BROWSERS).map(move |user| record(&format!("user-{user}"), own)));
+        redis.many_records(own.chain([record("group-1", number)])).await;
+    }
+    let browsers = browsers.join_all().await;
+    redis.fence("end").await;
+    for mut browser in browsers {
+        assert_eq!(browser.upto("end").await, [], "nothing came twice");
+    }
+}

@@ -1,0 +1,133 @@
+//! A subscriber that writes down what it gets, for the tests of the hub.
+
+use std::{
+    sync::{Arc, LazyLock, Mutex, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use loomio_channels::hub::{Bounds, Epoch, Hub, Joined, Membership, Message, Offset, Since, Subscriber};
+
+/// After this time a shard hangs.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A message that knows its own place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Note {
+    pub(crate) offset: Offset,
+    pub(crate) weight: usize,
+}
+
+impl Message for Note {
+    fn weight(&self) -> usize {
+        self.weight
+    }
+}
+
+/// What one connection has got.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) got: Vec<Offset>,
+    /// The hub cut it.
+    pub(crate) lagged: bool,
+    /// The test cut it; what comes now does not arrive.
+    pub(crate) cut: bool,
+}
+
+#[derive(Default)]
+pub(crate) struct Screen(Arc<Mutex<Seen>>);
+
+impl Subscriber for Screen {
+    type Message = Note;
+
+    fn deliver(&self, notes: &[&Note]) {
+        let mut seen = self.0.lock().unwrap();
+        if !seen.lagged && !seen.cut {
+            seen.got.extend(notes.iter().map(|note| note.offset));
+        }
+    }
+
+    fn lagged(&self) {
+        self.0.lock().unwrap().lagged = true;
+    }
+}
+
+/// A membership, what it gets, and how it started.
+pub(crate) type Joining = (Membership<Screen>, Arc<Mutex<Seen>>, Joined<Note>);
+
+/// Joins and waits for the welcome.
+pub(crate) fn join(hub: &Hub<Screen>, rooms: Vec<String>, since: Since) -> Joining {
+    let (membership, seen, welcome) = ask_to_join(hub, rooms, since);
+    (membership, seen, welcome.recv_timeout(PATIENCE).unwrap())
+}
+
+/// Joins; the welcome will come through the channel.
+pub(crate) fn ask_to_join(
+    hub: &Hub<Screen>,
+    rooms: Vec<String>,
+    since: Since,
+) -> (Membership<Screen>, Arc<Mutex<Seen>>, mpsc::Receiver<Joined<Note>>) {
+    let screen = Screen::default();
+    let seen = Arc::clone(&screen.0);
+    let (sender, receiver) = mpsc::channel();
+    // Whoever was cut meanwhile does not wait for it any more.
+    let membership = hub.join(screen, rooms, since, move |joined| drop(sender.send(joined)));
+    (membership, seen, receiver)
+}
+
+/// Waits until all `shards` have done what they were told so far. Nobody else may join meanwhile: newcomers go from shard
+/// to shard in turn.
+pub(crate) fn obeyed(hub: &Hub<Screen>, shards: usize) {
+    let guests: Vec<_> = (0..shards).map(|_| ask_to_join(hub, Vec::new(), Since::Now)).collect();
+    for (_, _, welcome) in &guests {
+        welcome.recv_timeout(PATIENCE).unwrap();
+    }
+}
+
+/// Waits until a subscriber has got `count` messages, or the hub cut it.
+pub(crate) fn served(seen: &Mutex<Seen>, count: usize) {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let seen = seen.lock().unwrap();
+        if seen.got.len() >= count || seen.lagged {
+            return;
+        }
+        assert!(Instant::now() < until, "got {} messages of {count}", seen.got.len());
+        drop(seen);
+        thread::yield_now();
+    }
+}
+
+pub(crate) fn room(number: usize) -> String {
+    format!("group-{number}")
+}
+
+/// What the log counts for a message besides its weight.
+pub(crate) fn overhead() -> usize {
+    static OVERHEAD: LazyLock<usize> = LazyLock::new(|| {
+        let bounds = Bounds { window: Duration::MAX, bytes: usize::MAX };
+        let hub = Hub::<Screen>::start(Epoch::new(0), bounds, 1, || ()).unwrap();
+        hub.publish("a", 0, Instant::now(), |&offset| Note { offset, weight: 0 });
+        hub.log_bytes()
+    });
+    *OVERHEAD
+}
+
+/// Everything published, in order: sequence and room.
+pub(crate) type Published = Vec<(u64, usize)>;
+
+/// Publishes as fast as it goes while `more` says so of what was published, to rooms `0..rooms` in a fixed disorder.
+pub(crate) fn publish(hub: &Hub<Screen>, rooms: usize, more: impl Fn(&Published) -> bool) -> Published {
+    let mut published = Vec::new();
+    let mut state = 1_u64;
+    while more(&published) {
+        // The generator of Knuth's MMIX.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let number = usize::try_from(state >> 33).unwrap() % rooms;
+        hub.publish(&room(number), state, Instant::now(), |&offset| {
+            published.push((offset.sequence, number));
+            Note { offset, weight: 100 }
+        });
+    }
+    published
+}

@@ -1,0 +1,254 @@
+//! The hub while everything happens at once: one thread publishes as fast as it can, others join, are cut and come back.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use loomio_channels::hub::{Bounds, Epoch, Hub, Offset, Since, Subscriber};
+
+use crate::screen::{Note, PATIENCE, Published, Screen, Seen, ask_to_join, join, publish, room, served};
+
+const ROOMS: usize = 5;
+const SHARDS: usize = 3;
+const BROWSERS: usize = 4;
+/// So many connections there are at least, and so many messages for each of them.
+const CONNECTIONS: usize = 200;
+const MESSAGES: usize = 300;
+/// A connection lasts for fewer messages than this. Of those meant for one connection, a single room surely has more.
+const STAY: usize = 20;
+
+fn hub(bytes: usize) -> Hub<Screen> {
+    Hub::start(Epoch::new(7), Bounds { window: Duration::from_mins(10), bytes }, SHARDS, || ()).unwrap()
+}
+
+/// What one browser got through all its connections.
+#[derive(Default)]
+struct Diary {
+    rooms: BTreeSet<usize>,
+    /// Up to where it was served when it first joined.
+    start: u64,
+    got: Vec<u64>,
+    /// Sequences after which it was told that something is gone.
+    told: BTreeSet<u64>,
+    connections: usize,
+    lagged: usize,
+}
+
+impl Diary {
+    fn last(&self) -> u64 {
+        self.got.last().copied().unwrap_or(self.start)
+    }
+
+    /// Joins, is cut, and comes back with the last offset until `done`, and then once more until it has everything.
+    fn live(&mut self, hub: &Hub<Screen>, done: &AtomicBool, connections: &AtomicUsize) {
+        let mut last: Option<Offset> = None;
+        let rooms: Vec<String> = self.rooms.iter().copied().map(room).collect();
+        loop {
+            let ends = done.load(Ordering::Acquire);
+            let since = last.map_or(Since::Now, Since::Offset);
+            if self.connections % 7 == 6 && !ends {
+                // Gone again before the welcome.
+                drop(ask_to_join(hub, rooms.clone(), since));
+            }
+            let (membership, seen, joined) = join(hub, rooms.clone(), since);
+            self.connections += 1;
+            connections.fetch_add(1, Ordering::Relaxed);
+            if last.is_none() {
+                (self.start, last) = (joined.at.sequence, Some(joined.at));
+            }
+            if !joined.complete {
+                self.told.insert(self.last());
+            }
+            self.got.extend(joined.missed.iter().map(|note| note.offset.sequence));
+            last = joined.missed.last().map(|note| note.offset).or(last);
+            // In the end nothing is published any more, so that what it missed is all there is.
+            if !ends {
+                stay(&seen, self.connections * 37 % STAY, done);
+            }
+            let mut seen = seen.lock().unwrap();
+            seen.cut = true;
+            drop(membership);
+            self.got.extend(seen.got.iter().map(|offset| offset.sequence));
+            last = seen.got.last().copied().or(last);
+            self.lagged += usize::from(seen.lagged);
+            if ends && !seen.lagged {
+                return;
+            }
+        }
+    }
+
+    /// Between two messages it got nothing is missing, unless it was told so there.
+    fn check(&self, published: &Published) {
+        assert!(self.got.is_sorted_by(|one, next| one < next), "something came twice or out of order");
+        let mut got = self.got.iter().copied().peekable();
+        let mut before = self.start;
+        for &(sequence, room) in published {
+            if sequence <= self.start || !self.rooms.contains(&room) {
+                continue;
+            }
+            if got.next_if_eq(&sequence).is_some() {
+                before = sequence;
+            } else {
+                assert!(self.told.contains(&before), "{sequence} is missing after {before}, and nobody said so");
+            }
+        }
+        assert_eq!(got.next(), None, "something came that was never published for these rooms");
+    }
+}
+
+/// Publishes at full speed, a fixed number for each of the `wanted` connections: never so much more than can be
+/// delivered that the end of the test is not to be seen.
+fn publish_for(hub: &Hub<Screen>, connections: &AtomicUsize, wanted: usize) -> Published {
+    let until = Instant::now() + PATIENCE;
+    publish(hub, ROOMS, |published| {
+        let allowed = || connections.load(Ordering::Relaxed).saturating_add(1) * MESSAGES;
+        while published.len() >= allowed() && Instant::now() < until {
+            thread::yield_now();
+        }
+        published.len() < wanted * MESSAGES
+    })
+}
+
+/// Stays until `count` messages came, the hub cut it, or all is `done`.
+fn stay(seen: &Mutex<Seen>, count: usize, done: &AtomicBool) {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let seen = seen.lock().unwrap();
+        if seen.got.len() >= count || seen.lagged || done.load(Ordering::Acquire) {
+            return;
+        }
+        drop(seen);
+        assert!(Instant::now() < until, "no messages come");
+        thread::yield_now();
+    }
+}
+
+fn live_through(hub: &Hub<Screen>) -> (Published, Vec<Diary>) {
+    let (done, connections) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let mut diaries: Vec<Diary> = Vec::new();
+    let mut published = Published::new();
+    thread::scope(|scope| {
+        let browsers: Vec<_> = (0..BROWSERS)
+            .map(|number| {
+                let (done, connections) = (&done, &connections);
+                scope.spawn(move || {
+                    let mut diary = Diary { rooms: (0..=number % ROOMS).collect(), ..Diary::default() };
+                    diary.live(hub, done, connections);
+                    diary
+                })
+            })
+            .collect();
+        published = publish_for(hub, &connections, CONNECTIONS);
+        done.store(true, Ordering::Release);
+        diaries = browsers.into_iter().map(|browser| browser.join().unwrap()).collect();
+    });
+    (published, diaries)
+}
+
+#[test]
+fn all_arrive_once_and_in_order() {
+    let hub = hub(1 << 30);
+    let (published, diaries) = live_through(&hub);
+    for diary in &diaries {
+        diary.check(&published);
+        assert_eq!((diary.told.len(), diary.lagged), (0, 0), "the log has room for everything");
+    }
+    assert_eq!(hub.members(), 0);
+}
+
+#[test]
+fn with_a_short_log_every_hole_is_told() {
+    let hub = hub(40 * 228);
+    let (published, diaries) = live_through(&hub);
+    for diary in &diaries {
+        diary.check(&published);
+    }
+    assert!(diaries.iter().any(|diary| !diary.told.is_empty()), "nothing was lost, so nothing was tested");
+}
+
+#[test]
+fn rooms_that_are_given_late_bring_everything_since_the_join() {
+    const LATE: usize = 100;
+    let hub = hub(1 << 30);
+    let (done, count) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        let rails = scope.spawn(|| {
+            let published = publish_for(&hub, &count, LATE);
+            done.store(true, Ordering::Release);
+            published
+        });
+        let mut connections = Vec::new();
+        while connections.len() < LATE {
+            let (membership, seen, joined) = join(&hub, vec![room(0)], Since::Now);
+            count.fetch_add(1, Ordering::Relaxed);
+            stay(&seen, connections.len() * 53 % STAY, &done);
+            membership.set_rooms(vec![room(2), room(0), room(1)]);
+            connections.push((membership, seen, joined.at.sequence));
+        }
+        let published = rails.join().unwrap();
+        for (_membership, seen, start) in &connections {
+            let owed = published.iter().filter(|(sequence, room)| sequence > start && *room < 3);
+            let owed: Vec<u64> = owed.map(|(sequence, _)| *sequence).collect();
+            served(seen, owed.len());
+            let mut got: Vec<u64> = seen.lock().unwrap().got.iter().map(|offset| offset.sequence).collect();
+            got.sort_unstable();
+            assert!(got == owed, "after {start}");
+        }
+    });
+}
+
+/// A subscriber that takes its time: while it is given a message, more come.
+struct Slow(Arc<Overload>);
+
+#[derive(Default)]
+struct Overload {
+    published: AtomicUsize,
+    over: AtomicBool,
+}
+
+impl Subscriber for Slow {
+    type Message = Note;
+
+    fn deliver(&self, _: &[&Note]) {
+        let enough = self.0.published.load(Ordering::Acquire) + 10;
+        while self.0.published.load(Ordering::Acquire) < enough && !self.0.over.load(Ordering::Acquire) {
+            thread::yield_now();
+        }
+    }
+
+    fn lagged(&self) {}
+}
+
+#[test]
+fn newcomers_are_welcomed_while_more_comes_than_can_be_delivered() {
+    const SOON: Duration = Duration::from_secs(5);
+    let bounds = Bounds { window: Duration::from_mins(10), bytes: 1 << 30 };
+    let hub = Hub::start(Epoch::new(7), bounds, 1, || ()).unwrap();
+    let overload = Arc::new(Overload::default());
+    let (sender, welcome) = mpsc::channel();
+    thread::scope(|scope| {
+        let _slow = hub.join(Slow(Arc::clone(&overload)), vec![room(0)], Since::Now, |_| {});
+        scope.spawn(|| {
+            while !overload.over.load(Ordering::Acquire) {
+                hub.publish(&room(0), 0, Instant::now(), |&offset| Note { offset, weight: 0 });
+                overload.published.fetch_add(1, Ordering::AcqRel);
+            }
+        });
+        while overload.published.load(Ordering::Acquire) < 1_000 {
+            thread::yield_now();
+        }
+        let joining = hub
+            .join(Slow(Arc::clone(&overload)), vec![room(1)], Since::Now, move |_| sender.send(()).unwrap_or_default());
+        let welcomed = welcome.recv_timeout(SOON);
+        overload.over.store(true, Ordering::Release);
+        drop(joining);
+        assert!(welcomed.is_ok(), "not welcomed within {SOON:?}");
+    });
+}
