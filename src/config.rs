@@ -6,8 +6,10 @@
 
 mod environment;
 mod mistake;
+mod networks;
 mod origin;
 mod parse;
+mod rails;
 mod reader;
 mod redis_url;
 mod secret;
@@ -21,10 +23,12 @@ mod variable;
 pub use self::{
     environment::Environment,
     mistake::{Mistake, Mistakes},
+    networks::Networks,
     origin::AllowedOrigin,
+    rails::{RAILS_VARIABLES, Rails, RailsEndpoint},
     redis_url::{RedisTarget, RedisUrl},
     secret::Secret,
-    sections::{Engine, Http, Log, LogFormat, Recovery, Redis},
+    sections::{Collab, Engine, Http, Log, LogFormat, Recovery, Redis},
     variable::{VARIABLES, Variable, help_table, markdown_table},
 };
 
@@ -41,6 +45,10 @@ pub struct Config {
     pub engine: Engine,
     /// What a returning browser can still get.
     pub recovery: Recovery,
+    /// How Rails is asked who may edit a document.
+    pub rails: Rails,
+    /// Who may have it asked, and how often.
+    pub collab: Collab,
     /// Workers that own sockets. `SHARDS`, default one per core the process may use; 1 to 64.
     pub shards: usize,
     /// What is logged, and in which form.
@@ -87,6 +95,8 @@ impl Config {
         let redis = Redis::read(reader);
         let engine = Engine::read(reader);
         let recovery = Recovery::read(reader);
+        let rails = Rails::read(reader);
+        let collab = Collab::read(reader);
         let shards = sections::shards(reader, environment.cores());
         let log = Log::read(reader);
         Ok(Self {
@@ -94,6 +104,8 @@ impl Config {
             redis: redis?,
             engine: engine?,
             recovery: recovery?,
+            rails: rails?,
+            collab: collab?,
             shards: shards?,
             log: log?,
             demo,

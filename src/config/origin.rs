@@ -40,16 +40,24 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Result<Option<AllowedOrigin>, Rep
     Ok(Some(AllowedOrigin { origin, variable: variable.name }))
 }
 
+/// What to do about an address of Loomio that is none.
+pub(super) const MEND: &str = "give the address of Loomio, for example https://loomio.example.org";
+
 fn of_url(text: &str) -> Result<String, Wrong> {
-    let mend = "give the address of Loomio, for example https://loomio.example.org";
+    web_url(text, MEND).map(|url| url.origin().ascii_serialization())
+}
+
+/// An address that begins with `http://` or `https://`.
+pub(super) fn web_url(text: &str, mend: &str) -> Result<Url, Wrong> {
     let url = Url::parse(text).map_err(|_| Wrong::new("not an address", mend))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(Wrong::new("neither http:// nor https://", mend));
     }
-    Ok(url.origin().ascii_serialization())
+    Ok(url)
 }
 
-fn of_host(host: &str) -> Result<String, Wrong> {
+/// The origin of a host that is reached over `https://`.
+pub(super) fn of_host(host: &str) -> Result<String, Wrong> {
     let wrong = || Wrong::new("not a host name", "give the name alone, for example loomio.example.org");
     if host.contains(|c: char| c.is_whitespace() || "/\\?#@,".contains(c)) {
         return Err(wrong());

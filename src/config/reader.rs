@@ -27,7 +27,7 @@ impl<'a> Reader<'a> {
         let Some(value) = self.environment.get(variable.name) else { return Ok(None) };
         let Some(text) = value.to_str() else {
             let wrong = Wrong::new("not UTF-8", "write it as plain text");
-            self.mistakes.push(Mistake::hidden(variable.name, wrong));
+            self.keep(Mistake::hidden(variable.name, wrong));
             return Err(Reported);
         };
         Ok(Some(text.trim()).filter(|text| !text.is_empty()))
@@ -67,13 +67,20 @@ impl<'a> Reader<'a> {
                 // Docker's env files keep quotes as part of the value.
                 "remove the quotes around it".clone_into(&mut wrong.mend);
             }
-            self.mistakes.push(if variable.secret {
+            self.keep(if variable.secret {
                 Mistake::hidden(variable.name, wrong)
             } else {
                 Mistake::shown(variable.name, text, wrong)
             });
             Reported
         })
+    }
+
+    /// A variable that is read for two purposes has its mistake once.
+    fn keep(&mut self, mistake: Mistake) {
+        if !self.mistakes.contains(&mistake) {
+            self.mistakes.push(mistake);
+        }
     }
 
     /// Keeps a remark for the start block. It must not hold a value that may be secret.

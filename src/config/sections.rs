@@ -3,13 +3,14 @@
 use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
 
 use super::{
-    AllowedOrigin, Mistake, RedisUrl, Secret,
+    AllowedOrigin, Mistake, Networks, RedisUrl, Secret,
     mistake::Wrong,
     origin, parse,
     reader::{Reader, Reported},
     variable::{
-        BIND, CHANNELS_SECRET, CONNECT_TIMEOUT_MS, LOG_FORMAT, OUTBOX_BYTES, PING_INTERVAL_MS, PING_TIMEOUT_MS, PORT,
-        RECOVERY_LOG_BYTES, RECOVERY_WINDOW, REDIS_URL, RUST_LOG, SECRET_COOKIE_TOKEN, SHARDS, STRICT_ORIGIN,
+        BIND, CHANNELS_SECRET, COLLAB_AUTH_PER_MINUTE, COLLAB_STRICT_NAMES, CONNECT_TIMEOUT_MS, LOG_FORMAT,
+        OUTBOX_BYTES, PING_INTERVAL_MS, PING_TIMEOUT_MS, PORT, RECOVERY_LOG_BYTES, RECOVERY_WINDOW, REDIS_URL,
+        RUST_LOG, SECRET_COOKIE_TOKEN, SHARDS, STRICT_ORIGIN, TRUSTED_PROXIES,
     },
 };
 
@@ -21,6 +22,8 @@ const WINDOW: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from
 const RECOVERY_LOG: RangeInclusive<u64> = 64 << 10..=64 << 30;
 /// Each shard is a worker; beyond this, handing a message to all of them costs more than they save.
 const MOST_SHARDS: usize = 64;
+/// One check in 60 ms, times 1,000, is more than any Rails answers.
+const PER_MINUTE: RangeInclusive<u32> = 1..=1_000_000;
 /// A ticket can be attacked offline, so a key that is easily guessed is none.
 const LEAST_SECRET_CHARACTERS: usize = 16;
 
@@ -68,6 +71,17 @@ pub struct Recovery {
     pub secret: Option<Secret>,
     /// The variable the secret came from.
     pub secret_variable: Option<&'static str>,
+}
+
+/// Who may ask whether someone may edit a document, and how often.
+#[derive(Clone, Debug)]
+pub struct Collab {
+    /// Checks a minute, for each client address and for each token. `COLLAB_AUTH_PER_MINUTE`, default 60.
+    pub auth_per_minute: u32,
+    /// Whether document names of an unknown form are refused. `COLLAB_STRICT_NAMES`, default 0.
+    pub strict_names: bool,
+    /// Whose `X-Forwarded-For` counts. `TRUSTED_PROXIES`, default private networks.
+    pub trusted_proxies: Networks,
 }
 
 /// What is logged, and in which form.
@@ -160,6 +174,15 @@ fn own_secret(text: &str) -> Result<Secret, Wrong> {
         return Err(Wrong::new(problem, "make one with `openssl rand -hex 32`"));
     }
     Ok(Secret::new(text))
+}
+
+impl Collab {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, Reported> {
+        let auth_per_minute = reader.value(&COLLAB_AUTH_PER_MINUTE, parse::number(PER_MINUTE));
+        let strict_names = reader.value(&COLLAB_STRICT_NAMES, parse::switch);
+        let trusted_proxies = reader.value(&TRUSTED_PROXIES, Networks::parse);
+        Ok(Self { auth_per_minute: auth_per_minute?, strict_names: strict_names?, trusted_proxies: trusted_proxies? })
+    }
 }
 
 pub(super) fn shards(reader: &mut Reader<'_>, cores: usize) -> Result<usize, Reported> {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{
-    Config, Http,
+    Config, Http, RAILS_VARIABLES, Rails,
     parse::{show_bytes, show_duration},
 };
 
@@ -20,6 +20,7 @@ impl Config {
             ("listen", listen(&self.http)),
             ("redis", redis),
             ("origin", origin(&self.http)),
+            ("rails", rails(&self.rails)),
             ("ticket key", ticket_key.to_owned()),
             ("recovery", recovery),
             ("shards", self.shards.to_string()),
@@ -39,6 +40,13 @@ fn listen(http: &Http) -> String {
         (Some(address), port) => std::net::SocketAddr::new(address, port).to_string(),
         (None, 0) => "a free port on all interfaces".to_owned(),
         (None, port) => format!("port {port} on all interfaces"),
+    }
+}
+
+fn rails(rails: &Rails) -> String {
+    match &rails.endpoint {
+        Some(endpoint) => format!("{} (from {})", endpoint.url, endpoint.variable),
+        None => format!("none, so nobody may edit together; set {RAILS_VARIABLES}"),
     }
 }
 

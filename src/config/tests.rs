@@ -29,6 +29,10 @@ fn defaults_are_those_of_the_table() {
     assert_eq!(config.recovery.window, Duration::from_mins(30));
     assert_eq!(config.recovery.log_bytes, 64 << 20);
     assert_eq!((config.recovery.secret, config.recovery.secret_variable), (None, None));
+    assert_eq!((config.rails.endpoint, config.rails.max_concurrency), (None, 16));
+    assert_eq!(config.rails.hold, Duration::from_secs(30));
+    assert_eq!((config.collab.auth_per_minute, config.collab.strict_names), (60, false));
+    assert!(config.collab.trusted_proxies.contains(std::net::Ipv4Addr::LOCALHOST.into()));
     assert_eq!(config.shards, 6);
     assert_eq!((config.log.format, config.log.filter.as_str()), (LogFormat::Text, "info"));
     assert!(!config.demo && config.notes.is_empty());
@@ -76,11 +80,16 @@ fn all_mistakes_come_together() {
         ("RECOVERY_WINDOW", "soon"),
         ("RECOVERY_LOG_BYTES", "1T"),
         ("CHANNELS_SECRET", "hunter2"),
+        ("RAILS_MAX_CONCURRENCY", "many"),
+        ("RAILS_HOLD_SECONDS", "301"),
+        ("COLLAB_AUTH_PER_MINUTE", "0"),
+        ("COLLAB_STRICT_NAMES", "some"),
+        ("TRUSTED_PROXIES", "proxy"),
         ("SHARDS", "0"),
         ("LOG_FORMAT", "xml"),
         ("RUST_LOG", "info,=="),
     ]);
-    assert_eq!(found.len(), 15, "{found:#?}");
+    assert_eq!(found.len(), 20, "{found:#?}");
     assert_eq!(found[0], "PORT=\"70000\": out of range; give a whole number from 0 to 65535");
     assert!(found.iter().any(|mistake| mistake.starts_with("REDIS_URL: what follows the host")), "{found:#?}");
 }
@@ -161,6 +170,7 @@ fn the_start_block_can_be_read_at_a_glance() {
   listen     port 5000 on all interfaces
   redis      redis://:***@redis:6379/0
   origin     https://loomio.example.org (from PUBLIC_APP_URL)
+  rails      https://loomio.example.org/api/hocuspocus (from PUBLIC_APP_URL)
   ticket key SECRET_COOKIE_TOKEN
   recovery   30m, up to 64 MiB
   shards     1
@@ -176,7 +186,7 @@ fn the_start_block_warns_of_a_missing_origin() {
 }
 
 /// Places a secret may stand in, `{}` being it. Some of them are wrong on purpose.
-const PLACES: [(&str, &str); 16] = [
+const PLACES: [(&str, &str); 18] = [
     ("CHANNELS_SECRET", "{}"),
     ("SECRET_COOKIE_TOKEN", "{}"),
     ("REDIS_URL", "redis://:{}@host/0"),
@@ -193,6 +203,8 @@ const PLACES: [(&str, &str); 16] = [
     ("REDIS_URL", "redis-sentinel://{}@a,b/0"),
     ("PUBLIC_APP_URL", "https://user:{}@loomio.example.org"),
     ("PUBLIC_APP_URL", "ftp://user:{}@loomio.example.org"),
+    ("PRIVATE_APP_URL", "http://user:{}@app:3000"),
+    ("APP_URL", "http://app:3000/?key={}"),
 ];
 
 proptest! {

@@ -29,6 +29,9 @@ pub(super) static BIND: Variable =
     plain("BIND", "all interfaces", "address to listen on, for example 127.0.0.1 or ::1");
 pub(super) static PUBLIC_APP_URL: Variable =
     plain("PUBLIC_APP_URL", "https://$CANONICAL_HOST", "address of Loomio in the browser: the origin CORS allows");
+pub(super) static PRIVATE_APP_URL: Variable =
+    plain("PRIVATE_APP_URL", "APP_URL", "address of Loomio from here, for example http://app:3000: who is asked");
+pub(super) static APP_URL: Variable = plain("APP_URL", "PUBLIC_APP_URL", "the same, used when that is unset");
 pub(super) static CANONICAL_HOST: Variable =
     plain("CANONICAL_HOST", "VIRTUAL_HOST", "host name of Loomio, for example loomio.example.org");
 pub(super) static VIRTUAL_HOST: Variable =
@@ -59,15 +62,27 @@ pub(super) static CHANNELS_SECRET: Variable = secret(
 );
 pub(super) static SECRET_COOKIE_TOKEN: Variable =
     secret("SECRET_COOKIE_TOKEN", "a random key", "Loomio's own secret, used when CHANNELS_SECRET is unset");
+pub(super) static RAILS_MAX_CONCURRENCY: Variable =
+    plain("RAILS_MAX_CONCURRENCY", "16", "requests to Loomio under way at a time, 1 to 256");
+pub(super) static RAILS_HOLD_SECONDS: Variable =
+    plain("RAILS_HOLD_SECONDS", "30", "seconds a check waits for a Loomio that restarts, 1 to 300");
+pub(super) static COLLAB_AUTH_PER_MINUTE: Variable =
+    plain("COLLAB_AUTH_PER_MINUTE", "60", "checks a minute for each client address and each token");
+pub(super) static COLLAB_STRICT_NAMES: Variable =
+    plain("COLLAB_STRICT_NAMES", "0", "1 refuses document names of a form Loomio does not use today");
+pub(super) static TRUSTED_PROXIES: Variable =
+    plain("TRUSTED_PROXIES", "private", "whose X-Forwarded-For counts: addresses, networks, private or none");
 pub(super) static SHARDS: Variable = plain("SHARDS", "one per core", "workers that own the sockets, 1 to 64");
 pub(super) static LOG_FORMAT: Variable = plain("LOG_FORMAT", "text", "text or json");
 pub(super) static RUST_LOG: Variable =
     plain("RUST_LOG", "info", "what is logged: error, warn, info, debug, or directives such as info,hyper=warn");
 
 /// Every variable that is read, in the order in which it is explained.
-pub static VARIABLES: [&Variable; 18] = [
+pub static VARIABLES: [&Variable; 25] = [
     &REDIS_URL,
     &PUBLIC_APP_URL,
+    &PRIVATE_APP_URL,
+    &APP_URL,
     &CANONICAL_HOST,
     &VIRTUAL_HOST,
     &STRICT_ORIGIN,
@@ -81,6 +96,11 @@ pub static VARIABLES: [&Variable; 18] = [
     &PING_INTERVAL_MS,
     &PING_TIMEOUT_MS,
     &CONNECT_TIMEOUT_MS,
+    &RAILS_MAX_CONCURRENCY,
+    &RAILS_HOLD_SECONDS,
+    &COLLAB_AUTH_PER_MINUTE,
+    &COLLAB_STRICT_NAMES,
+    &TRUSTED_PROXIES,
     &SHARDS,
     &LOG_FORMAT,
     &RUST_LOG,
