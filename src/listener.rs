@@ -8,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::Router;
-use hyper::server::conn::http1;
+use axum::{Router, http::Request};
+use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -20,6 +20,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
 
 use crate::{lifecycle::Tasks, telemetry::Throttle};
 
@@ -40,6 +41,11 @@ const STUCK_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// How long requests may take to end after the stop.
 const DRAIN: Duration = Duration::from_secs(2);
+
+/// Who sent a request, as an extension of it: the address at the other end of the connection. IPv4 is IPv4, also
+/// where the port was taken for both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub IpAddr);
 
 /// Takes a port on all interfaces, IPv6 and IPv4, or on one address. Port 0 takes a free one.
 ///
@@ -80,10 +86,11 @@ pub async fn serve(listener: TcpListener, router: Router, tasks: Tasks, stop: Ca
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES);
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, address)) => {
                 let _ = stream.set_nodelay(true);
                 let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(STUCK_TIMEOUT));
-                tasks.spawn(connection(http.clone(), stream, router.clone(), stop.clone()));
+                let peer = Peer(address.ip().to_canonical());
+                tasks.spawn(connection(http.clone(), stream, peer, router.clone(), stop.clone()));
             }
             // Of one connection, which is gone already.
             Err(error) if is_of_peer(&error) => {}
@@ -102,8 +109,11 @@ fn is_of_peer(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-async fn connection(http: http1::Builder, stream: TcpStream, router: Router, stop: CancellationToken) {
-    let service = TowerToHyperService::new(router);
+async fn connection(http: http1::Builder, stream: TcpStream, peer: Peer, router: Router, stop: CancellationToken) {
+    let service = TowerToHyperService::new(router.map_request(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        request
+    }));
     let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service).with_upgrades());
     // An error here is the client's: it went away or does not speak HTTP. It got its status where there is one.
     if stop.run_until_cancelled(connection.as_mut()).await.is_none() {
