@@ -1,7 +1,8 @@
-//! Who a browser is, which rooms that gives it, and the ticket it can come back with.
+//! Who a browser is, which rooms that gives it, the ticket it can come back with, and which documents it may edit.
 //!
-//! Knows Rails' keys in Redis and nothing of sockets.
+//! Knows Rails' keys in Redis and its endpoint, and nothing of sockets.
 
+pub mod rails;
 mod ticket;
 mod token;
 

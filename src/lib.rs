@@ -12,10 +12,10 @@
 //! | [`admin`], [`demo`] | what operators ask; the page of `loomio-channels demo` | browsers' sockets |
 //! | [`hub`] | rooms, fan-out, recovery | protocols, Redis, HTTP |
 //! | [`bus`] | messages as Rails writes them, from Redis or an embedded broker | rooms' members |
-//! | [`auth`] | tokens, users, tickets | sockets |
+//! | [`auth`] | tokens, users, tickets, who may edit what | sockets |
 //! | [`engineio`] | transports, heartbeats, slow clients | Loomio, Socket.IO |
 //! | [`redis_client`], [`listener`] | connections to Redis; the port | channels and keys; what is served |
-//! | [`lifecycle`], [`telemetry`] | tasks and their end; the log | what tasks do |
+//! | [`lifecycle`], [`telemetry`], [`tls`] | tasks and their end; the log; cryptography | what they are for |
 //! | [`config`], [`metrics`] | every setting; every count | all of the above |
 
 pub mod admin;
@@ -34,3 +34,4 @@ pub mod metrics;
 pub mod redis_client;
 pub mod socketio;
 pub mod telemetry;
+pub mod tls;

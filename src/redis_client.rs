@@ -11,7 +11,10 @@ use redis::{
 };
 use tokio::{sync::Mutex, time::timeout};
 
-use crate::config::{RedisTarget, RedisUrl, Secret};
+use crate::{
+    config::{RedisTarget, RedisUrl, Secret},
+    tls,
+};
 
 /// How long a connection may take to come about.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,8 +53,7 @@ impl Connector {
     /// # Errors
     /// When the client does not take the address.
     pub fn new(url: &RedisUrl) -> Result<Self, RedisError> {
-        // The only other user of TLS would choose the same; then this is a repetition and fails, which is fine.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        tls::install();
         Ok(Self(match url.target() {
             RedisTarget::Url(address) => Route::Straight(Client::open(address.expose())?),
             sentinel @ RedisTarget::Sentinel { .. } => Route::Sentinel(Mutex::new(sentinel_client(sentinel)?)),

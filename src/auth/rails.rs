@@ -1,0 +1,355 @@
+//! May this person edit this document? Only Rails knows; here it is asked, and waited for while it restarts.
+//!
+//! Identical questions at the same time are one request, recent answers are remembered for a moment, and a Rails that
+//! is down is tried by one question at a time while the others wait. A question can be dropped at any time and leaves
+//! nothing behind. Knows Rails' endpoint, and nothing of who asks or how.
+
+mod aging;
+mod breaker;
+mod cache;
+mod client;
+mod document;
+mod flight;
+mod gate;
+mod limit;
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use rand::RngExt;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    breaker::{Failed, pause_after},
+    cache::Cache,
+    client::{Answer, Client, Failure},
+    flight::{Attempts, Flights, Joined},
+    gate::{Gate, Pass, chance},
+};
+pub use self::{
+    document::{Check, Malformed, Names},
+    limit::Limits,
+};
+use crate::{
+    config::{RAILS_VARIABLES, Rails as Settings},
+    lifecycle::Tasks,
+    metrics::{Counter, Metrics, Timing},
+    telemetry::Throttle,
+};
+
+/// Checks that may be under way or wait at a time. All editors of a large installation come back at once after a
+/// restart, and a waiting check costs about 15 kB with its connection. One more is told that Rails is unavailable.
+const MOST_WAITING: usize = 2_048;
+
+/// How much later than Rails is tried again whoever was turned away should come back, spread over this time.
+const COME_BACK: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(5);
+
+/// Requests after the first that Rails stumbled over. It may have been a passing trouble, but also the document's type.
+const RETRIES_AFTER_STUMBLE: u32 = 1;
+
+/// When to ask again if a setting has to be mended first.
+const MENDING: Duration = Duration::from_mins(1);
+
+/// Rails' answer, or why there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The person may edit the document.
+    Granted,
+    /// The person may not.
+    Denied,
+    /// Rails could not be asked, or not in time.
+    Unavailable {
+        /// When to ask again.
+        retry_after: Duration,
+    },
+}
+
+/// Asks Rails.
+pub struct Rails {
+    client: Option<Arc<Client>>,
+    hold: Duration,
+    gate: Gate,
+    /// Requests that may be under way, given in the order of arrival.
+    places: Semaphore,
+    waiting: Semaphore,
+    flights: Arc<Flights<Landed>>,
+    cache: Mutex<Cache>,
+    metrics: Metrics,
+    tasks: Tasks,
+    stop: CancellationToken,
+}
+
+/// How a check ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Landed {
+    /// With this status, and that is yes or no.
+    Answered { granted: bool, status: u16 },
+    /// Rails is said to be elsewhere.
+    Redirected,
+}
+
+/// Why a check did not take place or did not end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turned {
+    NoAddress,
+    Full,
+    Down,
+    Late,
+    Stopping,
+}
+
+/// What earlier requests for the same check brought.
+#[derive(Default)]
+struct Trouble {
+    stumbles: u32,
+    failures: u32,
+}
+
+impl Rails {
+    /// Asks as the settings say; dials nothing yet. What has to outlast a question runs in `tasks`, and nobody waits
+    /// after `stop`.
+    pub fn new(settings: &Settings, metrics: Metrics, tasks: Tasks, stop: CancellationToken) -> Arc<Self> {
+        let endpoint = settings.endpoint.clone();
+        Arc::new(Self {
+            client: endpoint.map(|endpoint| Arc::new(Client::new(endpoint, settings.max_concurrency))),
+            hold: settings.hold,
+            gate: Gate::new(),
+            places: Semaphore::new(settings.max_concurrency),
+            waiting: Semaphore::new(MOST_WAITING),
+            flights: Flights::new(),
+            cache: Mutex::new(Cache::new()),
+            metrics,
+            tasks,
+            stop,
+        })
+    }
+
+    /// Rails' answer, within the hold time of the settings. Whoever drops this gives up, and nobody else with them.
+    pub async fn check(self: &Arc<Self>, check: Check) -> Verdict {
+        let started = Instant::now();
+        let (kind, user) = (check.kind(), check.user().to_owned());
+        let mut attempts = Attempts::default();
+        let outcome = self.outcome(check, &mut attempts).await;
+        let (attempts, took) = (attempts.load(Ordering::Relaxed), started.elapsed());
+        self.metrics.time(Timing::Check, took);
+        let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        let (counter, verdict) = match outcome {
+            Ok(Landed::Answered { granted, status }) => {
+                tracing::info!(kind, user, status, attempts, ms, "checked who may edit a document");
+                if granted {
+                    (Counter::ChecksGranted, Verdict::Granted)
+                } else {
+                    (Counter::ChecksDenied, Verdict::Denied)
+                }
+            }
+            Ok(Landed::Redirected) => (Counter::ChecksUnavailable, Verdict::Unavailable { retry_after: MENDING }),
+            Err(turned) => {
+                turned.report(kind, &user, attempts, ms);
+                let retry_after = if turned == Turned::NoAddress { MENDING } else { self.come_back() };
+                (Counter::ChecksUnavailable, Verdict::Unavailable { retry_after })
+            }
+        };
+        self.metrics.count(counter);
+        verdict
+    }
+
+    async fn outcome(self: &Arc<Self>, check: Check, attempts: &mut Attempts) -> Result<Landed, Turned> {
+        let Some(client) = &self.client else { return Err(Turned::NoAddress) };
+        let down_for = self.gate.down_for();
+        if down_for.is_none()
+            && let Some(status) = self.cache().get(&check.key(), Instant::now())
+        {
+            self.metrics.count(Counter::ChecksCached);
+            return Ok(Landed::Answered { granted: status == 200, status });
+        }
+        // Who would wait in vain, as Rails has asked for more time than there is, is told so at once as well.
+        if down_for.is_some_and(|outage| outage.max(self.gate.next_try_in()) >= self.hold) {
+            self.probe(Arc::clone(client), check);
+            return Err(Turned::Down);
+        }
+        let _waiting = self.waiting.try_acquire().map_err(|_| Turned::Full)?;
+        let joined = self.join(client, check);
+        *attempts = joined.attempts;
+        tokio::select! {
+            biased;
+            landed = timeout(self.hold, joined.landing) => landed.map_err(|_| Turned::Late),
+            () = self.stop.cancelled() => Err(Turned::Stopping),
+        }
+    }
+
+    /// The flight with the same question, or a new one.
+    fn join(self: &Arc<Self>, client: &Arc<Client>, check: Check) -> Joined<Landed> {
+        let (rails, client) = (Arc::clone(self), Arc::clone(client));
+        let joined =
+            self.flights.join(check.key(), |attempts| async move { rails.fly(&client, &check, &attempts).await });
+        if joined.others {
+            self.metrics.count(Counter::ChecksJoined);
+        }
+        joined
+    }
+
+    /// Asks until Rails answers.
+    async fn fly(&self, client: &Client, check: &Check, attempts: &AtomicU32) -> Landed {
+        let mut trouble = Trouble::default();
+        loop {
+            let pass = self.gate.pass().await;
+            // The semaphore is never closed.
+            let place = self.places.acquire().await;
+            if !self.gate.holds(&pass) {
+                continue;
+            }
+            attempts.fetch_add(1, Ordering::Relaxed);
+            let step = self.ask(client, check, &pass, &mut trouble).await;
+            drop((place, pass));
+            match step {
+                Ok(landed) => return landed,
+                Err(pause) => sleep(pause).await,
+            }
+        }
+    }
+
+    /// Asks once and learns from the answer how Rails is.
+    ///
+    /// # Errors
+    /// The pause after which to ask again.
+    async fn ask(
+        &self,
+        client: &Client,
+        check: &Check,
+        pass: &Pass,
+        trouble: &mut Trouble,
+    ) -> Result<Landed, Duration> {
+        let asked = Instant::now();
+        self.metrics.count(Counter::RailsRequests);
+        let answer = client.ask(check).await;
+        if answer.is_ok() {
+            self.metrics.time(Timing::RailsRequest, asked.elapsed());
+        }
+        let (granted, status) = match answer {
+            Ok(Answer::Granted) => (true, 200),
+            Ok(Answer::Denied(status)) => (false, status),
+            Ok(Answer::Stumbled) => {
+                self.gate.undecided(pass, asked);
+                trouble.stumbles += 1;
+                if trouble.stumbles <= RETRIES_AFTER_STUMBLE {
+                    return Err(pause_after(trouble.stumbles, None, chance()));
+                }
+                self.remember(check, 500, pass);
+                return Ok(Landed::Answered { granted: false, status: 500 });
+            }
+            Ok(Answer::Redirected { status, to }) => {
+                self.metrics.count(Counter::RailsRedirects);
+                report_redirect(client.variable(), status, to.as_deref());
+                self.answered(pass);
+                return Ok(Landed::Redirected);
+            }
+            Err(failure) => {
+                self.metrics.count(Counter::RailsFailures);
+                trouble.failures += 1;
+                return Err(self.failed(pass, asked, &failure, trouble.failures));
+            }
+        };
+        self.answered(pass);
+        self.remember(check, status, pass);
+        Ok(Landed::Answered { granted, status })
+    }
+
+    fn answered(&self, pass: &Pass) {
+        if let Some(outage) = self.gate.answered(pass) {
+            let seconds = outage.as_secs();
+            tracing::info!(seconds, "rails answers again");
+        }
+    }
+
+    /// Returns the pause after which to ask again: none while Rails is down, as then there is a queue for that.
+    fn failed(&self, pass: &Pass, asked: Instant, failure: &Failure, failures: u32) -> Duration {
+        static FAILURES: Throttle = Throttle::new();
+        let failed = self.gate.failed(pass, asked, failure.retry_after);
+        if failed == Failed::Opened {
+            self.cache().clear();
+            self.metrics.count(Counter::RailsOutages);
+        }
+        if let Some(more_since_last) = FAILURES.allow(std::time::Instant::now()) {
+            let (reason, hold) = (&failure.reason, self.hold.as_secs());
+            tracing::warn!(
+                more_since_last,
+                "cannot ask rails who may edit, trying on, checks wait up to {hold} s: {reason}"
+            );
+        }
+        if failed == Failed::Alone { pause_after(failures, failure.retry_after, chance()) } else { Duration::ZERO }
+    }
+
+    /// Keeps an answer for a moment, unless there was an outage since it was asked for.
+    fn remember(&self, check: &Check, status: u16, pass: &Pass) {
+        // An outage that begins after this look clears what is inserted here.
+        let mut cache = self.cache();
+        if self.gate.is_up_since(pass) {
+            cache.insert(check.key(), status, Instant::now());
+        }
+    }
+
+    /// Tries Rails for the sake of those who come later, if it is time and nobody else does.
+    fn probe(self: &Arc<Self>, client: Arc<Client>, check: Check) {
+        let Some(pass) = self.gate.try_probe() else { return };
+        let rails = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let probe = async {
+                let _place = rails.places.acquire().await;
+                let _ = rails.ask(&client, &check, &pass, &mut Trouble::default()).await;
+            };
+            rails.stop.run_until_cancelled(probe).await;
+        });
+    }
+
+    /// When those who are turned away should ask again: not before Rails is tried again, and not all at once.
+    fn come_back(&self) -> Duration {
+        self.gate.next_try_in() + rand::rng().random_range(COME_BACK)
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Turned {
+    /// Once a minute for each reason, as one that concerns many has been reported otherwise; who waited in vain always.
+    fn report(self, kind: &str, user: &str, attempts: u32, ms: u64) {
+        static KINDS: [Throttle; 5] = [const { Throttle::new() }; 5];
+        if self == Self::Late {
+            tracing::warn!(kind, user, attempts, ms, "rails did not say in time who may edit a document");
+            return;
+        }
+        let throttle = KINDS.get(self as usize);
+        let Some(more_since_last) = throttle.and_then(|kind| kind.allow(std::time::Instant::now())) else { return };
+        match self {
+            Self::NoAddress => {
+                tracing::error!(more_since_last, "nobody can edit together: set {RAILS_VARIABLES} to where rails is");
+            }
+            Self::Full => tracing::warn!(more_since_last, most = MOST_WAITING, "too many checks wait for rails"),
+            Self::Down => tracing::warn!(more_since_last, "rails has been down for long; refused a check at once"),
+            Self::Late | Self::Stopping => {}
+        }
+    }
+}
+
+/// A redirect is a wrong setting: followed, it would turn the question into a GET, and any page would grant.
+fn report_redirect(variable: &str, status: u16, to: Option<&str>) {
+    static REDIRECTS: Throttle = Throttle::new();
+    if let Some(more_since_last) = REDIRECTS.allow(std::time::Instant::now()) {
+        let to = to.unwrap_or("nowhere");
+        tracing::error!(
+            status,
+            more_since_last,
+            "nobody can edit together: rails redirects to {to}; set {variable} to an address that answers itself"
+        );
+    }
+}

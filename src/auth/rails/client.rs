@@ -1,0 +1,191 @@
+//! One request to Rails over HTTP, and what its answer means. Nothing is read but the head.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use reqwest::{
+    Client as Http, Response, StatusCode, Url,
+    header::{CONTENT_TYPE, LOCATION, RETRY_AFTER},
+    redirect, retry,
+};
+
+use super::document::Check;
+use crate::{config::RailsEndpoint, telemetry::chain, tls};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// From the dial to the head of the answer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long an idle connection is kept. Puma closes it after 20 seconds; who is first does not lose a request.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What Node's proxy of Loomio sends, letter by letter.
+const JSON: &str = "application/json; charset=UTF-8";
+
+/// An answer of Rails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// 200, and nothing else.
+    Granted,
+    /// No, with this status.
+    Denied(u16),
+    /// 500: Rails stumbled, which it also does over types it does not know.
+    Stumbled,
+    /// Ask elsewhere. Never followed.
+    Redirected {
+        /// The status.
+        status: u16,
+        /// The origin that it names.
+        to: Option<String>,
+    },
+}
+
+/// No answer for now.
+#[derive(Debug)]
+pub(super) struct Failure {
+    /// For the log; holds nothing of the request.
+    pub(super) reason: String,
+    /// When Rails wants to be asked again.
+    pub(super) retry_after: Option<Duration>,
+}
+
+/// Connections to Rails.
+pub(super) struct Client {
+    endpoint: RailsEndpoint,
+    /// Connections kept while idle.
+    connections: usize,
+    /// Made when it is first needed: with TLS it holds all the system's certificates.
+    http: Mutex<Option<Http>>,
+}
+
+impl Client {
+    /// A client that has not dialled yet.
+    pub(super) fn new(endpoint: RailsEndpoint, connections: usize) -> Self {
+        Self { endpoint, connections, http: Mutex::default() }
+    }
+
+    /// The variable that names Rails.
+    pub(super) fn variable(&self) -> &'static str {
+        self.endpoint.variable
+    }
+
+    /// Asks once.
+    pub(super) async fn ask(&self, check: &Check) -> Result<Answer, Failure> {
+        let request = async {
+            let body = serde_json::to_vec(check).unwrap_or_default();
+            let http = self.http()?;
+            http.post(self.endpoint.url.clone()).header(CONTENT_TYPE, JSON).body(body).send().await
+        };
+        match request.await {
+            Ok(response) => self.read(&response),
+            Err(error) => Err(failure(error)),
+        }
+    }
+
+    fn http(&self) -> reqwest::Result<Http> {
+        let mut http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(http) = &*http {
+            return Ok(http.clone());
+        }
+        Ok(http.insert(build(&self.endpoint.url, self.connections)?).clone())
+    }
+
+    fn read(&self, response: &Response) -> Result<Answer, Failure> {
+        let status = response.status();
+        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        if status.is_redirection() {
+            let to = header(LOCATION).and_then(|to| self.endpoint.url.join(to).ok());
+            let to = to.map(|to| to.origin().ascii_serialization());
+            return Ok(Answer::Redirected { status: status.as_u16(), to });
+        }
+        answer(status).ok_or_else(|| {
+            let after = header(RETRY_AFTER);
+            Failure {
+                reason: format!("it answers {}", status.as_u16()),
+                retry_after: after.and_then(|after| retry_after(after, SystemTime::now())),
+            }
+        })
+    }
+}
+
+fn build(url: &Url, connections: usize) -> reqwest::Result<Http> {
+    tls::install();
+    let builder = Http::builder()
+        .http1_only()
+        // Where the token goes is decided by the settings, not by an answer and not by another variable.
+        .redirect(redirect::Policy::none())
+        .no_proxy()
+        .referer(false)
+        .retry(retry::never())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(REQUEST_TIMEOUT)
+        .pool_max_idle_per_host(connections)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .user_agent(concat!("loomio-channels/", env!("CARGO_PKG_VERSION")));
+    if url.scheme() == "https" { builder.build() } else { builder.tls_certs_only([]).build() }
+}
+
+/// What a status that is no redirect means; `None` when it means that Rails cannot answer now.
+fn answer(status: StatusCode) -> Option<Answer> {
+    match status.as_u16() {
+        200 => Some(Answer::Granted),
+        // The last two ranges are what a well-known proxy says of the server behind it.
+        429 | 502 | 503 | 504 | 520..=527 | 530 => None,
+        500 => Some(Answer::Stumbled),
+        other => Some(Answer::Denied(other)),
+    }
+}
+
+fn failure(error: reqwest::Error) -> Failure {
+    let reason = match (error.is_connect(), error.is_timeout()) {
+        (true, true) => format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()),
+        (false, true) => format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()),
+        _ => chain(&error.without_url()),
+    };
+    Failure { reason, retry_after: None }
+}
+
+/// Seconds, or a date.
+fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
+    if let Ok(seconds) = text.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    Some(httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_200_grants() {
+        let answer = |status| answer(StatusCode::from_u16(status).unwrap());
+        let granted: Vec<u16> = (100..1_000).filter(|&status| answer(status) == Some(Answer::Granted)).collect();
+        assert_eq!(granted, [200]);
+        for status in [201, 204, 206, 400, 401, 403, 404, 410, 422, 501] {
+            assert_eq!(answer(status), Some(Answer::Denied(status)));
+        }
+        for status in [429, 502, 503, 504, 521, 530] {
+            assert_eq!(answer(status), None, "{status}");
+        }
+        assert_eq!(answer(500), Some(Answer::Stumbled));
+    }
+
+    #[test]
+    fn rails_says_when_to_ask_again() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        let seconds = |text| retry_after(text, now).map(|after| after.as_secs());
+        assert_eq!(["7", " 0 ", "Sun, 06 Nov 1994 08:50:00 GMT"].map(seconds), [Some(7), Some(0), Some(23)]);
+        assert_eq!(["-1", "soon", "", "Sun, 06 Nov 1994 08:00:00 GMT"].map(seconds), [None, None, None, Some(0)]);
+    }
+
+    #[test]
+    fn clients_can_be_made_for_both_schemes() {
+        for url in ["http://app:3000/", "https://loomio.example.org/"] {
+            assert!(build(&url.parse().unwrap(), 1).is_ok(), "{url}");
+        }
+    }
+}

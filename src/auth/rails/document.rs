@@ -1,0 +1,234 @@
+//! What is asked of Rails, `may this person edit this document?`, and which forms a question may have.
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+/// Longest name of a document in bytes. The longest Loomio makes have about 100.
+const MAX_NAME: usize = 512;
+
+/// Longest token in bytes, user id included. Rails' have 32 to 64 and an id.
+const MAX_SECRET: usize = 1_024;
+
+/// Longest id of a user that is written to the log.
+const MAX_LOGGED_ID: usize = 20;
+
+/// What Loomio can edit together today.
+const KINDS: [&str; 9] =
+    ["comment", "discussion", "poll", "stance", "outcome", "pollTemplate", "discussionTemplate", "group", "user"];
+
+/// In the place of what must not be logged.
+const OTHER: &str = "other";
+
+/// Which names of documents Rails is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Names {
+    /// Any: Rails may have learnt new ones.
+    Any,
+    /// Those of the forms in use today: `<type>-<id>-<field>` and `<type>-new-…-<field>`.
+    Known,
+}
+
+/// Why a question is none. The texts are for whoever sent it, and repeat nothing of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// The token is empty or too long.
+    #[error("user_secret has to have 1 to {MAX_SECRET} bytes")]
+    SecretLength,
+    /// The token has no user id or no secret.
+    #[error("user_secret has to be a user id, a comma and a secret")]
+    SecretForm,
+    /// The name is blank or too long.
+    #[error("document_name has to have 1 to {MAX_NAME} bytes")]
+    NameLength,
+    /// The name is not of a known form.
+    #[error("document_name is of no form known here")]
+    NameForm,
+    /// One of the two holds control characters.
+    #[error("control characters are not allowed")]
+    ControlCharacters,
+}
+
+/// A question that may be asked. Serialized, it is what Rails expects.
+#[derive(Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    user_secret: String,
+    document_name: String,
+}
+
+impl Check {
+    /// The question, if it has the form of one.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn new(user_secret: String, document_name: String, names: Names) -> Result<Self, Malformed> {
+        if !(1..=MAX_SECRET).contains(&user_secret.len()) {
+            return Err(Malformed::SecretLength);
+        }
+        if document_name.len() > MAX_NAME || document_name.trim().is_empty() {
+            return Err(Malformed::NameLength);
+        }
+        // A NUL would end the name in the protocol between browser and Hocuspocus.
+        if user_secret.chars().chain(document_name.chars()).any(char::is_control) {
+            return Err(Malformed::ControlCharacters);
+        }
+        // Rails takes what follows the first comma. An empty secret becomes `nil` there, which could match a user
+        // without one.
+        match user_secret.split(',').collect::<Vec<_>>()[..] {
+            [id, secret, ..] if !id.is_empty() && !secret.is_empty() => {}
+            _ => return Err(Malformed::SecretForm),
+        }
+        if names == Names::Known && !is_known(&document_name) {
+            return Err(Malformed::NameForm);
+        }
+        Ok(Self { user_secret, document_name })
+    }
+
+    /// The document's type if it is one of Loomio's, else `other`: the rest of a name is not for the log.
+    pub fn kind(&self) -> &'static str {
+        let kind = self.document_name.split('-').next().unwrap_or_default();
+        KINDS.into_iter().find(|known| *known == kind).unwrap_or(OTHER)
+    }
+
+    /// The user's id, `0` for a visitor, if it is a number as it should be, else `other`.
+    pub fn user(&self) -> &str {
+        let id = self.user_secret.split(',').next().unwrap_or_default();
+        let plain = (1..=MAX_LOGGED_ID).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_digit());
+        if plain { id } else { OTHER }
+    }
+
+    /// Stands for the whole question. Neither text holds the separator.
+    pub(super) fn key(&self) -> Key {
+        let hash = Sha256::new_with_prefix(&self.user_secret).chain_update([0]).chain_update(&self.document_name);
+        Key(hash.finalize().into())
+    }
+
+    /// Stands for the token.
+    pub(super) fn token_key(&self) -> Key {
+        Key(Sha256::digest(&self.user_secret).into())
+    }
+}
+
+/// Type and user id only.
+impl std::fmt::Debug for Check {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Check").field("kind", &self.kind()).field("user", &self.user()).finish_non_exhaustive()
+    }
+}
+
+/// SHA-256 of something secret.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Key([u8; 32]);
+
+fn is_known(name: &str) -> bool {
+    let mut parts = name.split('-');
+    let kind = parts.next().unwrap_or_default();
+    let rest: Vec<&str> = parts.collect();
+    let word = |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if !KINDS.contains(&kind) || !rest.iter().all(word) {
+        return false;
+    }
+    match rest[..] {
+        ["new", _, _, ..] => true,
+        [id, _] => id.bytes().all(|byte| byte.is_ascii_digit()),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(secret: &str, name: &str) -> Result<Check, Malformed> {
+        Check::new(secret.to_owned(), name.to_owned(), Names::Any)
+    }
+
+    #[test]
+    fn what_loomio_asks_is_asked() {
+        for name in [
+            "comment-123-body",
+            "comment-new-789-100-Discussion-456-body",
+            "discussion-new-5-12-description",
+            "stance-new-5-99-reason",
+            "group-new-0123456789abcdef0123456789abcdef-description",
+            "user-1-short_bio",
+            "pollTemplate-7-details",
+        ] {
+            for secret in ["12,abcdef", "0,0123456789abcdef"] {
+                assert!(Check::new(secret.to_owned(), name.to_owned(), Names::Known).is_ok(), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn new_types_go_to_rails_unless_names_are_strict() {
+        for name in
+            ["page-1-body", "comment", "comment-x-body", "comment-1-", "comment-new-1", "-1-body", "é-1-b", "a b"]
+        {
+            assert!(check("1,a", name).is_ok(), "{name}");
+            let strict = Check::new("1,a".to_owned(), name.to_owned(), Names::Known);
+            assert_eq!(strict, Err(Malformed::NameForm), "{name}");
+        }
+    }
+
+    #[test]
+    fn malformed_questions_are_told_apart() {
+        let long = |length| "x".repeat(length);
+        for secret in ["1", "1,", ",a", ",", "1,,a"] {
+            assert_eq!(check(secret, "comment-1-body"), Err(Malformed::SecretForm), "{secret}");
+        }
+        assert_eq!(check("", "comment-1-body"), Err(Malformed::SecretLength));
+        assert_eq!(check(&format!("1,{}", long(MAX_SECRET - 1)), "n"), Err(Malformed::SecretLength));
+        assert!(check(&format!("1,{}", long(MAX_SECRET - 2)), &long(MAX_NAME)).is_ok());
+        for name in ["", "  ", &long(MAX_NAME + 1)] {
+            assert_eq!(check("1,a", name), Err(Malformed::NameLength));
+        }
+        for (secret, name) in [("1,a", "a\0b"), ("1,a\n", "n"), ("1,a", "\u{85}n")] {
+            assert_eq!(check(secret, name), Err(Malformed::ControlCharacters));
+        }
+    }
+
+    #[test]
+    fn rails_gets_the_two_fields() {
+        let json = serde_json::to_string(&check("1,a\"b", "comment-1-ü").unwrap()).unwrap();
+        assert_eq!(json, r#"{"user_secret":"1,a\"b","document_name":"comment-1-ü"}"#);
+    }
+
+    #[test]
+    fn only_type_and_user_can_be_told_from_the_log() {
+        let seen = |secret: &str, name: &str| {
+            let check = check(secret, name).unwrap();
+            (check.kind(), check.user().to_owned())
+        };
+        assert_eq!(seen("12,hunter2", "group-new-hunter2-description"), ("group", "12".to_owned()));
+        assert_eq!(seen("hunter2,x", "hunter2"), ("other", "other".to_owned()));
+        assert_eq!(seen("123456789012345678901,x", "-x"), ("other", "other".to_owned()));
+    }
+
+    #[test]
+    fn a_key_stands_for_one_question() {
+        let keys =
+            [("1,a", "b"), ("1,ab", "c"), ("1,a", "bc"), ("1,a,b", "c")].map(|(s, n)| check(s, n).unwrap().key());
+        let distinct: std::collections::HashSet<_> = keys.into_iter().collect();
+        assert_eq!(distinct.len(), keys.len());
+        assert!(check("1,a", "b").unwrap().token_key() == check("1,a", "c").unwrap().token_key());
+    }
+
+    proptest! {
+        #[test]
+        fn debug_shows_neither_token_nor_name(secret in "QZ[a-z0-9]{8}", name in "(comment-)?QZ[a-z0-9-]{8}") {
+            let shown = format!("{:?}", check(&format!("1,{secret}"), &name));
+            prop_assert!(!shown.contains("QZ"), "{shown}");
+        }
+
+        #[test]
+        fn no_text_is_a_crash(secret: String, name: String) {
+            for names in [Names::Any, Names::Known] {
+                if let Ok(check) = Check::new(secret.clone(), name.clone(), names) {
+                    let _ = (check.kind(), check.user(), check.key());
+                }
+            }
+        }
+    }
+}
