@@ -15,8 +15,9 @@ use tokio::net::TcpListener;
 
 use crate::{
     admin,
-    auth::{Tickets, Users},
+    auth::{Tickets, Users, rails::Rails},
     bus::{Source, broker::Broker},
+    collab_auth,
     config::Config,
     demo, dispatch,
     engineio::{CloseReason, Cors, Engine, Options},
@@ -93,6 +94,7 @@ pub struct App {
     engine: Arc<Engine<SocketIo>>,
     hub: Arc<Hub<crate::socketio::Member>>,
     source: Source,
+    collab_auth: Router,
     readiness: Readiness,
     metrics: Metrics,
 }
@@ -140,7 +142,9 @@ impl App {
             recovery_window: config.recovery.window,
         };
         let engine = Engine::new(SocketIo::new(parts), options(&config)?, lifecycle.tasks().clone());
-        Ok(Self { lifecycle, listener, demo, engine, hub, source, readiness, metrics })
+        let rails = Rails::new(&config.rails, metrics.clone(), lifecycle.tasks().clone(), lifecycle.stop().clone());
+        let collab_auth = collab_auth::routes(rails, &config.collab, metrics.clone());
+        Ok(Self { lifecycle, listener, demo, engine, hub, source, collab_auth, readiness, metrics })
     }
 
     /// The address that was taken.
@@ -177,9 +181,9 @@ impl App {
     /// # Errors
     /// When a part ended that must not.
     pub async fn run(self) -> Result<(), AppError> {
-        let Self { lifecycle, listener, demo, engine, hub, source, readiness, metrics } = self;
+        let Self { lifecycle, listener, demo, engine, hub, source, collab_auth, readiness, metrics } = self;
         let stop = lifecycle.stop();
-        let mut router = admin::routes(readiness).merge(engine_routes(&engine));
+        let mut router = admin::routes(readiness).merge(collab_auth).merge(engine_routes(&engine));
         if let Some((broker, listener)) = demo {
             demo::seed(&broker);
             let address = listener.local_addr().map_err(system("cannot start the broker"))?;

@@ -9,6 +9,7 @@
 //! | [`app`] | putting the parts together, their start and end | what the parts do |
 //! | [`socketio`] | what a browser is told, and when | transports, Redis |
 //! | [`dispatch`] | which message goes to which room | where it came from, how it is sent |
+//! | [`collab_auth`] | what a Hocuspocus server asks before it opens a document | how Rails is asked |
 //! | [`admin`], [`demo`] | what operators ask; the page of `loomio-channels demo` | browsers' sockets |
 //! | [`hub`] | rooms, fan-out, recovery | protocols, Redis, HTTP |
 //! | [`bus`] | messages as Rails writes them, from Redis or an embedded broker | rooms' members |
@@ -23,6 +24,7 @@ pub mod app;
 pub mod auth;
 pub mod bus;
 pub mod cli;
+pub mod collab_auth;
 pub mod config;
 pub mod demo;
 pub mod dispatch;

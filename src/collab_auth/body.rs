@@ -1,0 +1,138 @@
+//! The question in a request's body: small, in time, and JSON of the right form.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use http_body_util::BodyExt;
+use serde::Deserialize;
+use tokio::time::timeout;
+
+/// Longest body in bytes: a token and a name of the greatest lengths fit in several times.
+const MAX_BODY: usize = 8 * 1024;
+
+/// How much of a body that is too long is still read, and thrown away: who sends before reading would otherwise find
+/// the connection reset in the place of an answer.
+const MAX_DISCARDED: usize = 4 * 1024 * 1024;
+
+/// How long a body may take.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is asked, not looked at yet.
+#[derive(Deserialize)]
+pub(super) struct Question {
+    pub(super) user_secret: String,
+    pub(super) document_name: String,
+}
+
+/// Why there is no question. The texts are for whoever sent the request, and repeat nothing of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BadBody {
+    #[error("the body has to have at most {MAX_BODY} bytes")]
+    TooLong,
+    #[error("the body did not come within {} s", READ_TIMEOUT.as_secs())]
+    TooSlow,
+    #[error("the body ended early")]
+    Broken,
+    #[error("the body is not JSON")]
+    NotJson,
+    #[error("the body has to be an object with user_secret and document_name, each once and a string")]
+    WrongForm,
+}
+
+/// Reads the question.
+pub(super) async fn read(body: Body) -> Result<Question, BadBody> {
+    let bytes = timeout(READ_TIMEOUT, collect(body)).await.unwrap_or(Err(BadBody::TooSlow))?;
+    parse(&bytes)
+}
+
+async fn collect(mut body: Body) -> Result<Vec<u8>, BadBody> {
+    let (mut bytes, mut read) = (Vec::new(), 0);
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| BadBody::Broken)?.into_data() else { continue };
+        read += data.len();
+        if read > MAX_DISCARDED {
+            break;
+        }
+        if read > MAX_BODY {
+            bytes = Vec::new();
+        } else {
+            bytes.extend_from_slice(&data);
+        }
+    }
+    if read > MAX_BODY { Err(BadBody::TooLong) } else { Ok(bytes) }
+}
+
+fn parse(bytes: &[u8]) -> Result<Question, BadBody> {
+    let parsed: Result<Question, _> = serde_json::from_slice(bytes);
+    match parsed {
+        // A list of two texts would do for the parser.
+        Ok(question) if bytes.trim_ascii_start().starts_with(b"{") => Ok(question),
+        Err(error) if !error.is_data() => Err(BadBody::NotJson),
+        _ => Err(BadBody::WrongForm),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use bytes::Bytes;
+    use futures_util::stream;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn error(text: &[u8]) -> BadBody {
+        parse(text).err().unwrap()
+    }
+
+    #[test]
+    fn a_question_has_two_texts() {
+        let question = parse(br#" {"document_name":"a\u0062","more":[{}],"user_secret":"1,a"} "#).ok().unwrap();
+        assert_eq!((question.user_secret.as_str(), question.document_name.as_str()), ("1,a", "ab"));
+        for text in [
+            r#"{"user_secret":"1,a"}"#,
+            r#"{"user_secret":1,"document_name":"a"}"#,
+            r#"{"user_secret":"1,a","document_name":null}"#,
+            r#"{"user_secret":"1,a","document_name":["a"]}"#,
+            r#"{"user_secret":"1,a","user_secret":"2,b","document_name":"a"}"#,
+            r#"["1,a","a"]"#,
+            "[]",
+            "null",
+            r#""x""#,
+        ] {
+            assert_eq!(error(text.as_bytes()), BadBody::WrongForm, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_is_told_so() {
+        let surrogate = br#"{"user_secret":"1,\ud800","document_name":"a"}"#;
+        let not_utf8 = b"{\"user_secret\":\"1,\xff\",\"document_name\":\"a\"}";
+        let trailing = br#"{"user_secret":"1,a","document_name":"a"} x"#;
+        let deep = [br#"{"x":"#.as_slice(), &b"[".repeat(8_000)].concat();
+        for text in [&b""[..], b"user_secret=1", b"{", surrogate, not_utf8, trailing, &deep] {
+            assert_eq!(error(text), BadBody::NotJson, "{}", String::from_utf8_lossy(text));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn length_and_time_are_bounded() {
+        let of = |length: usize| Body::from(vec![b' '; length]);
+        assert_eq!(collect(of(MAX_BODY)).await.map(|bytes| bytes.len()), Ok(MAX_BODY));
+        assert_eq!(collect(of(MAX_BODY + 1)).await, Err(BadBody::TooLong));
+        let endless = stream::repeat_with(|| Ok::<_, Infallible>(Bytes::from_static(&[b' '; 1_024])));
+        assert_eq!(collect(Body::from_stream(endless)).await, Err(BadBody::TooLong));
+        let silent = Body::from_stream(stream::pending::<Result<Bytes, Infallible>>());
+        assert_eq!(read(silent).await.err(), Some(BadBody::TooSlow));
+        let broken = Body::from_stream(stream::iter([Err::<Bytes, _>(std::io::Error::other("gone"))]));
+        assert_eq!(read(broken).await.err(), Some(BadBody::Broken));
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_is_a_crash(bytes: Vec<u8>) {
+            let _ = parse(&bytes);
+        }
+    }
+}
