@@ -35,6 +35,7 @@ export function start(command, args, { env = {}, cwd } = {}) {
   };
 
   return {
+    pid: child.pid,
     lines,
     exited,
     running,
