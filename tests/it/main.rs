@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails where its setup fails")]
 
 mod cli;
+mod collab_auth;
 mod corpora;
 mod harness;
 mod hostile;
@@ -13,6 +14,7 @@ mod outage;
 mod paths;
 mod polling;
 mod process;
+mod rails;
 mod raw;
 mod readme;
 mod recovery;

@@ -1,0 +1,423 @@
+//! Who may edit a document: what Hocuspocus servers are told, while Rails answers, restarts or misbehaves.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use loomio_channels::metrics::Counter;
+use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
+
+use crate::{
+    harness::{Browser, Exchange, Redis, Server, record, until},
+    rails::{Answer, Asked, Rails},
+};
+
+/// Nobody listens there, and these tests need nobody to.
+const NO_REDIS: &str = "redis://127.0.0.1:1/0";
+
+const MANY: (&str, &str) = ("COLLAB_AUTH_PER_MINUTE", "1000000");
+
+async fn server(rails: &Rails, settings: &[(&str, &str)]) -> Server {
+    let url = rails.url();
+    Server::start(NO_REDIS, &[&[("PRIVATE_APP_URL", url.as_str()), MANY], settings].concat()).await
+}
+
+fn question(secret: &str, name: &str) -> String {
+    serde_json::json!({ "user_secret": secret, "document_name": name }).to_string()
+}
+
+async fn begin(server: &Server, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Exchange {
+    Exchange::begin(server.address(), "POST /api/hocuspocus", headers, body.as_ref()).await.unwrap()
+}
+
+/// An answer of ours.
+#[derive(Debug)]
+struct Told {
+    status: u16,
+    /// Seconds, for the two statuses that have it.
+    retry_after: Option<u64>,
+    body: Vec<u8>,
+}
+
+async fn told(exchange: Exchange) -> Told {
+    let response = exchange.response().await;
+    let retry_after = response.header("retry-after").map(|seconds| seconds.parse().unwrap());
+    assert_eq!(retry_after.is_some(), [429, 503].contains(&response.status));
+    Told { status: response.status, retry_after, body: response.body }
+}
+
+async fn ask(server: &Server, secret: &str, name: &str) -> Told {
+    told(begin(server, &[], question(secret, name)).await).await
+}
+
+/// The number in `comment-<number>-body`.
+fn number(asked: &Asked) -> u16 {
+    asked.name().split('-').nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn only_200_grants_and_rails_is_asked_in_its_own_words() {
+    let rails = Rails::start(|asked| Answer::Status(number(asked), "location: http://127.0.0.1:9/\r\n")).await;
+    let server = server(&rails, &[]).await;
+    for (status, expected) in
+        [(200, 200), (201, 401), (204, 401), (400, 401), (401, 401), (403, 401), (404, 401), (301, 503), (307, 503)]
+    {
+        let told = ask(&server, "7,secret", &format!("comment-{status}-body")).await;
+        assert_eq!((told.status, told.body.len()), (expected, 0), "{status}");
+    }
+    let asked = rails.asked();
+    assert_eq!(asked[0].body, r#"{"user_secret":"7,secret","document_name":"comment-200-body"}"#);
+    assert!(asked[0].head.starts_with("POST /api/hocuspocus HTTP/1.1\r\n"), "{}", asked[0].head);
+    assert!(asked[0].head.contains("content-type: application/json; charset=UTF-8"), "{}", asked[0].head);
+    assert_eq!((asked.len(), rails.connections()), (9, 1), "connections are used again");
+    assert_eq!(server.count(Counter::ChecksGranted), 1);
+    assert_eq!(server.count(Counter::ChecksDenied), 6);
+    assert_eq!(server.count(Counter::RailsRedirects), 2);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn rails_may_stumble_once() {
+    let rails = Rails::start(|_| Answer::Status(500, "")).await;
+    let server = server(&rails, &[]).await;
+    assert_eq!(ask(&server, "7,secret", "type-1-unknown").await.status, 401);
+    assert_eq!(rails.requests(), 2);
+    assert_eq!(server.count(Counter::RailsOutages), 0);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn malformed_questions_are_told_so_and_never_reach_rails() {
+    let rails = Rails::start(|_| Answer::Status(200, "")).await;
+    let server = server(&rails, &[]).await;
+    let long = |length| "x".repeat(length);
+    let bodies: Vec<Vec<u8>> = [
+        String::new(),
+        "user_secret=1,a&document_name=comment-1-body".to_owned(),
+        "{".to_owned(),
+        "null".to_owned(),
+        r#"["1,a","comment-1-body"]"#.to_owned(),
+        r#"{"user_secret":"1,a"}"#.to_owned(),
+        r#"{"user_secret":["1","a"],"document_name":"comment-1-body"}"#.to_owned(),
+        r#"{"user_secret":"1,a","document_name":12}"#.to_owned(),
+        question("1", "comment-1-body"),
+        question("1,", "comment-1-body"),
+        question("1,a", "comment-1-body\0"),
+        question("1,a", ""),
+        question("1,a", &long(513)),
+        question(&format!("1,{}", long(1_023)), "comment-1-body"),
+        question("1,a", &long(9_000)),
+        question("1,a", &long(1_000_000)),
+    ]
+    .map(String::into_bytes)
+    .into_iter()
+    .chain([b"{\"user_secret\":\"1,\xff\",\"document_name\":\"comment-1-body\"}".to_vec()])
+    .collect();
+    let count = bodies.len() as u64;
+    for body in bodies {
+        let told = told(begin(&server, &[], &body).await).await;
+        let start = String::from_utf8_lossy(&body[..body.len().min(80)]).into_owned();
+        assert_eq!(told.status, 400, "{start}");
+        let json: serde_json::Value = serde_json::from_slice(&told.body).unwrap();
+        assert!(json["error"].is_string(), "{start}");
+    }
+    assert_eq!(rails.requests(), 0);
+    assert_eq!(server.count(Counter::ChecksMalformed), count);
+    let get = Exchange::begin(server.address(), "GET /api/hocuspocus", &[], b"").await.unwrap();
+    assert_eq!(told(get).await.status, 405);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn unknown_names_go_to_rails_unless_told_otherwise() {
+    let rails = Rails::start(|_| Answer::Status(200, "")).await;
+    let lenient = server(&rails, &[]).await;
+    assert_eq!(ask(&lenient, "1,a", "page-1-body").await.status, 200);
+    lenient.stop().await;
+    let strict = server(&rails, &[("COLLAB_STRICT_NAMES", "1")]).await;
+    assert_eq!(ask(&strict, "1,a", "page-1-body").await.status, 400);
+    assert_eq!(ask(&strict, "0,a", "group-new-0a1b-description").await.status, 200);
+    strict.stop().await;
+    assert_eq!(rails.requests(), 2);
+}
+
+#[tokio::test]
+async fn without_an_address_of_rails_the_answer_is_503() {
+    let server = Server::start(NO_REDIS, &[]).await;
+    assert_eq!(ask(&server, "1,a", "comment-1-body").await.retry_after, Some(60));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn two_hundred_logins_wait_out_a_restart_and_rails_sees_each_check_once() {
+    let mut rails = Rails::start(|_| Answer::Status(200, "")).await;
+    let server = server(&rails, &[]).await;
+    assert_eq!(ask(&server, "1,a", "comment-1-body").await.status, 200);
+    rails.stop().await;
+    let down = Instant::now();
+    let mut logins = JoinSet::new();
+    // Two browsers of each person.
+    for login in 0..200 {
+        let exchange = begin(&server, &[], question(&format!("1,{}", login / 2), "comment-2-body")).await;
+        logins.spawn(async move { exchange.response().await.status });
+    }
+    until("all wait", async || server.count(Counter::ChecksJoined) == 100).await;
+    // Held, and tried by one at a time.
+    until("the restart has taken 5 s", async || down.elapsed() >= Duration::from_secs(5)).await;
+    assert!(logins.try_join_next().is_none());
+    assert!(server.count(Counter::RailsRequests) < 120, "{}", server.count(Counter::RailsRequests));
+    rails.up().await;
+    let up = Instant::now();
+    let statuses = logins.join_all().await;
+    assert_eq!(statuses, [200; 200]);
+    let waited = up.elapsed();
+    assert!(waited < Duration::from_secs(4), "{waited:?}");
+    println!("200 logins granted {waited:?} after the restart");
+    let mut bodies: Vec<String> = rails.asked().into_iter().skip(1).map(|asked| asked.body).collect();
+    assert_eq!(bodies.len(), 100);
+    bodies.sort();
+    bodies.dedup();
+    assert_eq!(bodies.len(), 100);
+    assert!(rails.most_under_way() <= 16, "{}", rails.most_under_way());
+    assert_eq!(server.count(Counter::RailsOutages), 1);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn while_an_outage_is_young_checks_wait_and_later_they_are_refused_until_a_try_succeeds() {
+    let rails = Rails::start(|_| Answer::Status(503, "")).await;
+    let server = server(&rails, &[("RAILS_HOLD_SECONDS", "1")]).await;
+    let started = Instant::now();
+    assert_eq!(ask(&server, "1,first", "comment-1-body").await.status, 503);
+    assert!(started.elapsed() >= Duration::from_secs(1), "it was held");
+    until("a check is refused at once", async || {
+        let started = Instant::now();
+        ask(&server, "1,second", "comment-1-body").await.status == 503 && started.elapsed() < Duration::from_millis(500)
+    })
+    .await;
+    let before = rails.requests();
+    let started = Instant::now();
+    for number in 0..200 {
+        let told = ask(&server, &format!("1,{number}"), "comment-1-body").await;
+        assert!(matches!(told, Told { status: 503, retry_after: Some(1..=7), .. }), "{told:?}");
+    }
+    assert!(rails.requests() - before <= 2 + usize::try_from(started.elapsed().as_secs()).unwrap() * 4);
+    rails.script(|_| Answer::Status(200, ""));
+    until("a try succeeds", async || ask(&server, "1,last", "comment-1-body").await.status == 200).await;
+    assert_eq!(server.count(Counter::RailsOutages), 1);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn rails_says_when_it_wants_to_be_asked_again() {
+    let rails = Rails::start(|_| Answer::Status(429, "retry-after: 2\r\n")).await;
+    let server = server(&rails, &[]).await;
+    let started = Instant::now();
+    let waiting = begin(&server, &[], question("1,a", "comment-1-body")).await;
+    until("it was asked", async || rails.requests() == 1).await;
+    rails.script(|_| Answer::Status(200, ""));
+    assert_eq!(waiting.response().await.status, 200);
+    assert!(started.elapsed() >= Duration::from_secs(2), "{:?}", started.elapsed());
+    assert_eq!(rails.requests(), 2);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_waits_in_vain_for_a_rails_that_asks_for_more_time_than_there_is() {
+    let rails = Rails::start(|_| Answer::Status(429, "retry-after: 40\r\n")).await;
+    let server = server(&rails, &[]).await;
+    let first = begin(&server, &[], question("1,a", "comment-1-body")).await;
+    until("rails was found to be busy", async || server.count(Counter::RailsOutages) == 1).await;
+    let told = ask(&server, "1,b", "comment-1-body").await;
+    assert!(matches!(told, Told { status: 503, retry_after: Some(35..=46), .. }), "{told:?}");
+    assert_eq!(rails.requests(), 1);
+    drop(first);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn redirects_are_never_followed() {
+    let elsewhere = Rails::start(|_| Answer::Status(200, "")).await;
+    let location: &'static str = Box::leak(format!("location: {}/\r\n", elsewhere.url()).into_boxed_str());
+    let rails = Rails::start(move |_| Answer::Status(301, location)).await;
+    let server = server(&rails, &[]).await;
+    let told = ask(&server, "1,a", "comment-1-body").await;
+    assert_eq!((told.status, told.retry_after), (503, Some(60)));
+    assert_eq!((rails.requests(), elsewhere.connections()), (1, 0));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_rails_that_misbehaves_costs_little_and_grants_nothing_by_accident() {
+    let rails = Rails::start(|asked| match number(asked) {
+        1 => Answer::Nothing,
+        2 => Answer::Slowly("HTTP/1.1 200 OK\r\n"),
+        3 => Answer::Raw("HTTP/1.1 200 OK\r\ncontent-le"),
+        4 => Answer::Raw("nonsense\r\n\r\n"),
+        _ => Answer::Raw(""),
+    })
+    .await;
+    let server = server(&rails, &[("RAILS_HOLD_SECONDS", "1")]).await;
+    for number in 1..=5 {
+        let told = ask(&server, "1,a", &format!("comment-{number}-body")).await;
+        assert_eq!(told.status, 503, "{number}");
+        until("whoever asked has gone", async || rails.under_way() <= 1).await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn only_the_head_of_an_answer_is_read() {
+    let rails = Rails::start(|asked| match number(asked) {
+        1 => Answer::Body(1 << 30),
+        _ => Answer::Slowly("HTTP/1.1 200 OK\r\n\r\n"),
+    })
+    .await;
+    let server = server(&rails, &[]).await;
+    assert_eq!(ask(&server, "1,a", "comment-1-body").await.status, 200);
+    until("the connection is closed", async || rails.under_way() == 0).await;
+    assert!(rails.body_bytes() < 64 << 20, "{}", rails.body_bytes());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn who_leaves_frees_the_place() {
+    let rails = Rails::start(|asked| if number(asked) == 1 { Answer::Nothing } else { Answer::Status(200, "") }).await;
+    let server = server(&rails, &[("RAILS_MAX_CONCURRENCY", "1")]).await;
+    let first = begin(&server, &[], question("1,a", "comment-1-body")).await;
+    until("the first is under way", async || rails.under_way() == 1).await;
+    let second = begin(&server, &[], question("1,a", "comment-2-body")).await;
+    let mut second = Box::pin(second.response());
+    assert!(timeout(Duration::from_millis(200), second.as_mut()).await.is_err(), "the second waits for the place");
+    drop(first);
+    assert_eq!(second.await.status, 200);
+    assert_eq!(rails.most_under_way(), 1);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn who_leaves_fails_nobody_who_asked_the_same() {
+    let rails = Rails::start(|_| Answer::Later(200)).await;
+    let server = server(&rails, &[]).await;
+    let first = begin(&server, &[], question("1,a", "comment-1-body")).await;
+    until("it is under way", async || rails.under_way() == 1).await;
+    let second = begin(&server, &[], question("1,a", "comment-1-body")).await;
+    let third = begin(&server, &[], question("1,a", "comment-1-body")).await;
+    until("the others wait for the same", async || server.count(Counter::ChecksJoined) == 2).await;
+    drop((first, third));
+    let mut second = Box::pin(second.response());
+    assert!(timeout(Duration::from_millis(200), second.as_mut()).await.is_err());
+    rails.release();
+    assert_eq!(second.await.status, 200);
+    assert_eq!(rails.requests(), 1);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn answers_are_remembered_for_a_moment() {
+    let rails = Rails::start(|asked| Answer::Status(number(asked), "")).await;
+    let server = server(&rails, &[]).await;
+    for name in ["comment-200-body", "comment-401-body"] {
+        let first = ask(&server, "1,a", name).await.status;
+        assert_eq!(ask(&server, "1,a", name).await.status, first);
+    }
+    assert_eq!((rails.requests(), server.count(Counter::ChecksCached)), (2, 2));
+    assert_eq!(ask(&server, "1,b", "comment-200-body").await.status, 200);
+    assert_eq!(rails.requests(), 3, "another token is another question");
+    until("the denial is forgotten", async || {
+        ask(&server, "1,a", "comment-401-body").await.status == 401 && rails.requests() == 4
+    })
+    .await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn each_address_and_each_token_has_an_allowance() {
+    let rails = Rails::start(|_| Answer::Status(200, "")).await;
+    let five = ("COLLAB_AUTH_PER_MINUTE", "5");
+    let from = async |server: &Server, address: &str, token: usize| {
+        let body = question(&format!("1,{token}"), "comment-1-body");
+        told(begin(server, &[("x-forwarded-for", address)], body).await).await
+    };
+    let server = server(&rails, &[five]).await;
+    for token in 0..5 {
+        assert_eq!(from(&server, "203.0.113.1", token).await.status, 200);
+    }
+    let refused = from(&server, "203.0.113.1", 5).await;
+    assert!(matches!(refused, Told { status: 429, retry_after: Some(1..=12), .. }), "{refused:?}");
+    assert_eq!(from(&server, "203.0.113.2", 5).await.status, 200, "another address");
+    for last in 10..14 {
+        assert_eq!(from(&server, &format!("203.0.113.{last}"), 5).await.status, 200);
+    }
+    assert_eq!(from(&server, "203.0.113.14", 5).await.status, 429, "the same token from everywhere");
+    server.stop().await;
+
+    let url = rails.url();
+    let nobody = [("PRIVATE_APP_URL", url.as_str()), five, ("TRUSTED_PROXIES", "none")];
+    let server = Server::start(NO_REDIS, &nobody).await;
+    for token in 20..25 {
+        assert_eq!(from(&server, &format!("203.0.113.{token}"), token).await.status, 200);
+    }
+    assert_eq!(from(&server, "203.0.113.30", 30).await.status, 429, "nobody is believed");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_stop_ends_the_waiting() {
+    let rails = Rails::start(|_| Answer::Nothing).await;
+    let mut server = server(&rails, &[]).await;
+    let waiting = begin(&server, &[], question("1,a", "comment-1-body")).await;
+    until("it is under way", async || rails.under_way() == 1).await;
+    server.begin_stop();
+    assert_eq!(told(waiting).await.status, 503);
+    server.stopped().await;
+}
+
+#[tokio::test]
+async fn live_updates_do_not_notice_ten_thousand_tokens() {
+    const CHECKS: usize = 10_000;
+    const RECORDS: usize = 200;
+    let rails = Rails::start(|_| Answer::Later(401)).await;
+    let redis = Redis::start().await;
+    redis.user("ada", 1, &[1]).await;
+    let url = rails.url();
+    let server = Server::start(&redis.url(), &[("PRIVATE_APP_URL", url.as_str())]).await;
+    server.ready().await;
+    let server = Arc::new(server);
+    let mut ada = Browser::connect(&server, "ada").await;
+
+    // As many connections at a time as the limit of open files allows.
+    let connections = Arc::new(Semaphore::new(4_000));
+    let mut checks = JoinSet::new();
+    for number in 0..CHECKS {
+        let (server, connections) = (Arc::clone(&server), Arc::clone(&connections));
+        checks.spawn(async move {
+            let _connection = connections.acquire().await.unwrap();
+            let [_, b, c, d] = u32::try_from(number).unwrap().to_be_bytes();
+            let address = format!("198.{}.{c}.{d}", 18 + b);
+            let body = question(&format!("{number},token"), "comment-1-body");
+            begin(&server, &[("x-forwarded-for", &address)], body).await.response().await.status
+        });
+    }
+    let mut latencies = Vec::new();
+    for number in 0..RECORDS {
+        let published = Instant::now();
+        redis.records(record("group-1", number)).await;
+        assert_eq!(ada.number().await, number);
+        latencies.push(published.elapsed());
+    }
+    until("the others were refused", async || server.count(Counter::ChecksUnavailable) > 0).await;
+    rails.release();
+    let statuses = checks.join_all().await;
+    let count = |wanted| statuses.iter().filter(|status| **status == wanted).count();
+    let (denied, refused) = (count(401), count(503));
+    assert_eq!(denied + refused, CHECKS);
+    assert!(denied >= 2_048, "{denied}");
+    latencies.sort();
+    let (median, slowest) = (latencies[RECORDS / 2], latencies[RECORDS - 1]);
+    println!("{denied} denied, {refused} refused; a record took {median:?}, the slowest {slowest:?}");
+    // The clients of the ten thousand share this thread, so the slowest is mostly theirs.
+    assert!(median < Duration::from_millis(100) && slowest < Duration::from_secs(3), "{median:?}, {slowest:?}");
+    assert!(rails.most_under_way() <= 16);
+}
