@@ -39,10 +39,12 @@ pub fn init(log: &Log) -> Result<(), TelemetryError> {
     .map_err(TelemetryError::AlreadySet)
 }
 
-/// An error with all its causes, on one line.
+/// An error with all its causes, on one line. A cause that the line names already is not repeated.
 pub fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(error.source(), |cause| cause.source())
-        .fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.map(ToString::to_string).fold(error.to_string(), |line, cause| {
+        if line.contains(&cause) { line } else { format!("{line}: {cause}") }
+    })
 }
 
 /// Often enough to be seen, rarely enough not to push everything else out of the log.
