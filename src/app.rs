@@ -22,7 +22,7 @@ use crate::{
     demo, dispatch,
     engineio::{CloseReason, Cors, Engine, Options},
     hub::{Bounds, Epoch, Hub},
-    lifecycle::{Lifecycle, Readiness, Stop},
+    lifecycle::{Lifecycle, Readiness, Signals, Stop},
     listener,
     metrics::Metrics,
     redis_client::{Connector, Link},
@@ -183,6 +183,7 @@ impl App {
     pub async fn run(self) -> Result<(), AppError> {
         let Self { lifecycle, listener, demo, engine, hub, source, collab_auth, readiness, metrics } = self;
         let stop = lifecycle.stop();
+        let mut signals = Signals::listen().map_err(system("cannot listen to signals"))?;
         let mut router = admin::routes(readiness).merge(collab_auth).merge(engine_routes(&engine));
         if let Some((broker, listener)) = demo {
             demo::seed(&broker);
@@ -203,10 +204,10 @@ impl App {
         let accept = listener::serve(listener, router, lifecycle.tasks().clone(), stop.clone());
         lifecycle.spawn_critical("listener", accept);
 
-        let why = lifecycle.stopped().await.map_err(system("cannot listen to signals"))?;
+        let why = lifecycle.stopped(&mut signals).await;
         let browsers = engine.sessions();
         engine.close_all(CloseReason::Shutdown);
-        let finished = lifecycle.finished(DRAIN).await;
+        let finished = lifecycle.finished(DRAIN, &mut signals).await;
         tracing::info!(browsers, finished, "stopped");
         match why {
             Stop::Requested => Ok(()),

@@ -86,13 +86,10 @@ impl Lifecycle {
     }
 
     /// Waits until a signal, a crash, or someone else begins the first stage; then it has begun.
-    ///
-    /// # Errors
-    /// When signals cannot be listened to.
-    pub async fn stopped(&self) -> std::io::Result<Stop> {
+    pub async fn stopped(&self, signals: &mut Signals) -> Stop {
         let mut crash = self.crash.subscribe();
         let why = tokio::select! {
-            signal = signal()? => {
+            signal = signals.next() => {
                 tracing::info!(signal, "stopping; a second signal stops at once");
                 Stop::Requested
             }
@@ -104,22 +101,16 @@ impl Lifecycle {
             }
         };
         self.stop.cancel();
-        Ok(why)
+        why
     }
 
     /// Waits for all tasks, at most for `deadline` or until a second signal; returns whether all ended.
-    pub async fn finished(&self, deadline: Duration) -> bool {
+    pub async fn finished(&self, deadline: Duration, signals: &mut Signals) -> bool {
         self.tasks.tracker.close();
-        let second = async {
-            match signal() {
-                Ok(signal) => signal.await,
-                Err(_) => std::future::pending().await,
-            }
-        };
         tokio::select! {
             () = self.tasks.tracker.wait() => true,
             () = tokio::time::sleep(deadline) => false,
-            _ = second => false,
+            _ = signals.next() => false,
         }
     }
 }
@@ -145,16 +136,30 @@ impl Default for Lifecycle {
     }
 }
 
-/// Listens for SIGTERM and SIGINT from now on; the future tells which came.
-fn signal() -> std::io::Result<impl Future<Output = &'static str>> {
-    let mut terminate = unix::signal(unix::SignalKind::terminate())?;
-    let mut interrupt = unix::signal(unix::SignalKind::interrupt())?;
-    Ok(async move {
+/// SIGTERM and SIGINT from when this was made; none is lost in between.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: unix::Signal,
+    interrupt: unix::Signal,
+}
+
+impl Signals {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// When the system does not let it.
+    pub fn listen() -> std::io::Result<Self> {
+        let terminate = unix::signal(unix::SignalKind::terminate())?;
+        Ok(Self { terminate, interrupt: unix::signal(unix::SignalKind::interrupt())? })
+    }
+
+    /// The name of the next one.
+    async fn next(&mut self) -> &'static str {
         tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
         }
-    })
+    }
 }
 
 /// Whether the program can do its work at the moment; clones share it.

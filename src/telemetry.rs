@@ -42,9 +42,9 @@ pub fn init(log: &Log) -> Result<(), TelemetryError> {
 /// An error with all its causes, on one line. A cause that the line names already is not repeated.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.map(ToString::to_string).fold(error.to_string(), |line, cause| {
-        if line.contains(&cause) { line } else { format!("{line}: {cause}") }
-    })
+    causes
+        .map(ToString::to_string)
+        .fold(error.to_string(), |line, cause| if line.contains(&cause) { line } else { format!("{line}: {cause}") })
 }
 
 /// Often enough to be seen, rarely enough not to push everything else out of the log.

@@ -46,14 +46,16 @@ struct Member<S> {
     seats: Vec<Seat>,
     /// Up to where it had been served when it joined: of rooms it gets later it needs all after this.
     since: u64,
+    /// Whether it was told that it missed nothing.
+    complete: bool,
     /// First and last link of what it gets from the current batch.
     first: u32,
     last: u32,
 }
 
 impl<S> Member<S> {
-    fn new(subscriber: S, since: u64) -> Self {
-        Self { subscriber, seats: Vec::new(), since, first: NO_LINK, last: NO_LINK }
+    fn new(subscriber: S, since: u64, complete: bool) -> Self {
+        Self { subscriber, seats: Vec::new(), since, complete, first: NO_LINK, last: NO_LINK }
     }
 
     /// Index of the room's seat, or where it would be.
@@ -155,14 +157,14 @@ impl<S: Subscriber> Shard<S> {
         }
         let known = if since == Since::Now { Some(self.cursor) } else { known };
         let rooms = enter_all(&mut log, rooms);
-        #[expect(clippy::cast_possible_truncation, reason = "members are bounded by file descriptors")]
-        let key = self.members.insert(Member::new(subscriber, known.unwrap_or(0))) as u32;
-        self.by_id.insert(id, key);
-        for &room in &rooms {
-            self.seat(&mut log, key, room);
-        }
         let Missed { messages, complete } = log.missed(&rooms, known, self.cursor);
         let complete = complete || since == Since::Now;
+        #[expect(clippy::cast_possible_truncation, reason = "members are bounded by file descriptors")]
+        let key = self.members.insert(Member::new(subscriber, known.unwrap_or(0), complete)) as u32;
+        self.by_id.insert(id, key);
+        for room in rooms {
+            self.seat(&mut log, key, room);
+        }
         let joined = Joined { at: log.offset(self.cursor), missed: messages, complete };
         drop(log);
         welcome(joined);
@@ -187,8 +189,8 @@ impl<S: Subscriber> Shard<S> {
         }
         drop(log);
         let Some(member) = self.members.get(key as usize) else { return };
-        if !complete {
-            // What is left would only take its offset past the hole.
+        if member.complete && !complete {
+            // It believes to have all, and what is left would only take its offset past the hole.
             member.subscriber.lagged();
         } else if !messages.is_empty() {
             member.subscriber.deliver(&messages.iter().collect::<Vec<_>>());

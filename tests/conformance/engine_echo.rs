@@ -7,7 +7,7 @@ use std::{error::Error, io::Write, sync::Arc, time::Duration};
 use axum::{Router, body::Body, http::Request, routing::any};
 use loomio_channels::{
     engineio::{CloseReason, Engine, Frame, Handler, Handshake, Malformed, Message, Options, Session},
-    lifecycle::Lifecycle,
+    lifecycle::{Lifecycle, Signals},
     listener,
 };
 
@@ -49,8 +49,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     writeln!(std::io::stdout(), "listening on {}", listener.local_addr()?.port())?;
     lifecycle.tasks().spawn(Arc::clone(&engine).run(lifecycle.stop().clone()));
     lifecycle.tasks().spawn(listener::serve(listener, router, lifecycle.tasks().clone(), lifecycle.stop().clone()));
-    lifecycle.stopped().await?;
+    let mut signals = Signals::listen()?;
+    lifecycle.stopped(&mut signals).await;
     engine.close_all(CloseReason::Shutdown);
-    lifecycle.finished(Duration::from_secs(1)).await;
+    lifecycle.finished(Duration::from_secs(1), &mut signals).await;
     Ok(())
 }

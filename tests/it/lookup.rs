@@ -73,6 +73,7 @@ async fn ten_thousand_groups_are_joined() {
     assert_eq!(numbers(&browser.upto("end").await), [1, 5_000, 10_000]);
     let session = browser.cut();
     redis.records(record("group-9999", 2)).await;
+    server.caught_up(&redis).await;
     let browser = Browser::resume(&server, "busy", &session).await;
     assert!(browser.recovered);
     assert_eq!(numbers(&browser.missed), [2]);
@@ -192,6 +193,7 @@ async fn a_room_that_is_learned_of_late_brings_what_was_missed_before() {
     let session = Browser::connect(&server, "ada").await.cut();
     redis.user("ada", 1, &[2]).await;
     redis.records(record("group-2", 1)).await;
+    server.caught_up(&redis).await;
     redis.kill_clients().await;
     proxy.hold();
     let mut browser = Browser::resume(&server, "ada", &session).await;
@@ -218,6 +220,7 @@ async fn who_comes_back_while_redis_hangs_keeps_the_rooms_it_had() {
     redis.user("ada", 1, &[2]).await;
     let session = Browser::connect(&server, "ada").await.cut();
     redis.records(record("group-2", 1)).await;
+    server.caught_up(&redis).await;
     redis.freeze();
     let mut browser = Browser::resume(&server, "ada", &session).await;
     assert!(browser.recovered);

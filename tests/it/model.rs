@@ -145,6 +145,8 @@ struct Connection {
     membership: Membership<Screen>,
     /// Where it joined from.
     since: u64,
+    /// Whether it was told that it missed nothing.
+    complete: bool,
     /// Rooms it has had since it joined.
     had: BTreeSet<usize>,
     owed: Vec<u64>,
@@ -267,11 +269,11 @@ impl World {
         assert_eq!(complete, whole || since == Since::Now, "after {since:?} in {:?}, lost {lost:?}", browser.rooms);
         browser.last = Some(at);
         let (since, had) = (known.unwrap_or(0), browser.rooms.clone());
-        browser.connection = Some(Connection { seen, membership, since, had, owed: Vec::new() });
+        browser.connection = Some(Connection { seen, membership, since, complete, had, owed: Vec::new() });
     }
 
-    /// What came for new rooms after the offset that the subscriber joined with follows; when some of that is gone, it is cut. A room that it
-    /// had before is not given back: what it would get of that is not promised.
+    /// What came for new rooms after the offset that the subscriber joined with follows; when some of that is gone, it is
+    /// cut. A room that it had before is not given back: what it would get of that is not promised.
     fn set_rooms(&mut self, who: usize, rooms: Vec<usize>) {
         self.settle();
         let browser = &mut self.browsers[who];
@@ -281,7 +283,8 @@ impl World {
         let new: BTreeSet<usize> = rooms.iter().copied().filter(|room| !browser.rooms.contains(room)).collect();
         connection.membership.set_rooms(rooms.iter().copied().map(room).collect());
         let (lost, kept) = self.log.after(&new, connection.since);
-        connection.owed.extend([lost, kept].concat());
+        // Who was told of a loss already is not cut for another.
+        connection.owed.extend(if connection.complete { [lost, kept].concat() } else { kept });
         connection.had.extend(&new);
         browser.rooms = rooms.into_iter().collect();
         self.settle();

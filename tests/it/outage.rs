@@ -58,6 +58,7 @@ async fn who_was_away_during_a_gap_gets_what_is_known_and_is_told_that_something
     assert_eq!(browser.number().await, 1);
     let before = browser.cut();
     redis.records(record("user-1", 2)).await;
+    server.caught_up(&redis).await;
     let mut witness = Browser::resume(&server, "ada", &before).await;
     redis.kill_subscribers().await;
     server.resubscribed(1).await;
@@ -65,6 +66,7 @@ async fn who_was_away_during_a_gap_gets_what_is_known_and_is_told_that_something
     assert_eq!(witness.number().await, 3);
     let after = witness.cut();
     redis.records(record("user-1", 4)).await;
+    server.caught_up(&redis).await;
 
     let across = Browser::resume(&server, "ada", &before).await;
     assert!(!across.recovered && across.session.sid != before.sid);

@@ -3,7 +3,6 @@
 use std::io::Read;
 
 use flate2::read::GzDecoder;
-use loomio_channels::metrics::Counter;
 
 use crate::harness::{
     Browser, Event, Exchange, Polling, Session, get, get_with, large_record, packets, record, start,
@@ -29,11 +28,10 @@ async fn a_session_from_handshake_to_close() {
     let event = Event::parse(response.text()).unwrap();
     assert_eq!(event.packet, format!(r#"42["records",{payload},"{}"]"#, event.offset));
 
-    let received = server.count(Counter::MessagesReceived);
     for number in 2..5 {
         redis.records(record("user-1", number)).await;
     }
-    server.counted(Counter::MessagesReceived, received + 3).await;
+    server.caught_up(&redis).await;
     let mut got = Vec::new();
     while got.len() < 3 {
         got.extend(polling.get().await.iter().map(|packet| Event::parse(packet).unwrap().number()));
@@ -52,6 +50,7 @@ async fn a_session_goes_from_one_transport_to_the_other_and_back() {
     redis.user("ada", 1, &[]).await;
     let session = Browser::connect(&server, "ada").await.cut();
     redis.records(record("user-1", 1)).await;
+    server.caught_up(&redis).await;
 
     let polling = Polling::open(&server, "&channel_token=ada").await;
     polling.post(&session.packet()).await;
@@ -62,6 +61,7 @@ async fn a_session_goes_from_one_transport_to_the_other_and_back() {
     polling.post("1").await;
 
     redis.records(record("user-1", 2)).await;
+    server.caught_up(&redis).await;
     let session = Session { offset: Some(missed.offset), ..session };
     let browser = Browser::resume(&server, "ada", &session).await;
     assert_eq!((browser.recovered, browser.missed.iter().map(Event::number).collect()), (true, vec![2]));
@@ -189,6 +189,7 @@ async fn a_get_that_is_aborted_ends_the_session_and_nothing_is_lost() {
     drop(polling.get_later().await);
     until("the end of the session", async || !polling.is_open().await).await;
     redis.records(record("user-1", 1)).await;
+    server.caught_up(&redis).await;
     let browser = Browser::resume(&server, "ada", &session).await;
     assert_eq!((browser.recovered, browser.missed.iter().map(Event::number).collect()), (true, vec![1]));
 }

@@ -10,14 +10,15 @@ use crate::harness::{
     Browser, Ended, Event, Redis, Server, Session, large_record, numbers, record, start, start_with, until,
 };
 
-/// Publishes numbered records for a room.
-async fn publish(redis: &Redis, room: &str, numbers: impl IntoIterator<Item = usize>) {
+/// Publishes numbered records for a room; returns when the server has them.
+async fn publish(redis: &Redis, server: &Server, room: &str, numbers: impl IntoIterator<Item = usize>) {
     for number in numbers {
         redis.records(record(room, number)).await;
     }
+    server.caught_up(redis).await;
 }
 
-/// A fence of records, for what must not be disturbed by a notice: the next numbers are exactly these.
+/// The next records are those with these numbers.
 async fn expect(browser: &mut Browser, numbers: impl IntoIterator<Item = usize>) {
     for number in numbers {
         assert_eq!(browser.number().await, number);
@@ -29,18 +30,19 @@ async fn what_was_missed_comes_before_the_answer_and_the_session_is_the_same() {
     let (redis, server) = start().await;
     redis.user("ada", 1, &[2]).await;
     let mut browser = Browser::connect(&server, "ada").await;
-    publish(&redis, "group-2", 0..3).await;
+    publish(&redis, &server, "group-2", 0..3).await;
     expect(&mut browser, 0..2).await;
     let session = browser.cut();
-    publish(&redis, "user-1", 3..5).await;
-    publish(&redis, "group-3", [99]).await;
+    publish(&redis, &server, "user-1", 3..5).await;
+    publish(&redis, &server, "group-3", [99]).await;
     redis.notice(record("", 5)).await;
+    server.caught_up(&redis).await;
 
     let mut browser = Browser::resume(&server, "ada", &session).await;
     assert!(browser.recovered);
     assert_eq!((&browser.session.sid, &browser.session.pid), (&session.sid, &session.pid));
     assert_eq!(numbers(&browser.missed), [2, 3, 4, 5]);
-    publish(&redis, "user-1", 6..9).await;
+    publish(&redis, &server, "user-1", 6..9).await;
     expect(&mut browser, 6..9).await;
     let counters = [Counter::Connects, Counter::Recovered, Counter::NotRecovered, Counter::Replayed];
     assert_eq!(counters.map(|counter| server.count(counter)), [1, 1, 0, 4]);
@@ -52,10 +54,10 @@ async fn a_session_survives_many_cuts() {
     redis.user("ada", 1, &[]).await;
     let mut session = Browser::connect(&server, "ada").await.cut();
     for round in 0..20 {
-        publish(&redis, "user-1", [2 * round]).await;
+        publish(&redis, &server, "user-1", [2 * round]).await;
         let mut browser = Browser::resume(&server, "ada", &session).await;
         assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![2 * round]));
-        publish(&redis, "user-1", [2 * round + 1]).await;
+        publish(&redis, &server, "user-1", [2 * round + 1]).await;
         expect(&mut browser, [2 * round + 1]).await;
         session = browser.cut();
     }
@@ -65,9 +67,9 @@ async fn a_session_survives_many_cuts() {
 async fn who_never_got_an_event_recovers_from_its_first_offset_or_from_its_pid_alone() {
     let (redis, server) = start().await;
     redis.user("ada", 1, &[]).await;
-    publish(&redis, "user-1", [0]).await;
+    publish(&redis, &server, "user-1", [0]).await;
     let session = Browser::connect(&server, "ada").await.cut();
-    publish(&redis, "user-1", 1..4).await;
+    publish(&redis, &server, "user-1", 1..4).await;
     for session in [session.clone(), session.without_offset()] {
         let browser = Browser::resume(&server, "ada", &session).await;
         assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![1, 2, 3]));
@@ -79,6 +81,7 @@ async fn a_visitor_recovers_its_notices() {
     let (redis, server) = start().await;
     let session = Browser::anonymous(&server).await.cut();
     redis.notice(record("", 1)).await;
+    server.caught_up(&redis).await;
     let browser = Browser::open(&server, "", &session.packet()).await;
     assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![1]));
 }
@@ -94,7 +97,7 @@ async fn who_missed_nothing_recovers_although_the_log_overflowed_with_the_rooms_
         redis.records(large_record("user-2", number, 1_000)).await;
         expect(&mut busy, [number]).await;
     }
-    publish(&redis, "user-1", [7]).await;
+    publish(&redis, &server, "user-1", [7]).await;
     let browser = Browser::resume(&server, "ada", &quiet).await;
     assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![7]));
 }
@@ -107,13 +110,13 @@ async fn what_the_log_has_lost_is_told_and_what_it_has_left_is_replayed() {
     for number in 0..200 {
         redis.records(large_record("user-1", number, 1_000)).await;
     }
-    server.counted(Counter::MessagesReceived, 200).await;
+    server.caught_up(&redis).await;
     let mut browser = Browser::resume(&server, "ada", &session).await;
     assert!(!browser.recovered && browser.session.sid != session.sid);
     let known = numbers(&browser.missed);
     assert!((40..64).contains(&known.len()), "{}", known.len());
     assert_eq!(known, (200 - known.len()..200).collect::<Vec<_>>());
-    publish(&redis, "user-1", [200]).await;
+    publish(&redis, &server, "user-1", [200]).await;
     expect(&mut browser, [200]).await;
 }
 
@@ -123,9 +126,9 @@ async fn after_the_window_what_was_missed_is_gone_and_this_is_told() {
     redis.user("ada", 1, &[]).await;
     redis.user("bob", 2, &[]).await;
     let session = Browser::connect(&server, "ada").await.cut();
-    publish(&redis, "user-1", [1]).await;
+    publish(&redis, &server, "user-1", [1]).await;
     // The newest message always stays.
-    publish(&redis, "user-2", [2]).await;
+    publish(&redis, &server, "user-2", [2]).await;
     until("the end of the window", async || {
         let browser = Browser::resume(&server, "ada", &session).await;
         assert_eq!(browser.recovered, numbers(&browser.missed) == [1]);
@@ -139,7 +142,7 @@ async fn an_offset_that_makes_no_sense_costs_repetitions_but_no_record() {
     let (redis, server) = start().await;
     redis.user("ada", 1, &[]).await;
     let mut browser = Browser::connect(&server, "ada").await;
-    publish(&redis, "user-1", 0..4).await;
+    publish(&redis, &server, "user-1", 0..4).await;
     expect(&mut browser, 0..2).await;
     let session = browser.cut();
     let offset = session.offset.clone().unwrap();
@@ -163,12 +166,12 @@ async fn an_offset_from_before_the_session_does_not_reach_behind_it() {
     let (redis, server) = start().await;
     redis.user("ada", 1, &[]).await;
     let mut first = Browser::connect(&server, "ada").await;
-    publish(&redis, "user-1", [0]).await;
+    publish(&redis, &server, "user-1", [0]).await;
     expect(&mut first, [0]).await;
-    publish(&redis, "user-1", [1]).await;
+    publish(&redis, &server, "user-1", [1]).await;
     expect(&mut first, [1]).await;
     let old = first.session.offset.clone();
-    publish(&redis, "user-1", [2]).await;
+    publish(&redis, &server, "user-1", [2]).await;
     expect(&mut first, [2]).await;
     let session = Browser::connect(&server, "ada").await.cut();
     let browser = Browser::resume(&server, "ada", &Session { offset: old, ..session }).await;
@@ -183,7 +186,7 @@ async fn a_pid_that_was_not_made_here_begins_a_new_session_without_losing_a_reco
     elsewhere.ready().await;
     let foreign = Browser::connect(&elsewhere, "ada").await.cut().pid;
     let mut browser = Browser::connect(&server, "ada").await;
-    publish(&redis, "user-1", 0..2).await;
+    publish(&redis, &server, "user-1", 0..2).await;
     expect(&mut browser, 0..1).await;
     let session = browser.cut();
     let flipped = |index: usize| {
@@ -214,11 +217,11 @@ async fn a_ticket_of_another_server_with_the_same_secret_is_honoured() {
     redis.user("ada", 1, &[2]).await;
     let session = Browser::connect(&server, "ada").await.cut();
     redis.forget("ada").await;
-    publish(&redis, "group-2", 0..2).await;
-    other.counted(Counter::MessagesReceived, 2).await;
+    publish(&redis, &server, "group-2", 0..2).await;
+    other.caught_up(&redis).await;
     let mut browser = Browser::resume(&other, "ada", &session).await;
     assert_eq!(numbers(&browser.missed), [0, 1]);
-    publish(&redis, "group-2", [2]).await;
+    publish(&redis, &server, "group-2", [2]).await;
     expect(&mut browser, [2]).await;
 }
 
@@ -227,14 +230,14 @@ async fn who_comes_back_while_its_old_connection_lives_takes_its_place() {
     let (redis, server) = start().await;
     redis.user("ada", 1, &[]).await;
     let mut old = Browser::connect(&server, "ada").await;
-    publish(&redis, "user-1", 0..3).await;
+    publish(&redis, &server, "user-1", 0..3).await;
     expect(&mut old, 0..2).await;
     let mut new = Browser::resume(&server, "ada", &old.session).await;
     assert!(new.recovered);
     assert_eq!(numbers(&new.missed), [2]);
     expect(&mut old, [2]).await;
     assert_eq!(old.end().await, Ended::Closed(None));
-    publish(&redis, "user-1", 3..5).await;
+    publish(&redis, &server, "user-1", 3..5).await;
     redis.fence("end").await;
     assert_eq!(numbers(&new.upto("end").await), [3, 4]);
     let again = Browser::resume(&server, "ada", &new.cut()).await;
@@ -249,7 +252,7 @@ async fn the_end_of_a_connection_that_was_replaced_does_not_end_the_session() {
     let mut new = Browser::resume(&server, "ada", &old.session).await;
     old.cut();
     for round in 0..5 {
-        publish(&redis, "user-1", [round]).await;
+        publish(&redis, &server, "user-1", [round]).await;
         expect(&mut new, [round]).await;
         let newer = Browser::resume(&server, "ada", &new.session).await;
         assert!(newer.recovered);
@@ -262,14 +265,14 @@ async fn rooms_are_those_that_the_key_names_when_the_browser_comes_back() {
     let (redis, server) = start().await;
     redis.user("ada", 1, &[2, 3]).await;
     let session = Browser::connect(&server, "ada").await.cut();
-    publish(&redis, "group-2", [0]).await;
-    publish(&redis, "group-4", [1]).await;
+    publish(&redis, &server, "group-2", [0]).await;
+    publish(&redis, &server, "group-4", [1]).await;
     redis.user("ada", 1, &[3, 4]).await;
-    publish(&redis, "group-3", [2]).await;
+    publish(&redis, &server, "group-3", [2]).await;
     let mut browser = Browser::resume(&server, "ada", &session).await;
     assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![1, 2]));
     for (number, room) in [(3, "group-2"), (4, "group-3"), (5, "group-4")] {
-        publish(&redis, room, [number]).await;
+        publish(&redis, &server, room, [number]).await;
     }
     redis.fence("end").await;
     assert_eq!(numbers(&browser.upto("end").await), [4, 5]);
@@ -281,10 +284,10 @@ async fn when_the_key_is_gone_the_rooms_of_the_ticket_serve() {
     redis.user("ada", 1, &[2]).await;
     let session = Browser::connect(&server, "ada").await.cut();
     redis.forget("ada").await;
-    publish(&redis, "group-2", [0]).await;
+    publish(&redis, &server, "group-2", [0]).await;
     let mut browser = Browser::resume(&server, "ada", &session).await;
     assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![0]));
-    publish(&redis, "user-1", [1]).await;
+    publish(&redis, &server, "user-1", [1]).await;
     expect(&mut browser, [1]).await;
 }
 
@@ -294,10 +297,10 @@ async fn a_key_that_names_nobody_any_more_takes_the_rooms_away() {
     redis.user("ada", 1, &[2]).await;
     let session = Browser::connect(&server, "ada").await.cut();
     redis.user_json("ada", "null").await;
-    publish(&redis, "group-2", [0]).await;
+    publish(&redis, &server, "group-2", [0]).await;
     let mut browser = Browser::resume(&server, "ada", &session).await;
     assert_eq!((browser.recovered, numbers(&browser.missed)), (false, vec![]));
-    publish(&redis, "group-2", [1]).await;
+    publish(&redis, &server, "group-2", [1]).await;
     redis.fence("end").await;
     assert_eq!(browser.upto("end").await, []);
 }
@@ -309,7 +312,7 @@ async fn who_left_begins_anew_and_gets_nothing_from_before() {
     let mut browser = Browser::connect(&server, "ada").await;
     let left = browser.session.clone();
     browser.leave().await;
-    publish(&redis, "user-1", [0]).await;
+    publish(&redis, &server, "user-1", [0]).await;
     for session in [left.clone(), left.without_offset()] {
         let browser = Browser::resume(&server, "ada", &session).await;
         assert_eq!((browser.recovered, numbers(&browser.missed)), (false, vec![]));
@@ -319,7 +322,7 @@ async fn who_left_begins_anew_and_gets_nothing_from_before() {
         browser = browser.reconnect(&connect).await;
         assert_eq!((browser.recovered, numbers(&browser.missed)), (false, vec![]));
         assert_ne!((&browser.session.sid, &browser.session.pid), (&left.sid, &left.pid));
-        publish(&redis, "user-1", [1]).await;
+        publish(&redis, &server, "user-1", [1]).await;
         expect(&mut browser, [1]).await;
         browser.leave().await;
     }
@@ -332,15 +335,15 @@ async fn the_session_of_another_user_is_not_handed_over() {
     redis.user("bob", 4, &[3]).await;
     let ada = Browser::connect(&server, "ada").await.cut();
     for (number, room) in ["user-1", "group-2", "group-3", "user-4"].into_iter().enumerate() {
-        publish(&redis, room, [number]).await;
+        publish(&redis, &server, room, [number]).await;
     }
     let mut bob = Browser::resume(&server, "bob", &ada).await;
     assert!(!bob.recovered && bob.session.sid != ada.sid);
     assert!(numbers(&bob.missed).iter().all(|number| [2, 3].contains(number)), "rooms of bob only");
     let visitor = Browser::open(&server, "", &ada.packet()).await;
     assert_eq!((visitor.recovered, numbers(&visitor.missed)), (false, vec![]));
-    publish(&redis, "group-2", [5]).await;
-    publish(&redis, "user-4", [6]).await;
+    publish(&redis, &server, "group-2", [5]).await;
+    publish(&redis, &server, "user-4", [6]).await;
     redis.fence("end").await;
     assert_eq!(numbers(&bob.upto("end").await), [6]);
     assert!(Browser::resume(&server, "ada", &ada).await.recovered, "it is still hers");
@@ -351,7 +354,7 @@ async fn a_visitor_who_signs_in_keeps_its_session() {
     let (redis, server) = start().await;
     let session = Browser::connect(&server, "ada").await.cut();
     redis.user("ada", 1, &[]).await;
-    publish(&redis, "user-1", [0]).await;
+    publish(&redis, &server, "user-1", [0]).await;
     let browser = Browser::resume(&server, "ada", &session).await;
     assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![0]));
 }

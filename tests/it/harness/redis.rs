@@ -5,7 +5,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Mutex,
-        atomic::{AtomicU16, Ordering},
+        atomic::{AtomicU16, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -28,13 +28,15 @@ pub(crate) struct Redis {
     directory: TempDir,
     process: Option<Child>,
     link: Mutex<Option<MultiplexedConnection>>,
+    published: AtomicU64,
 }
 
 impl Redis {
     /// One that answers.
     pub(crate) async fn start() -> Self {
         let directory = TempDir::new().unwrap();
-        let mut redis = Self { port: free_port(), directory, process: None, link: Mutex::default() };
+        let mut redis =
+            Self { port: free_port(), directory, process: None, link: Mutex::default(), published: AtomicU64::new(0) };
         redis.up().await;
         redis
     }
@@ -115,12 +117,22 @@ impl Redis {
 
     /// Publishes for a room.
     pub(crate) async fn records(&self, payload: impl AsRef<[u8]>) {
-        self.query::<()>(redis::cmd("PUBLISH").arg("/records").arg(payload.as_ref())).await;
+        self.publish("/records", payload.as_ref()).await;
     }
 
     /// Publishes for everyone.
     pub(crate) async fn notice(&self, payload: impl AsRef<[u8]>) {
-        self.query::<()>(redis::cmd("PUBLISH").arg("/system_notice").arg(payload.as_ref())).await;
+        self.publish("/system_notice", payload.as_ref()).await;
+    }
+
+    async fn publish(&self, channel: &str, payload: &[u8]) {
+        self.query::<()>(redis::cmd("PUBLISH").arg(channel).arg(payload)).await;
+        self.published.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Messages published so far.
+    pub(super) fn published(&self) -> u64 {
+        self.published.load(Ordering::Relaxed)
     }
 
     /// Publishes records as fast as Redis takes them.
@@ -130,6 +142,7 @@ impl Redis {
             let mut pipe = redis::pipe();
             payloads.by_ref().take(PIPELINE).for_each(|payload| {
                 pipe.cmd("PUBLISH").arg("/records").arg(payload).ignore();
+                self.published.fetch_add(1, Ordering::Relaxed);
             });
             let mut link = self.link().await;
             within("redis", pipe.query_async::<()>(&mut link)).await.unwrap();

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 use super::{
     http::{Exchange, get},
+    redis::Redis,
     until, within,
 };
 
@@ -64,6 +65,11 @@ impl Server {
     pub(crate) async fn counted(&self, counter: Counter, times: u64) {
         until(&format!("{times} of {counter:?}"), async || self.count(counter) >= times).await;
         assert_eq!(self.count(counter), times, "{counter:?}");
+    }
+
+    /// Waits until it has taken all that was published, of which none may have been lost.
+    pub(crate) async fn caught_up(&self, redis: &Redis) {
+        self.counted(Counter::MessagesReceived, redis.published()).await;
     }
 
     /// Waits until it has lost its subscription so often, and has it again.
