@@ -76,9 +76,10 @@ impl Source {
     pub async fn next(&mut self) -> Inbound {
         let Some(Subscription { messages, sink, unanswered, since, heard }) = &mut self.subscription else {
             self.subscription = Some(subscribe(&self.connector, self.pause).await);
-            self.readiness.set(true);
             return Inbound::Subscribed;
         };
+        // Not before the caller knows of the subscription.
+        self.readiness.set(true);
         loop {
             tokio::select! {
                 biased;
