@@ -103,6 +103,8 @@ async fn malformed_questions_are_told_so_and_never_reach_rails() {
         r#"{"user_secret":"1,a","document_name":12}"#.to_owned(),
         question("1", "comment-1-body"),
         question("1,", "comment-1-body"),
+        question("1,a,b", "comment-1-body"),
+        question("01,a", "comment-1-body"),
         question("1,a", "comment-1-body\0"),
         question("1,a", ""),
         question("1,a", &long(513)),

@@ -9,8 +9,8 @@ const MAX_NAME: usize = 512;
 /// Longest token in bytes, user id included. Rails' have 32 to 64 and an id.
 const MAX_SECRET: usize = 1_024;
 
-/// Longest id of a user that is written to the log.
-const MAX_LOGGED_ID: usize = 20;
+/// Longest id of a user: as many digits as a number of 64 bits has at most.
+const MAX_ID: usize = 20;
 
 /// What Loomio can edit together today.
 const KINDS: [&str; 9] =
@@ -34,7 +34,7 @@ pub enum Malformed {
     /// The token is empty or too long.
     #[error("user_secret has to have 1 to {MAX_SECRET} bytes")]
     SecretLength,
-    /// The token has no user id or no secret.
+    /// The token is no user id and secret.
     #[error("user_secret has to be a user id, a comma and a secret")]
     SecretForm,
     /// The name is blank or too long.
@@ -71,10 +71,11 @@ impl Check {
         if user_secret.chars().chain(document_name.chars()).any(char::is_control) {
             return Err(Malformed::ControlCharacters);
         }
-        // Rails takes what follows the first comma. An empty secret becomes `nil` there, which could match a user
-        // without one.
-        match user_secret.split(',').collect::<Vec<_>>()[..] {
-            [id, secret, ..] if !id.is_empty() && !secret.is_empty() => {}
+        // Rails ignores what follows a second comma and reads ids leniently: with either, one token could be written in
+        // endless ways, each with an allowance and an answer of its own. An empty secret becomes `nil` there, which
+        // could match a user without one.
+        match user_secret.split_once(',') {
+            Some((id, secret)) if is_id(id) && !secret.is_empty() && !secret.contains(',') => {}
             _ => return Err(Malformed::SecretForm),
         }
         if names == Names::Known && !is_known(&document_name) {
@@ -89,11 +90,9 @@ impl Check {
         KINDS.into_iter().find(|known| *known == kind).unwrap_or(OTHER)
     }
 
-    /// The user's id, `0` for a visitor, if it is a number as it should be, else `other`.
+    /// The user's id, `0` for a visitor.
     pub fn user(&self) -> &str {
-        let id = self.user_secret.split(',').next().unwrap_or_default();
-        let plain = (1..=MAX_LOGGED_ID).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_digit());
-        if plain { id } else { OTHER }
+        self.user_secret.split(',').next().unwrap_or_default()
     }
 
     /// Stands for the whole question. Neither text holds the separator.
@@ -118,6 +117,12 @@ impl std::fmt::Debug for Check {
 /// SHA-256 of something secret.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Key([u8; 32]);
+
+/// A number as Rails writes it, so without zeros in front.
+fn is_id(text: &str) -> bool {
+    let digits = (1..=MAX_ID).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+    digits && (text == "0" || !text.starts_with('0'))
+}
 
 fn is_known(name: &str) -> bool {
     let mut parts = name.split('-');
@@ -175,7 +180,24 @@ mod tests {
     #[test]
     fn malformed_questions_are_told_apart() {
         let long = |length| "x".repeat(length);
-        for secret in ["1", "1,", ",a", ",", "1,,a"] {
+        let long_id = format!("{},a", "1".repeat(MAX_ID + 1));
+        for secret in [
+            "1",
+            "1,",
+            ",a",
+            ",",
+            "1,,a",
+            "1,a,",
+            "1,a,b",
+            "01,a",
+            "00,a",
+            "+1,a",
+            " 1,a",
+            "1 ,a",
+            "a,b",
+            "\u{661},a",
+            &long_id,
+        ] {
             assert_eq!(check(secret, "comment-1-body"), Err(Malformed::SecretForm), "{secret}");
         }
         assert_eq!(check("", "comment-1-body"), Err(Malformed::SecretLength));
@@ -202,14 +224,13 @@ mod tests {
             (check.kind(), check.user().to_owned())
         };
         assert_eq!(seen("12,hunter2", "group-new-hunter2-description"), ("group", "12".to_owned()));
-        assert_eq!(seen("hunter2,x", "hunter2"), ("other", "other".to_owned()));
-        assert_eq!(seen("123456789012345678901,x", "-x"), ("other", "other".to_owned()));
+        assert_eq!(seen("0,hunter2", "hunter2"), ("other", "0".to_owned()));
+        assert_eq!(seen("12345678901234567890,x", "-x"), ("other", "12345678901234567890".to_owned()));
     }
 
     #[test]
     fn a_key_stands_for_one_question() {
-        let keys =
-            [("1,a", "b"), ("1,ab", "c"), ("1,a", "bc"), ("1,a,b", "c")].map(|(s, n)| check(s, n).unwrap().key());
+        let keys = [("1,a", "b"), ("1,ab", "c"), ("1,a", "bc"), ("11,a", "b")].map(|(s, n)| check(s, n).unwrap().key());
         let distinct: std::collections::HashSet<_> = keys.into_iter().collect();
         assert_eq!(distinct.len(), keys.len());
         assert!(check("1,a", "b").unwrap().token_key() == check("1,a", "c").unwrap().token_key());
