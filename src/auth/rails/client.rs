@@ -132,9 +132,9 @@ fn build(url: &Url, connections: usize) -> reqwest::Result<Http> {
 fn answer(status: StatusCode) -> Option<Answer> {
     match status.as_u16() {
         200 => Some(Answer::Granted),
-        // The last two ranges are what a well-known proxy says of the server behind it.
-        429 | 502 | 503 | 504 | 520..=527 | 530 => None,
         500 => Some(Answer::Stumbled),
+        // Whoever answers so, Rails or a proxy before it, has not looked at the question or could not.
+        408 | 425 | 429 | 501..=599 => None,
         other => Some(Answer::Denied(other)),
     }
 }
@@ -165,10 +165,10 @@ mod tests {
         let answer = |status| answer(StatusCode::from_u16(status).unwrap());
         let granted: Vec<u16> = (100..1_000).filter(|&status| answer(status) == Some(Answer::Granted)).collect();
         assert_eq!(granted, [200]);
-        for status in [201, 204, 206, 400, 401, 403, 404, 410, 422, 501] {
+        for status in [201, 204, 206, 400, 401, 403, 404, 410, 422, 600] {
             assert_eq!(answer(status), Some(Answer::Denied(status)));
         }
-        for status in [429, 502, 503, 504, 521, 530] {
+        for status in [408, 425, 429, 501, 502, 503, 504, 507, 521, 530, 599] {
             assert_eq!(answer(status), None, "{status}");
         }
         assert_eq!(answer(500), Some(Answer::Stumbled));
