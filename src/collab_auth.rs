@@ -6,7 +6,11 @@
 mod body;
 mod client;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Once},
+    time::Duration,
+};
 
 use axum::{
     Extension, Router,
@@ -34,6 +38,8 @@ struct Endpoint {
     names: Names,
     trusted: Networks,
     metrics: Metrics,
+    /// That nobody is named has been said.
+    nameless: Once,
 }
 
 /// The one route. Requests have to carry the [`Peer`] they came from.
@@ -44,6 +50,7 @@ pub fn routes(rails: Arc<Rails>, settings: &Collab, metrics: Metrics) -> Router 
         names: if settings.strict_names { Names::Known } else { Names::Any },
         trusted: settings.trusted_proxies.clone(),
         metrics,
+        nameless: Once::new(),
     });
     let answer = move |Extension(Peer(peer)): Extension<Peer>, headers: HeaderMap, body: Body| {
         let endpoint = Arc::clone(&endpoint);
@@ -67,9 +74,12 @@ impl Endpoint {
             Err(bad) => return self.malformed(&bad),
         };
         let client = client::address(peer, headers, &self.trusted);
+        if client.is_none() {
+            self.report_nameless(peer);
+        }
         if let Err(wait) = self.limits.admit(client, &check, Instant::now()) {
             self.metrics.count(Counter::ChecksLimited);
-            self.report_limited(client);
+            report_limited(client);
             return later(StatusCode::TOO_MANY_REQUESTS, wait);
         }
         match self.rails.check(check.clone()).await {
@@ -78,6 +88,8 @@ impl Endpoint {
                 self.limits.denied(client, &check, Instant::now());
                 StatusCode::UNAUTHORIZED.into_response()
             }
+            // Rails has not said that the person may not, so this is no guess that missed.
+            Verdict::Stumbled => StatusCode::UNAUTHORIZED.into_response(),
             Verdict::Unavailable { retry_after } => later(StatusCode::SERVICE_UNAVAILABLE, retry_after),
         }
     }
@@ -88,15 +100,24 @@ impl Endpoint {
         (StatusCode::BAD_REQUEST, [(CONTENT_TYPE, "application/json")], body).into_response()
     }
 
-    fn report_limited(&self, client: IpAddr) {
-        static LIMITED: Throttle = Throttle::new();
-        let Some(more_since_last) = LIMITED.allow(std::time::Instant::now()) else { return };
-        if self.trusted.contains(client) {
-            // The usual mistake: one server asks for everyone and names nobody.
-            tracing::warn!(more_since_last, %client, "too many checks from one address: does it forward X-Forwarded-For?");
-        } else {
-            tracing::warn!(more_since_last, %client, "too many checks from one address or with one token");
-        }
+    /// Once: it is a matter of the setting, not of the moment.
+    fn report_nameless(&self, peer: IpAddr) {
+        self.nameless.call_once(|| {
+            tracing::warn!(
+                %peer,
+                "checks name no client, so only tokens are limited, not addresses: have X-Forwarded-For sent along"
+            );
+        });
+    }
+}
+
+fn report_limited(client: Option<IpAddr>) {
+    static LIMITED: Throttle = Throttle::new();
+    let Some(more_since_last) = LIMITED.allow(std::time::Instant::now()) else { return };
+    if let Some(client) = client {
+        tracing::warn!(more_since_last, %client, "too many checks from one address or with one token");
+    } else {
+        tracing::warn!(more_since_last, "too many checks with one token");
     }
 }
 

@@ -56,6 +56,9 @@ const COME_BACK: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=D
 /// Requests after the first that Rails stumbled over. It may have been a passing trouble, but also the document's type.
 const RETRIES_AFTER_STUMBLE: u32 = 1;
 
+/// Rails' status for a question it stumbled over.
+const STUMBLED: u16 = 500;
+
 /// When to ask again if a setting has to be mended first.
 const MENDING: Duration = Duration::from_mins(1);
 
@@ -66,6 +69,8 @@ pub enum Verdict {
     Granted,
     /// The person may not.
     Denied,
+    /// No as well, but only since Rails stumbled over the question each time.
+    Stumbled,
     /// Rails could not be asked, or not in time.
     Unavailable {
         /// When to ask again.
@@ -148,7 +153,7 @@ impl Rails {
                 if granted {
                     (Counter::ChecksGranted, Verdict::Granted)
                 } else {
-                    (Counter::ChecksDenied, Verdict::Denied)
+                    (Counter::ChecksDenied, if status == STUMBLED { Verdict::Stumbled } else { Verdict::Denied })
                 }
             }
             Ok(Landed::Redirected) => (Counter::ChecksUnavailable, Verdict::Unavailable { retry_after: MENDING }),
@@ -243,8 +248,8 @@ impl Rails {
                 if trouble.stumbles <= RETRIES_AFTER_STUMBLE {
                     return Err(pause_after(trouble.stumbles, None, chance()));
                 }
-                self.remember(check, 500, pass);
-                return Ok(Landed::Answered { granted: false, status: 500 });
+                self.remember(check, STUMBLED, pass);
+                return Ok(Landed::Answered { granted: false, status: STUMBLED });
             }
             Ok(Answer::Redirected { status, to }) => {
                 self.metrics.count(Counter::RailsRedirects);

@@ -1,4 +1,4 @@
-//! For whom a request was made: the address it came from, or the one that a trusted proxy names.
+//! For whom a request was made: the address it came from, or the one that a trusted proxy names, if it names one.
 //!
 //! Pure. Each proxy adds the address it was asked from at the end of `X-Forwarded-For`; whatever stands before the
 //! first that is not trusted could have been written by anyone.
@@ -11,19 +11,17 @@ use crate::config::Networks;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// The client's address. With none but trusted ones it is the first of them.
-pub(super) fn address(peer: IpAddr, headers: &HeaderMap, trusted: &Networks) -> IpAddr {
+/// The client's address; `None` with none but trusted ones, as then it may be that of a server which asks for many.
+pub(super) fn address(peer: IpAddr, headers: &HeaderMap, trusted: &Networks) -> Option<IpAddr> {
     let mut client = peer;
     let mut named = headers.get_all(FORWARDED_FOR).iter().rev().flat_map(|value| {
         // What is not text is no address either, and ends the chain.
         value.to_str().unwrap_or("?").rsplit(',')
     });
-    while trusted.contains(client)
-        && let Some(previous) = named.next().and_then(parse)
-    {
-        client = previous;
+    while trusted.contains(client) {
+        client = named.next().and_then(parse)?;
     }
-    client
+    Some(client)
 }
 
 /// An address as proxies write it: some add the port.
@@ -46,7 +44,7 @@ mod tests {
         for value in forwarded {
             headers.append(FORWARDED_FOR, value.to_vec().try_into().unwrap());
         }
-        address(peer.parse().unwrap(), &headers, &trusted).to_string()
+        address(peer.parse().unwrap(), &headers, &trusted).map_or("nobody".to_owned(), |address| address.to_string())
     }
 
     #[test]
@@ -54,7 +52,7 @@ mod tests {
         assert_eq!(client("private", "203.0.113.1", &[b"198.51.100.1"]), "203.0.113.1");
         assert_eq!(client("none", "127.0.0.1", &[b"198.51.100.1"]), "127.0.0.1");
         assert_eq!(client("private", "10.0.0.1", &[b"198.51.100.1"]), "198.51.100.1");
-        assert_eq!(client("private", "10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(client("private", "10.0.0.1", &[]), "nobody");
     }
 
     #[test]
@@ -63,15 +61,15 @@ mod tests {
         assert_eq!(client("private", "10.0.0.1", chain), "198.51.100.1");
         let lines: &[&[u8]] = &[b"192.0.2.66", b"198.51.100.1", b"10.0.0.7,10.0.0.8"];
         assert_eq!(client("private", "10.0.0.1", lines), "198.51.100.1");
-        assert_eq!(client("private", "10.0.0.1", &[b"10.0.0.3, 10.0.0.2"]), "10.0.0.3");
+        assert_eq!(client("private", "10.0.0.1", &[b"10.0.0.3, 10.0.0.2"]), "nobody");
     }
 
     #[test]
     fn what_is_no_address_ends_the_chain() {
         for odd in [&b"192.0.2.66, unknown"[..], b"192.0.2.66,", b"", b"\xff", b"192.0.2.66;"] {
-            assert_eq!(client("private", "10.0.0.1", &[odd]), "10.0.0.1", "{odd:?}");
+            assert_eq!(client("private", "10.0.0.1", &[odd]), "nobody", "{odd:?}");
         }
-        assert_eq!(client("private", "10.0.0.1", &[b"192.0.2.66, x, 10.0.0.7"]), "10.0.0.7");
+        assert_eq!(client("private", "10.0.0.1", &[b"192.0.2.66, x, 10.0.0.7"]), "nobody");
     }
 
     #[test]

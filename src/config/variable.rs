@@ -67,7 +67,7 @@ pub(super) static RAILS_MAX_CONCURRENCY: Variable =
 pub(super) static RAILS_HOLD_SECONDS: Variable =
     plain("RAILS_HOLD_SECONDS", "30", "seconds a check waits for a Loomio that restarts, 1 to 300");
 pub(super) static COLLAB_AUTH_PER_MINUTE: Variable =
-    plain("COLLAB_AUTH_PER_MINUTE", "60", "checks a minute for each client address and each token");
+    plain("COLLAB_AUTH_PER_MINUTE", "60", "checks a minute for each client address, if forwarded, and each token");
 pub(super) static COLLAB_STRICT_NAMES: Variable =
     plain("COLLAB_STRICT_NAMES", "0", "1 refuses document names of a form Loomio does not use today");
 pub(super) static TRUSTED_PROXIES: Variable =

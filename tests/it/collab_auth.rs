@@ -366,6 +366,32 @@ async fn each_address_and_each_token_has_an_allowance() {
 }
 
 #[tokio::test]
+async fn a_server_that_names_nobody_locks_nobody_out() {
+    let rails = Rails::start(|asked| Answer::Status(number(asked), "")).await;
+    let server = server(&rails, &[("COLLAB_AUTH_PER_MINUTE", "5")]).await;
+    for user in 0..20 {
+        assert_eq!(ask(&server, &format!("{user},wrong"), "comment-401-body").await.status, 401, "{user}");
+        assert_eq!(ask(&server, &format!("{user},right"), "comment-200-body").await.status, 200, "{user}");
+    }
+    for status in [401, 429] {
+        assert_eq!(ask(&server, "1,wrong", "comment-403-body").await.status, status, "each token has its allowance");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_rails_stumbles_over_is_no_guess_that_missed() {
+    let rails = Rails::start(|_| Answer::Status(500, "")).await;
+    let server = server(&rails, &[("COLLAB_AUTH_PER_MINUTE", "5")]).await;
+    let named = [("x-forwarded-for", "203.0.113.1")];
+    for user in 0..4 {
+        let exchange = begin(&server, &named, question(&format!("{user},a"), "type-1-unknown")).await;
+        assert_eq!(told(exchange).await.status, 401, "{user}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn the_stop_ends_the_waiting() {
     let rails = Rails::start(|_| Answer::Nothing).await;
     let mut server = server(&rails, &[]).await;

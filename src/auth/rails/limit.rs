@@ -51,32 +51,40 @@ impl Limits {
         Self { each: MINUTE / per_minute, state: Mutex::new(state) }
     }
 
-    /// Counts a check, if it may be made.
+    /// Counts a check, if it may be made; where the address is not known, for the token only. All who come without one
+    /// would share an allowance, and the few who fail or guess would use up that of all the others.
     ///
     /// # Errors
     /// The time after which it may.
-    pub fn admit(&self, from: IpAddr, check: &Check, now: Instant) -> Result<(), Duration> {
-        let (address, token) = (network(from), check.token_key());
+    pub fn admit(&self, from: Option<IpAddr>, check: &Check, now: Instant) -> Result<(), Duration> {
+        let (address, token) = (from.map(network), check.token_key());
         let mut state = self.lock();
-        let wait = state.addresses.wait(&address, self.each, now).max(state.tokens.wait(&token, self.each, now));
+        let wait = address.map_or(Duration::ZERO, |address| state.addresses.wait(&address, self.each, now));
+        let wait = wait.max(state.tokens.wait(&token, self.each, now));
         if !wait.is_zero() {
             return Err(wait);
         }
-        state.addresses.spend(address, self.each, now);
-        state.tokens.spend(token, self.each, now);
+        state.spend(address, token, self.each, now);
         Ok(())
     }
 
     /// Counts what a denied check costs beyond any other.
-    pub fn denied(&self, from: IpAddr, check: &Check, now: Instant) {
+    pub fn denied(&self, from: Option<IpAddr>, check: &Check, now: Instant) {
         let more = self.each * (DENIED - 1);
-        let mut state = self.lock();
-        state.addresses.spend(network(from), more, now);
-        state.tokens.spend(check.token_key(), more, now);
+        self.lock().spend(from.map(network), check.token_key(), more, now);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn spend(&mut self, address: Option<IpAddr>, token: Key, cost: Duration, now: Instant) {
+        if let Some(address) = address {
+            self.addresses.spend(address, cost, now);
+        }
+        self.tokens.spend(token, cost, now);
     }
 }
 
@@ -122,42 +130,53 @@ mod tests {
     fn an_address_has_a_minutes_checks_and_earns_them_back() {
         let (limits, start) = (Limits::new(60), Instant::now());
         for token in 0..60 {
-            assert_eq!(limits.admit(address(1), &check(token), start), Ok(()), "{token}");
+            assert_eq!(limits.admit(Some(address(1)), &check(token), start), Ok(()), "{token}");
         }
-        assert_eq!(limits.admit(address(1), &check(60), start), Err(Duration::from_secs(1)));
-        assert_eq!(limits.admit(address(2), &check(60), start), Ok(()), "another address is not concerned");
+        assert_eq!(limits.admit(Some(address(1)), &check(60), start), Err(Duration::from_secs(1)));
+        assert_eq!(limits.admit(Some(address(2)), &check(60), start), Ok(()), "another address is not concerned");
         let later = start + Duration::from_secs(2);
-        let admitted = (0..10).filter(|_| limits.admit(address(1), &check(61), later).is_ok()).count();
+        let admitted = (0..10).filter(|_| limits.admit(Some(address(1)), &check(61), later).is_ok()).count();
         assert_eq!(admitted, 2);
     }
 
     #[test]
     fn a_token_has_the_same_from_wherever_it_comes() {
         let (limits, now) = (Limits::new(60), Instant::now());
-        let admitted = (0..100).filter(|&last| limits.admit(address(last), &check(1), now).is_ok()).count();
+        let admitted = (0..100).filter(|&last| limits.admit(Some(address(last)), &check(1), now).is_ok()).count();
         assert_eq!(admitted, 60);
         // What was refused for the token's sake was not counted for the address.
-        let admitted = (0..100).filter(|&token| limits.admit(address(99), &check(token + 2), now).is_ok()).count();
+        let admitted =
+            (0..100).filter(|&token| limits.admit(Some(address(99)), &check(token + 2), now).is_ok()).count();
         assert_eq!(admitted, 60);
+    }
+
+    #[test]
+    fn without_an_address_only_the_token_counts() {
+        let (limits, now) = (Limits::new(1), Instant::now());
+        for token in 0..100 {
+            assert_eq!(limits.admit(None, &check(token), now), Ok(()), "{token}");
+            limits.denied(None, &check(token), now);
+        }
+        assert!(limits.admit(None, &check(1), now).is_err());
     }
 
     #[test]
     fn denied_checks_count_more() {
         let (limits, now) = (Limits::new(60), Instant::now());
         let admitted = (0..100).filter(|&token| {
-            let admitted = limits.admit(address(1), &check(token), now).is_ok();
-            limits.denied(address(1), &check(token), now);
+            let admitted = limits.admit(Some(address(1)), &check(token), now).is_ok();
+            limits.denied(Some(address(1)), &check(token), now);
             admitted
         });
         assert_eq!(admitted.count(), 20);
         let much_later = now + MINUTE * 2;
-        assert!(limits.admit(address(1), &check(0), much_later).is_ok(), "nobody owes more than a minute");
+        assert!(limits.admit(Some(address(1)), &check(0), much_later).is_ok(), "nobody owes more than a minute");
     }
 
     #[test]
     fn an_ipv6_network_is_one_address() {
         let (limits, now) = (Limits::new(1), Instant::now());
-        let of = |text: &str| text.parse::<IpAddr>().unwrap();
+        let of = |text: &str| Some(text.parse::<IpAddr>().unwrap());
         assert!(limits.admit(of("2001:db8::1"), &check(1), now).is_ok());
         assert!(limits.admit(of("2001:db8::2"), &check(2), now).is_err());
         assert!(limits.admit(of("2001:db8:0:1::1"), &check(3), now).is_ok());
@@ -170,9 +189,9 @@ mod tests {
         let (limits, now) = (Limits::new(1), Instant::now());
         for token in 0..=MOST {
             let from = Ipv6Addr::from_bits((token as u128) << 64).into();
-            assert!(limits.admit(from, &check(token), now).is_ok());
+            assert!(limits.admit(Some(from), &check(token), now).is_ok());
         }
-        assert!(limits.admit(address(1), &check(MOST), now).is_err(), "the newest is remembered");
-        assert!(limits.admit(address(1), &check(0), now).is_ok(), "the oldest is not");
+        assert!(limits.admit(Some(address(1)), &check(MOST), now).is_err(), "the newest is remembered");
+        assert!(limits.admit(Some(address(1)), &check(0), now).is_ok(), "the oldest is not");
     }
 }
