@@ -1,8 +1,9 @@
 //! May this person edit this document? Only Rails knows; here it is asked, and waited for while it restarts.
 //!
 //! Identical questions at the same time are one request, recent answers are remembered for a moment, and a Rails that
-//! is down is tried by one question at a time while the others wait. A question can be dropped at any time and leaves
-//! nothing behind. Knows Rails' endpoint, and nothing of who asks or how.
+//! is down is tried by one question at a time while the others wait. A question can be dropped at any time; a request that
+//! was made for it goes on and is learnt from, since Rails works on it all the same. Knows Rails' endpoint, and nothing
+//! of who asks or how.
 
 mod aging;
 mod breaker;
@@ -14,6 +15,7 @@ mod gate;
 mod limit;
 
 use std::{
+    future::pending,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -23,7 +25,7 @@ use std::{
 
 use rand::RngExt;
 use tokio::{
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -84,7 +86,7 @@ pub struct Rails {
     hold: Duration,
     gate: Gate,
     /// Requests that may be under way, given in the order of arrival.
-    places: Semaphore,
+    places: Arc<Semaphore>,
     waiting: Semaphore,
     flights: Arc<Flights<Landed>>,
     cache: Mutex<Cache>,
@@ -100,6 +102,8 @@ enum Landed {
     Answered { granted: bool, status: u16 },
     /// Rails is said to be elsewhere.
     Redirected,
+    /// Rails is not tried again before all who wait would have given up.
+    NotNow { again_in: Duration },
 }
 
 /// Why a check did not take place or did not end.
@@ -113,10 +117,16 @@ enum Turned {
 }
 
 /// What earlier requests for the same check brought.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Trouble {
     stumbles: u32,
     failures: u32,
+}
+
+/// That a request has to be made again.
+struct Again {
+    pause: Duration,
+    trouble: Trouble,
 }
 
 impl Rails {
@@ -128,7 +138,7 @@ impl Rails {
             client: endpoint.map(|endpoint| Arc::new(Client::new(endpoint, settings.max_concurrency))),
             hold: settings.hold,
             gate: Gate::new(),
-            places: Semaphore::new(settings.max_concurrency),
+            places: Arc::new(Semaphore::new(settings.max_concurrency)),
             waiting: Semaphore::new(MOST_WAITING),
             flights: Flights::new(),
             cache: Mutex::new(Cache::new()),
@@ -157,9 +167,16 @@ impl Rails {
                 }
             }
             Ok(Landed::Redirected) => (Counter::ChecksUnavailable, Verdict::Unavailable { retry_after: MENDING }),
+            Ok(Landed::NotNow { again_in }) => {
+                Turned::Down.report(kind, &user, attempts, ms);
+                (Counter::ChecksUnavailable, Verdict::Unavailable { retry_after: again_in + come_back() })
+            }
             Err(turned) => {
                 turned.report(kind, &user, attempts, ms);
-                let retry_after = if turned == Turned::NoAddress { MENDING } else { self.come_back() };
+                let retry_after = match turned {
+                    Turned::NoAddress => MENDING,
+                    _ => self.gate.next_try_in() + come_back(),
+                };
                 (Counter::ChecksUnavailable, Verdict::Unavailable { retry_after })
             }
         };
@@ -169,20 +186,17 @@ impl Rails {
 
     async fn outcome(self: &Arc<Self>, check: Check, attempts: &mut Attempts) -> Result<Landed, Turned> {
         let Some(client) = &self.client else { return Err(Turned::NoAddress) };
-        let down_for = self.gate.down_for();
-        if down_for.is_none()
+        if !self.gate.is_down()
             && let Some(status) = self.cache().get(&check.key(), Instant::now())
         {
             self.metrics.count(Counter::ChecksCached);
             return Ok(Landed::Answered { granted: status == 200, status });
         }
-        // Who would wait in vain, as Rails has asked for more time than there is, is told so at once as well.
-        if down_for.is_some_and(|outage| outage.max(self.gate.next_try_in()) >= self.hold) {
-            self.probe(Arc::clone(client), check);
-            return Err(Turned::Down);
-        }
         let _waiting = self.waiting.try_acquire().map_err(|_| Turned::Full)?;
-        let joined = self.join(client, check);
+        // Who would wait in vain is told so at once, but for one who finds out whether that is still so.
+        let hopeless = self.gate.is_hopeless(self.hold);
+        let probe = if hopeless { Some(self.gate.try_probe().ok_or(Turned::Down)?) } else { None };
+        let joined = self.join(client, check, probe);
         *attempts = joined.attempts;
         tokio::select! {
             biased;
@@ -191,48 +205,82 @@ impl Rails {
         }
     }
 
-    /// The flight with the same question, or a new one.
-    fn join(self: &Arc<Self>, client: &Arc<Client>, check: Check) -> Joined<Landed> {
-        let (rails, client) = (Arc::clone(self), Arc::clone(client));
+    /// The flight with the same question, or a new one, which begins with the pass if there is one.
+    fn join(self: &Arc<Self>, client: &Arc<Client>, check: Check, pass: Option<Pass>) -> Joined<Landed> {
+        let (rails, client, check) = (Arc::clone(self), Arc::clone(client), Arc::new(check));
         let joined =
-            self.flights.join(check.key(), |attempts| async move { rails.fly(&client, &check, &attempts).await });
+            self.flights.join(check.key(), |attempts| async move { rails.fly(&client, &check, pass, &attempts).await });
         if joined.others {
             self.metrics.count(Counter::ChecksJoined);
         }
         joined
     }
 
-    /// Asks until Rails answers.
-    async fn fly(&self, client: &Client, check: &Check, attempts: &AtomicU32) -> Landed {
-        let mut trouble = Trouble::default();
+    /// Asks until Rails answers; only once if it was hopeless to begin with and still is.
+    async fn fly(
+        self: &Arc<Self>,
+        client: &Arc<Client>,
+        check: &Arc<Check>,
+        mut first: Option<Pass>,
+        attempts: &AtomicU32,
+    ) -> Landed {
+        let (probing, mut trouble) = (first.is_some(), Trouble::default());
         loop {
-            let pass = self.gate.pass().await;
+            let pass = match first.take() {
+                Some(pass) => pass,
+                None => self.gate.pass().await,
+            };
             // The semaphore is never closed.
-            let place = self.places.acquire().await;
+            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return pending().await };
             if !self.gate.holds(&pass) {
                 continue;
             }
             attempts.fetch_add(1, Ordering::Relaxed);
-            let step = self.ask(client, check, &pass, &mut trouble).await;
-            drop((place, pass));
-            match step {
+            let again = match self.attempt(client, check, pass, place, trouble).await {
                 Ok(landed) => return landed,
-                Err(pause) => sleep(pause).await,
+                Err(again) => again,
+            };
+            let again_in = again.pause.max(self.gate.next_try_in());
+            if again_in >= self.hold || (probing && self.gate.is_down()) {
+                return Landed::NotNow { again_in };
             }
+            trouble = again.trouble;
+            sleep(again.pause).await;
+        }
+    }
+
+    /// Asks once, to the end: when all who wait for the answer have left, Rails still works on the request, so its place
+    /// is not free yet, and what becomes of it tells how Rails is. The client's timeout is the bound. Waits for ever
+    /// after `stop`.
+    async fn attempt(
+        self: &Arc<Self>,
+        client: &Arc<Client>,
+        check: &Arc<Check>,
+        pass: Pass,
+        place: OwnedSemaphorePermit,
+        trouble: Trouble,
+    ) -> Result<Landed, Again> {
+        let (teller, told) = oneshot::channel();
+        let (rails, client, check) = (Arc::clone(self), Arc::clone(client), Arc::clone(check));
+        self.tasks.spawn(async move {
+            let asked = rails.stop.run_until_cancelled(rails.ask(&client, &check, &pass, trouble)).await;
+            drop((place, pass));
+            if let Some(step) = asked {
+                // Whoever wanted to know may have left.
+                let _ = teller.send(step);
+            }
+        });
+        match told.await {
+            Ok(step) => step,
+            Err(_) => pending().await,
         }
     }
 
     /// Asks once and learns from the answer how Rails is.
     ///
     /// # Errors
-    /// The pause after which to ask again.
-    async fn ask(
-        &self,
-        client: &Client,
-        check: &Check,
-        pass: &Pass,
-        trouble: &mut Trouble,
-    ) -> Result<Landed, Duration> {
+    /// When to ask again.
+    async fn ask(&self, client: &Client, check: &Check, pass: &Pass, mut trouble: Trouble) -> Result<Landed, Again> {
         let asked = Instant::now();
         self.metrics.count(Counter::RailsRequests);
         let answer = client.ask(check).await;
@@ -246,7 +294,7 @@ impl Rails {
                 self.gate.undecided(pass, asked);
                 trouble.stumbles += 1;
                 if trouble.stumbles <= RETRIES_AFTER_STUMBLE {
-                    return Err(pause_after(trouble.stumbles, None, chance()));
+                    return Err(Again { pause: pause_after(trouble.stumbles, None, chance()), trouble });
                 }
                 self.remember(check, STUMBLED, pass);
                 return Ok(Landed::Answered { granted: false, status: STUMBLED });
@@ -260,7 +308,7 @@ impl Rails {
             Err(failure) => {
                 self.metrics.count(Counter::RailsFailures);
                 trouble.failures += 1;
-                return Err(self.failed(pass, asked, &failure, trouble.failures));
+                return Err(Again { pause: self.failed(pass, asked, &failure, trouble.failures), trouble });
             }
         };
         self.answered(pass);
@@ -275,10 +323,11 @@ impl Rails {
         }
     }
 
-    /// Returns the pause after which to ask again: none while Rails is down, as then there is a queue for that.
+    /// Returns the pause after which to ask again. There is none where nobody could have asked with more luck, as there
+    /// is a queue for that; else others are to have their turn in the meantime.
     fn failed(&self, pass: &Pass, asked: Instant, failure: &Failure, failures: u32) -> Duration {
         static FAILURES: Throttle = Throttle::new();
-        let failed = self.gate.failed(pass, asked, failure.retry_after);
+        let failed = self.gate.failed(pass, asked, failure.symptom);
         if failed == Failed::Opened {
             self.cache().clear();
             self.metrics.count(Counter::RailsOutages);
@@ -290,7 +339,10 @@ impl Rails {
                 "cannot ask rails who may edit, trying on, checks wait up to {hold} s: {reason}"
             );
         }
-        if failed == Failed::Alone { pause_after(failures, failure.retry_after, chance()) } else { Duration::ZERO }
+        if failed != Failed::Alone && failure.symptom.concerns_all {
+            return Duration::ZERO;
+        }
+        pause_after(failures, failure.symptom.retry_after, chance())
     }
 
     /// Keeps an answer for a moment, unless there was an outage since it was asked for.
@@ -302,27 +354,14 @@ impl Rails {
         }
     }
 
-    /// Tries Rails for the sake of those who come later, if it is time and nobody else does.
-    fn probe(self: &Arc<Self>, client: Arc<Client>, check: Check) {
-        let Some(pass) = self.gate.try_probe() else { return };
-        let rails = Arc::clone(self);
-        self.tasks.spawn(async move {
-            let probe = async {
-                let _place = rails.places.acquire().await;
-                let _ = rails.ask(&client, &check, &pass, &mut Trouble::default()).await;
-            };
-            rails.stop.run_until_cancelled(probe).await;
-        });
-    }
-
-    /// When those who are turned away should ask again: not before Rails is tried again, and not all at once.
-    fn come_back(&self) -> Duration {
-        self.gate.next_try_in() + rand::rng().random_range(COME_BACK)
-    }
-
     fn cache(&self) -> MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How much later than Rails is tried again one who is turned away should ask.
+fn come_back() -> Duration {
+    rand::rng().random_range(COME_BACK)
 }
 
 impl Turned {
@@ -340,7 +379,7 @@ impl Turned {
                 tracing::error!(more_since_last, "nobody can edit together: set {RAILS_VARIABLES} to where rails is");
             }
             Self::Full => tracing::warn!(more_since_last, most = MOST_WAITING, "too many checks wait for rails"),
-            Self::Down => tracing::warn!(more_since_last, "rails has been down for long; refused a check at once"),
+            Self::Down => tracing::warn!(more_since_last, "rails is down for longer than checks wait; refused one"),
             Self::Late | Self::Stopping => {}
         }
     }

@@ -1,4 +1,6 @@
-//! Who may edit a document: what Hocuspocus servers are told, while Rails answers, restarts or misbehaves.
+//! Who may edit a document: what Hocuspocus servers are told.
+
+mod outages;
 
 use std::{
     sync::Arc,
@@ -152,93 +154,6 @@ async fn without_an_address_of_rails_the_answer_is_503() {
 }
 
 #[tokio::test]
-async fn two_hundred_logins_wait_out_a_restart_and_rails_sees_each_check_once() {
-    let mut rails = Rails::start(|_| Answer::Status(200, "")).await;
-    let server = server(&rails, &[]).await;
-    assert_eq!(ask(&server, "1,a", "comment-1-body").await.status, 200);
-    rails.stop().await;
-    let down = Instant::now();
-    let mut logins = JoinSet::new();
-    // Two browsers of each person.
-    for login in 0..200 {
-        let exchange = begin(&server, &[], question(&format!("1,{}", login / 2), "comment-2-body")).await;
-        logins.spawn(async move { exchange.response().await.status });
-    }
-    until("all wait", async || server.count(Counter::ChecksJoined) == 100).await;
-    // Held, and tried by one at a time.
-    until("the restart has taken 5 s", async || down.elapsed() >= Duration::from_secs(5)).await;
-    assert!(logins.try_join_next().is_none());
-    assert!(server.count(Counter::RailsRequests) < 120, "{}", server.count(Counter::RailsRequests));
-    rails.up().await;
-    let up = Instant::now();
-    let statuses = logins.join_all().await;
-    assert_eq!(statuses, [200; 200]);
-    let waited = up.elapsed();
-    assert!(waited < Duration::from_secs(4), "{waited:?}");
-    println!("200 logins granted {waited:?} after the restart");
-    let mut bodies: Vec<String> = rails.asked().into_iter().skip(1).map(|asked| asked.body).collect();
-    assert_eq!(bodies.len(), 100);
-    bodies.sort();
-    bodies.dedup();
-    assert_eq!(bodies.len(), 100);
-    assert!(rails.most_under_way() <= 16, "{}", rails.most_under_way());
-    assert_eq!(server.count(Counter::RailsOutages), 1);
-    server.stop().await;
-}
-
-#[tokio::test]
-async fn while_an_outage_is_young_checks_wait_and_later_they_are_refused_until_a_try_succeeds() {
-    let rails = Rails::start(|_| Answer::Status(503, "")).await;
-    let server = server(&rails, &[("RAILS_HOLD_SECONDS", "1")]).await;
-    let started = Instant::now();
-    assert_eq!(ask(&server, "1,first", "comment-1-body").await.status, 503);
-    assert!(started.elapsed() >= Duration::from_secs(1), "it was held");
-    until("a check is refused at once", async || {
-        let started = Instant::now();
-        ask(&server, "1,second", "comment-1-body").await.status == 503 && started.elapsed() < Duration::from_millis(500)
-    })
-    .await;
-    let before = rails.requests();
-    let started = Instant::now();
-    for number in 0..200 {
-        let told = ask(&server, &format!("1,{number}"), "comment-1-body").await;
-        assert!(matches!(told, Told { status: 503, retry_after: Some(1..=7), .. }), "{told:?}");
-    }
-    assert!(rails.requests() - before <= 2 + usize::try_from(started.elapsed().as_secs()).unwrap() * 4);
-    rails.script(|_| Answer::Status(200, ""));
-    until("a try succeeds", async || ask(&server, "1,last", "comment-1-body").await.status == 200).await;
-    assert_eq!(server.count(Counter::RailsOutages), 1);
-    server.stop().await;
-}
-
-#[tokio::test]
-async fn rails_says_when_it_wants_to_be_asked_again() {
-    let rails = Rails::start(|_| Answer::Status(429, "retry-after: 2\r\n")).await;
-    let server = server(&rails, &[]).await;
-    let started = Instant::now();
-    let waiting = begin(&server, &[], question("1,a", "comment-1-body")).await;
-    until("it was asked", async || rails.requests() == 1).await;
-    rails.script(|_| Answer::Status(200, ""));
-    assert_eq!(waiting.response().await.status, 200);
-    assert!(started.elapsed() >= Duration::from_secs(2), "{:?}", started.elapsed());
-    assert_eq!(rails.requests(), 2);
-    server.stop().await;
-}
-
-#[tokio::test]
-async fn nobody_waits_in_vain_for_a_rails_that_asks_for_more_time_than_there_is() {
-    let rails = Rails::start(|_| Answer::Status(429, "retry-after: 40\r\n")).await;
-    let server = server(&rails, &[]).await;
-    let first = begin(&server, &[], question("1,a", "comment-1-body")).await;
-    until("rails was found to be busy", async || server.count(Counter::RailsOutages) == 1).await;
-    let told = ask(&server, "1,b", "comment-1-body").await;
-    assert!(matches!(told, Told { status: 503, retry_after: Some(35..=46), .. }), "{told:?}");
-    assert_eq!(rails.requests(), 1);
-    drop(first);
-    server.stop().await;
-}
-
-#[tokio::test]
 async fn redirects_are_never_followed() {
     let elsewhere = Rails::start(|_| Answer::Status(200, "")).await;
     let location: &'static str = Box::leak(format!("location: {}/\r\n", elsewhere.url()).into_boxed_str());
@@ -247,25 +162,6 @@ async fn redirects_are_never_followed() {
     let told = ask(&server, "1,a", "comment-1-body").await;
     assert_eq!((told.status, told.retry_after), (503, Some(60)));
     assert_eq!((rails.requests(), elsewhere.connections()), (1, 0));
-    server.stop().await;
-}
-
-#[tokio::test]
-async fn a_rails_that_misbehaves_costs_little_and_grants_nothing_by_accident() {
-    let rails = Rails::start(|asked| match number(asked) {
-        1 => Answer::Nothing,
-        2 => Answer::Slowly("HTTP/1.1 200 OK\r\n"),
-        3 => Answer::Raw("HTTP/1.1 200 OK\r\ncontent-le"),
-        4 => Answer::Raw("nonsense\r\n\r\n"),
-        _ => Answer::Raw(""),
-    })
-    .await;
-    let server = server(&rails, &[("RAILS_HOLD_SECONDS", "1")]).await;
-    for number in 1..=5 {
-        let told = ask(&server, "1,a", &format!("comment-{number}-body")).await;
-        assert_eq!(told.status, 503, "{number}");
-        until("whoever asked has gone", async || rails.under_way() <= 1).await;
-    }
     server.stop().await;
 }
 
@@ -284,8 +180,9 @@ async fn only_the_head_of_an_answer_is_read() {
 }
 
 #[tokio::test]
-async fn who_leaves_frees_the_place() {
-    let rails = Rails::start(|asked| if number(asked) == 1 { Answer::Nothing } else { Answer::Status(200, "") }).await;
+async fn the_place_of_one_who_leaves_is_free_when_rails_has_answered() {
+    let rails =
+        Rails::start(|asked| if number(asked) == 1 { Answer::Later(200) } else { Answer::Status(200, "") }).await;
     let server = server(&rails, &[("RAILS_MAX_CONCURRENCY", "1")]).await;
     let first = begin(&server, &[], question("1,a", "comment-1-body")).await;
     until("the first is under way", async || rails.under_way() == 1).await;
@@ -293,8 +190,13 @@ async fn who_leaves_frees_the_place() {
     let mut second = Box::pin(second.response());
     assert!(timeout(Duration::from_millis(200), second.as_mut()).await.is_err(), "the second waits for the place");
     drop(first);
+    let early = timeout(Duration::from_millis(200), second.as_mut()).await;
+    assert!(early.is_err(), "Rails still works on what nobody waits for");
+    rails.release();
     assert_eq!(second.await.status, 200);
-    assert_eq!(rails.most_under_way(), 1);
+    assert_eq!((rails.most_under_way(), rails.requests()), (1, 2));
+    assert_eq!(ask(&server, "1,a", "comment-1-body").await.status, 200);
+    assert_eq!(rails.requests(), 2, "the answer that nobody waited for was kept");
     server.stop().await;
 }
 

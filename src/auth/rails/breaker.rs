@@ -11,6 +11,10 @@ use tokio::time::Instant;
 const PAUSES: std::ops::RangeInclusive<Duration> = Duration::from_millis(250)..=Duration::from_secs(5);
 const PART: u32 = 4;
 
+/// Failures without an answer in between that are an outage. One could be a matter of the document asked for, and more
+/// than these would leave many to find out.
+const FAILURES: u32 = 3;
+
 /// Longest pause that Rails can ask for: five minutes are the period of its own limit.
 const LONGEST_ASKED: Duration = Duration::from_mins(5);
 
@@ -20,12 +24,24 @@ pub(super) struct Breaker {
     outage: Option<Outage>,
     /// When Rails last answered.
     answered: Option<Instant>,
+    /// Failures since then, while Rails is taken to be up.
+    failures: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Outage {
     since: Instant,
+    last_failure: Instant,
     next_try: Instant,
+}
+
+/// What a failed request tells of Rails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Symptom {
+    /// Any other request would have failed as well.
+    pub(super) concerns_all: bool,
+    /// When Rails wants to be asked again.
+    pub(super) retry_after: Option<Duration>,
 }
 
 /// What a failure means.
@@ -35,25 +51,31 @@ pub(super) enum Failed {
     Opened,
     /// Rails is down, as was known.
     StillDown,
-    /// Rails has answered others meanwhile.
+    /// Rails is not taken to be down: it has answered others meanwhile, or too little has failed.
     Alone,
 }
 
 impl Breaker {
-    /// How long Rails has been down.
-    pub(super) fn down_for(&self, now: Instant) -> Option<Duration> {
-        self.outage.map(|outage| now.saturating_duration_since(outage.since))
-    }
-
     /// When Rails is to be tried again; `None` when it is up.
     pub(super) fn next_try(&self) -> Option<Instant> {
         self.outage.map(|outage| outage.next_try)
+    }
+
+    /// Whether who waits for so long would wait in vain as far as one can tell: Rails is tried no sooner, or has been
+    /// down for longer already. It is not known to be when nobody has tried for that long.
+    pub(super) fn is_hopeless(&self, hold: Duration, now: Instant) -> bool {
+        self.outage.is_some_and(|outage| {
+            let known = now.saturating_duration_since(outage.last_failure) <= hold;
+            outage.next_try.saturating_duration_since(now) >= hold
+                || (known && now.saturating_duration_since(outage.since) >= hold)
+        })
     }
 
     /// Rails answered. While it is down, only the answer to a probe counts: others may have been on their way since
     /// before. Returns how long the outage was that ends.
     pub(super) fn answered(&mut self, probe: bool, now: Instant) -> Option<Duration> {
         self.answered = Some(now);
+        self.failures = 0;
         let ends = self.outage.filter(|_| probe)?;
         self.outage = None;
         Some(now.saturating_duration_since(ends.since))
@@ -64,19 +86,24 @@ impl Breaker {
         &mut self,
         asked: Instant,
         probe: bool,
-        retry_after: Option<Duration>,
+        symptom: Symptom,
         chance: f64,
         now: Instant,
     ) -> Failed {
-        let asked_for = retry_after.unwrap_or_default().min(LONGEST_ASKED);
+        let asked_for = symptom.retry_after.unwrap_or_default().min(LONGEST_ASKED);
         match &mut self.outage {
             None if self.answered.is_some_and(|answered| answered > asked) => Failed::Alone,
             None => {
+                self.failures += 1;
+                if self.failures < FAILURES && !symptom.concerns_all {
+                    return Failed::Alone;
+                }
                 let next_try = now + spread(*PAUSES.start(), chance).max(asked_for);
-                self.outage = Some(Outage { since: now, next_try });
+                self.outage = Some(Outage { since: now, last_failure: now, next_try });
                 Failed::Opened
             }
             Some(outage) => {
+                outage.last_failure = now;
                 let pause = if probe { pause(now.saturating_duration_since(outage.since), chance) } else { asked_for };
                 outage.next_try = outage.next_try.max(now + pause.max(asked_for));
                 Failed::StillDown
@@ -120,7 +147,14 @@ mod tests {
 
         fn failed(&mut self, asked: u64, probe: bool, retry_after: Option<u64>, now: u64) -> Failed {
             let (asked, now) = (self.at(asked), self.at(now));
-            self.0.failed(asked, probe, retry_after.map(Duration::from_secs), MIDDLE, now)
+            let symptom = Symptom { concerns_all: true, retry_after: retry_after.map(Duration::from_secs) };
+            self.0.failed(asked, probe, symptom, MIDDLE, now)
+        }
+
+        /// A failure that may be a matter of the question.
+        fn failed_alone(&mut self, at: u64) -> Failed {
+            let at = self.at(at);
+            self.0.failed(at, false, Symptom::default(), MIDDLE, at)
         }
 
         fn answered(&mut self, probe: bool, now: u64) -> Option<u128> {
@@ -134,14 +168,37 @@ mod tests {
     }
 
     #[test]
-    fn the_first_failure_opens_and_a_probes_answer_closes() {
+    fn failures_that_may_be_a_matter_of_the_question_open_when_nothing_else_is_heard() {
+        let mut story = Story::new();
+        assert_eq!([1, 2].map(|at| story.failed_alone(at)), [Failed::Alone; 2]);
+        story.answered(false, 3);
+        assert_eq!([4, 5, 6].map(|at| story.failed_alone(at)), [Failed::Alone, Failed::Alone, Failed::Opened]);
+        assert_eq!(story.failed_alone(7), Failed::StillDown);
+        story.answered(true, 8);
+        assert_eq!(story.failed_alone(9), Failed::Alone, "after an outage they count anew");
+    }
+
+    #[test]
+    fn it_is_hopeless_to_wait_for_what_has_been_down_for_longer() {
+        let mut story = Story::new();
+        let hopeless = |story: &Story, at| story.0.is_hopeless(Duration::from_secs(10), story.at(at));
+        assert!(!hopeless(&story, 0));
+        story.failed(0, false, None, 0);
+        story.failed(8_000, true, None, 8_000);
+        assert_eq!([9_999, 10_000, 18_000].map(|at| hopeless(&story, at)), [false, true, true]);
+        assert!(!hopeless(&story, 18_001), "nobody knows any more");
+        story.failed(20_000, true, Some(30), 20_000);
+        assert_eq!([40_000, 40_001].map(|at| hopeless(&story, at)), [true, false]);
+    }
+
+    #[test]
+    fn the_first_failure_that_concerns_all_opens_and_a_probes_answer_closes() {
         let mut story = Story::new();
         assert_eq!(story.next_try(), None);
         assert_eq!(story.failed(0, false, None, 10), Failed::Opened);
         assert_eq!(story.next_try(), Some(260));
-        assert_eq!(story.0.down_for(story.at(1_010)), Some(Duration::from_secs(1)));
         assert_eq!(story.answered(true, 270), Some(260));
-        assert_eq!((story.next_try(), story.0.down_for(story.at(300))), (None, None));
+        assert_eq!(story.next_try(), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use reqwest::{
     redirect, retry,
 };
 
-use super::document::Check;
+use super::{breaker::Symptom, document::Check};
 use crate::{config::RailsEndpoint, telemetry::chain, tls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -48,8 +48,8 @@ pub(super) enum Answer {
 pub(super) struct Failure {
     /// For the log; holds nothing of the request.
     pub(super) reason: String,
-    /// When Rails wants to be asked again.
-    pub(super) retry_after: Option<Duration>,
+    /// What it tells of Rails.
+    pub(super) symptom: Symptom,
 }
 
 /// Connections to Rails.
@@ -102,11 +102,10 @@ impl Client {
             return Ok(Answer::Redirected { status: status.as_u16(), to });
         }
         answer(status).ok_or_else(|| {
-            let after = header(RETRY_AFTER);
-            Failure {
-                reason: format!("it answers {}", status.as_u16()),
-                retry_after: after.and_then(|after| retry_after(after, SystemTime::now())),
-            }
+            let retry_after = header(RETRY_AFTER).and_then(|after| retry_after(after, SystemTime::now()));
+            // Who names a time speaks of itself, not of the document.
+            let symptom = Symptom { concerns_all: retry_after.is_some(), retry_after };
+            Failure { reason: format!("it answers {}", status.as_u16()), symptom }
         })
     }
 }
@@ -140,12 +139,13 @@ fn answer(status: StatusCode) -> Option<Answer> {
 }
 
 fn failure(error: reqwest::Error) -> Failure {
+    let concerns_all = error.is_connect() || error.is_builder();
     let reason = match (error.is_connect(), error.is_timeout()) {
         (true, true) => format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()),
         (false, true) => format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()),
         _ => chain(&error.without_url()),
     };
-    Failure { reason, retry_after: None }
+    Failure { reason, symptom: Symptom { concerns_all, retry_after: None } }
 }
 
 /// Seconds, or a date.

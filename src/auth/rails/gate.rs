@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::breaker::{Breaker, Failed};
+use super::breaker::{Breaker, Failed, Symptom};
 
 /// The breaker with those who wait before it.
 pub(super) struct Gate {
@@ -54,7 +54,7 @@ impl Gate {
             tokio::select! {
                 biased;
                 _ = down.wait_for(|down| !down) => {}
-                pass = self.turn() => return pass,
+                pass = self.turn() => if let Some(pass) = pass { return pass },
             }
         }
         Pass { probe: None, outages: self.outages() }
@@ -67,16 +67,17 @@ impl Gate {
         due.then(|| Pass { probe: Some(turn), outages: self.outages() })
     }
 
-    /// Waits for the turn to try and then for the time. Does not end when Rails turns out to be up.
-    async fn turn(&self) -> Pass {
-        let Ok(turn) = Arc::clone(&self.turn).acquire_owned().await else { return std::future::pending().await };
+    /// Waits for the turn to try and then for the time; `None` when Rails turns out to be up. The turn goes back then:
+    /// kept by one who needs it no more, it would be missing in the next outage.
+    async fn turn(&self) -> Option<Pass> {
+        // The semaphore is never closed.
+        let turn = Arc::clone(&self.turn).acquire_owned().await.ok()?;
         loop {
-            let next = self.lock().next_try();
-            match next {
-                Some(at) if at <= Instant::now() => return Pass { probe: Some(turn), outages: self.outages() },
-                Some(at) => sleep_until(at).await,
-                None => std::future::pending().await,
+            let next = self.lock().next_try()?;
+            if next <= Instant::now() {
+                return Some(Pass { probe: Some(turn), outages: self.outages() });
             }
+            sleep_until(next).await;
         }
     }
 
@@ -90,9 +91,14 @@ impl Gate {
         !*self.down.borrow() && pass.outages == self.outages()
     }
 
-    /// How long Rails has been down.
-    pub(super) fn down_for(&self) -> Option<Duration> {
-        self.lock().down_for(Instant::now())
+    /// Whether Rails is down.
+    pub(super) fn is_down(&self) -> bool {
+        *self.down.borrow()
+    }
+
+    /// Whether who waits for so long would wait in vain as far as one can tell.
+    pub(super) fn is_hopeless(&self, hold: Duration) -> bool {
+        self.lock().is_hopeless(hold, Instant::now())
     }
 
     /// How long until it is tried again, zero if it is up or about to be.
@@ -111,9 +117,9 @@ impl Gate {
     }
 
     /// Rails could not answer a request made at `asked`.
-    pub(super) fn failed(&self, pass: &Pass, asked: Instant, retry_after: Option<Duration>) -> Failed {
+    pub(super) fn failed(&self, pass: &Pass, asked: Instant, symptom: Symptom) -> Failed {
         let mut breaker = self.lock();
-        let failed = breaker.failed(asked, pass.probe.is_some(), retry_after, chance(), Instant::now());
+        let failed = breaker.failed(asked, pass.probe.is_some(), symptom, chance(), Instant::now());
         if failed == Failed::Opened {
             self.outages.fetch_add(1, Ordering::Relaxed);
             self.down.send_replace(true);
@@ -124,7 +130,7 @@ impl Gate {
     /// Rails answered, though not in a way that shows it to be well: whether it is down stays as it was.
     pub(super) fn undecided(&self, pass: &Pass, asked: Instant) {
         if pass.probe.is_some() {
-            self.failed(pass, asked, None);
+            self.failed(pass, asked, Symptom::default());
         }
     }
 
@@ -144,15 +150,18 @@ pub(super) fn chance() -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use tokio::{task::JoinSet, time::timeout};
 
     use super::*;
+
+    const REFUSED: Symptom = Symptom { concerns_all: true, retry_after: None };
 
     /// A gate that has just closed.
     async fn closed() -> Arc<Gate> {
         let gate = Arc::new(Gate::new());
         let pass = gate.pass().await;
-        assert_eq!(gate.failed(&pass, Instant::now(), None), Failed::Opened);
+        assert_eq!(gate.failed(&pass, Instant::now(), REFUSED), Failed::Opened);
         assert!(!gate.holds(&pass));
         gate
     }
@@ -187,16 +196,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn the_turn_does_not_stay_with_one_who_finds_rails_up() {
+        let gate = closed().await;
+        let probe = gate.pass().await;
+        let mut waiting = Box::pin(gate.turn());
+        assert!((&mut waiting).now_or_never().is_none());
+        gate.answered(&probe);
+        drop(probe);
+        assert!(matches!((&mut waiting).now_or_never(), Some(None)));
+        assert_eq!(gate.turn.available_permits(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_failed_try_is_followed_by_a_pause_and_another() {
         let gate = closed().await;
         let started = Instant::now();
         for _ in 0..20 {
             let probe = gate.pass().await;
-            assert_eq!(gate.failed(&probe, Instant::now(), None), Failed::StillDown);
+            assert_eq!(gate.failed(&probe, Instant::now(), REFUSED), Failed::StillDown);
         }
         let took = started.elapsed();
         assert!((Duration::from_secs(10)..Duration::from_secs(100)).contains(&took), "{took:?}");
-        assert_eq!(gate.down_for(), Some(took));
+        assert!(gate.is_hopeless(took) && !gate.is_hopeless(took + Duration::from_secs(1)));
     }
 
     #[tokio::test(start_paused = true)]
@@ -214,10 +235,10 @@ mod tests {
     async fn a_pass_from_before_an_outage_is_told_from_one_after() {
         let gate = Gate::new();
         let (before, also_before) = (gate.pass().await, gate.pass().await);
-        gate.failed(&before, Instant::now(), None);
+        gate.failed(&before, Instant::now(), REFUSED);
         let probe = gate.pass().await;
         gate.answered(&also_before);
-        assert!(gate.down_for().is_some(), "an answer from before the outage does not end it");
+        assert!(gate.is_down(), "an answer from before the outage does not end it");
         gate.answered(&probe);
         assert!(gate.is_up_since(&probe) && !gate.is_up_since(&also_before));
     }
