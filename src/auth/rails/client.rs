@@ -1,15 +1,13 @@
 //! One request to Rails over HTTP, and what its answer means. Nothing is read but the head.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use reqwest::{
     Client as Http, Response, StatusCode, Url,
     header::{CONTENT_TYPE, LOCATION, RETRY_AFTER},
     redirect, retry,
 };
+use tokio::{sync::OnceCell, task::spawn_blocking};
 
 use super::{breaker::Symptom, document::Check};
 use crate::{config::RailsEndpoint, telemetry::chain, tls};
@@ -57,14 +55,15 @@ pub(super) struct Client {
     endpoint: RailsEndpoint,
     /// Connections kept while idle.
     connections: usize,
-    /// Made when it is first needed: with TLS it holds all the system's certificates.
-    http: Mutex<Option<Http>>,
+    /// Made when it is first needed: with TLS it holds all the system's certificates. Why it cannot be made stays true
+    /// until a restart, as what it is made of is read once.
+    http: OnceCell<Result<Http, String>>,
 }
 
 impl Client {
     /// A client that has not dialled yet.
     pub(super) fn new(endpoint: RailsEndpoint, connections: usize) -> Self {
-        Self { endpoint, connections, http: Mutex::default() }
+        Self { endpoint, connections, http: OnceCell::new() }
     }
 
     /// The variable that names Rails.
@@ -74,23 +73,30 @@ impl Client {
 
     /// Asks once.
     pub(super) async fn ask(&self, check: &Check) -> Result<Answer, Failure> {
-        let request = async {
-            let body = serde_json::to_vec(check).unwrap_or_default();
-            let http = self.http()?;
-            http.post(self.endpoint.url.clone()).header(CONTENT_TYPE, JSON).body(body).send().await
-        };
-        match request.await {
+        let body = serde_json::to_vec(check).unwrap_or_default();
+        let http = self.http().await?;
+        let request = http.post(self.endpoint.url.clone()).header(CONTENT_TYPE, JSON).body(body);
+        match request.send().await {
             Ok(response) => self.read(&response),
             Err(error) => Err(failure(error)),
         }
     }
 
-    fn http(&self) -> reqwest::Result<Http> {
-        let mut http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(http) = &*http {
-            return Ok(http.clone());
-        }
-        Ok(http.insert(build(&self.endpoint.url, self.connections)?).clone())
+    async fn http(&self) -> Result<&Http, Failure> {
+        let made = self.http.get_or_init(|| async {
+            let (url, connections) = (self.endpoint.url.clone(), self.connections);
+            // Reads the certificates from disk, which must not hold up what else runs on this thread.
+            let built = spawn_blocking(move || build(&url, connections)).await;
+            match built {
+                Ok(Ok(http)) => Ok(http),
+                Ok(Err(error)) => Err(chain(&error)),
+                Err(error) => Err(chain(&error)),
+            }
+        });
+        made.await.as_ref().map_err(|reason| Failure {
+            reason: reason.clone(),
+            symptom: Symptom { concerns_all: true, retry_after: None },
+        })
     }
 
     fn read(&self, response: &Response) -> Result<Answer, Failure> {
@@ -139,7 +145,7 @@ fn answer(status: StatusCode) -> Option<Answer> {
 }
 
 fn failure(error: reqwest::Error) -> Failure {
-    let concerns_all = error.is_connect() || error.is_builder();
+    let concerns_all = error.is_connect();
     let reason = match (error.is_connect(), error.is_timeout()) {
         (true, true) => format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()),
         (false, true) => format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()),
