@@ -296,7 +296,7 @@ impl Rails {
                 if trouble.stumbles <= RETRIES_AFTER_STUMBLE {
                     return Err(Again { pause: pause_after(trouble.stumbles, None, chance()), trouble });
                 }
-                self.remember(check, STUMBLED, pass);
+                self.remember(check, STUMBLED, pass, asked);
                 return Ok(Landed::Answered { granted: false, status: STUMBLED });
             }
             Ok(Answer::Redirected { status, to }) => {
@@ -312,14 +312,18 @@ impl Rails {
             }
         };
         self.answered(pass);
-        self.remember(check, status, pass);
+        self.remember(check, status, pass, asked);
         Ok(Landed::Answered { granted, status })
     }
 
     fn answered(&self, pass: &Pass) {
-        if let Some(outage) = self.gate.answered(pass) {
+        // A Rails that comes and goes would write a line each time.
+        static AGAIN: Throttle = Throttle::new();
+        if let Some(outage) = self.gate.answered(pass)
+            && let Some(more_since_last) = AGAIN.allow(std::time::Instant::now())
+        {
             let seconds = outage.as_secs();
-            tracing::info!(seconds, "rails answers again");
+            tracing::info!(seconds, more_since_last, "rails answers again");
         }
     }
 
@@ -346,11 +350,11 @@ impl Rails {
     }
 
     /// Keeps an answer for a moment, unless there was an outage since it was asked for.
-    fn remember(&self, check: &Check, status: u16, pass: &Pass) {
+    fn remember(&self, check: &Check, status: u16, pass: &Pass, asked: Instant) {
         // An outage that begins after this look clears what is inserted here.
         let mut cache = self.cache();
         if self.gate.is_up_since(pass) {
-            cache.insert(check.key(), status, Instant::now());
+            cache.insert(check.key(), status, asked);
         }
     }
 
@@ -365,13 +369,9 @@ fn come_back() -> Duration {
 }
 
 impl Turned {
-    /// Once a minute for each reason, as one that concerns many has been reported otherwise; who waited in vain always.
+    /// Once a minute for each reason, as each concerns many at a time.
     fn report(self, kind: &str, user: &str, attempts: u32, ms: u64) {
         static KINDS: [Throttle; 5] = [const { Throttle::new() }; 5];
-        if self == Self::Late {
-            tracing::warn!(kind, user, attempts, ms, "rails did not say in time who may edit a document");
-            return;
-        }
         let throttle = KINDS.get(self as usize);
         let Some(more_since_last) = throttle.and_then(|kind| kind.allow(std::time::Instant::now())) else { return };
         match self {
@@ -380,7 +380,17 @@ impl Turned {
             }
             Self::Full => tracing::warn!(more_since_last, most = MOST_WAITING, "too many checks wait for rails"),
             Self::Down => tracing::warn!(more_since_last, "rails is down for longer than checks wait; refused one"),
-            Self::Late | Self::Stopping => {}
+            Self::Late => {
+                tracing::warn!(
+                    kind,
+                    user,
+                    attempts,
+                    ms,
+                    more_since_last,
+                    "rails did not say in time who may edit a document"
+                );
+            }
+            Self::Stopping => {}
         }
     }
 }

@@ -40,10 +40,11 @@ impl Cache {
         self.0.get(key).filter(|answer| now < answer.until).map(|answer| answer.status)
     }
 
-    /// Keeps an answer for its time; any status but 200 is a denial.
-    pub(super) fn insert(&mut self, key: Key, status: u16, now: Instant) {
-        let until = now + if status == GRANTED { GRANT } else { DENIAL };
-        self.0.insert(key, Answer { status, until }, |old| old.until <= now);
+    /// Keeps the answer to what was asked at `asked` for its time since then, as Rails may have decided at once and
+    /// answered late; any status but 200 is a denial.
+    pub(super) fn insert(&mut self, key: Key, status: u16, asked: Instant) {
+        let until = asked + if status == GRANTED { GRANT } else { DENIAL };
+        self.0.insert(key, Answer { status, until }, |old| old.until <= asked);
     }
 
     pub(super) fn clear(&mut self) {
