@@ -51,6 +51,8 @@ counters! {
     ChecksDenied,
     /// The same, without an answer of Rails.
     ChecksUnavailable,
+    /// Checks whose asker left before the answer.
+    ChecksAbandoned,
     /// Checks that are none: not JSON, or of a wrong form.
     ChecksMalformed,
     /// Checks refused since their address or token had asked too often.

@@ -123,6 +123,9 @@ struct Trouble {
     failures: u32,
 }
 
+/// Counts a check as abandoned when dropped before its end.
+struct Unanswered<'a>(&'a Metrics);
+
 /// That a request has to be made again.
 struct Again {
     pause: Duration,
@@ -153,7 +156,9 @@ impl Rails {
         let started = Instant::now();
         let (kind, user) = (check.kind(), check.user().to_owned());
         let mut attempts = Attempts::default();
+        let unanswered = Unanswered(&self.metrics);
         let outcome = self.outcome(check, &mut attempts).await;
+        unanswered.end();
         let (attempts, took) = (attempts.load(Ordering::Relaxed), started.elapsed());
         self.metrics.time(Timing::Check, took);
         let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
@@ -360,6 +365,18 @@ impl Rails {
 
     fn cache(&self) -> MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Unanswered<'_> {
+    fn end(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.count(Counter::ChecksAbandoned);
     }
 }
 

@@ -210,11 +210,12 @@ async fn who_leaves_fails_nobody_who_asked_the_same() {
     let third = begin(&server, &[], question("1,a", "comment-1-body")).await;
     until("the others wait for the same", async || server.count(Counter::ChecksJoined) == 2).await;
     drop((first, third));
+    until("two have left", async || server.count(Counter::ChecksAbandoned) == 2).await;
     let mut second = Box::pin(second.response());
     assert!(timeout(Duration::from_millis(200), second.as_mut()).await.is_err());
     rails.release();
     assert_eq!(second.await.status, 200);
-    assert_eq!(rails.requests(), 1);
+    assert_eq!((rails.requests(), server.count(Counter::ChecksAbandoned)), (1, 2));
     server.stop().await;
 }
 
