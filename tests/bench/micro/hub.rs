@@ -1,0 +1,151 @@
+//! Rooms and recovery without a network: appending to the log, joining, resuming, fan-out in one shard.
+//!
+//! Growth shows by comparing the arguments: appending and resuming must not depend on how long the log is, nor fan-out
+//! per member on how many members there are.
+
+#![expect(clippy::expect_used, reason = "a benchmark has nobody to tell")]
+
+use std::{
+    hint,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
+};
+
+use divan::{Bencher, counter::ItemsCount};
+use loomio_channels::hub::{Bounds, Epoch, Hub, Joined, Membership, Message, Offset, Since, Subscriber};
+
+fn main() {
+    divan::main();
+}
+
+/// Rooms that messages are spread over.
+const ROOMS: usize = 100;
+
+/// Messages a returning subscriber has missed in its room.
+const MISSED: u64 = 10;
+
+#[derive(Clone)]
+struct Payload(Arc<[u8]>);
+
+impl Payload {
+    fn new() -> Self {
+        Self(Arc::new([b'x'; 1_000]))
+    }
+}
+
+impl Message for Payload {
+    fn weight(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// Counts what it gets.
+#[derive(Clone, Default)]
+struct Count(Arc<AtomicUsize>);
+
+impl Subscriber for Count {
+    type Message = Payload;
+
+    fn deliver(&self, messages: &[&Payload]) {
+        self.0.fetch_add(messages.len(), Ordering::Release);
+    }
+
+    fn lagged(&self) {}
+}
+
+/// A hub of one shard whose log holds about `messages` messages, at most.
+fn hub(messages: usize) -> Hub<Count> {
+    let bounds = Bounds { window: Duration::from_mins(30), bytes: messages * 1_200 };
+    Hub::start(Epoch::new(1), bounds, 1).expect("a thread")
+}
+
+fn room(number: usize) -> String {
+    format!("group-{number}")
+}
+
+/// Publishes to `messages` rooms in turn.
+fn fill(hub: &Hub<Count>, messages: usize) {
+    let (payload, now) = (Payload::new(), Instant::now());
+    for message in 0..messages {
+        hub.publish(&room(message % ROOMS), message as u64, now, |_| payload.clone());
+    }
+}
+
+/// Joins and waits until the shard has let it in.
+fn join(hub: &Hub<Count>, count: &Count, rooms: Vec<String>, since: Since) -> (Membership<Count>, Joined<Payload>) {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let member = hub.join(count.clone(), rooms, since, move |joined| {
+        let _ = sender.send(joined);
+    });
+    (member, receiver.recv().expect("a welcome"))
+}
+
+/// A full log: every message pushes another one out.
+#[divan::bench(args = [1_000, 10_000, 100_000])]
+fn append(bencher: Bencher<'_, '_>, log: usize) {
+    let hub = hub(log);
+    fill(&hub, log);
+    let (payload, now, names) = (Payload::new(), Instant::now(), (0..ROOMS).map(room).collect::<Vec<_>>());
+    let mut message = 0;
+    bencher.counter(ItemsCount::new(1_usize)).bench_local(|| {
+        message += 1;
+        hub.publish(&names[message % ROOMS], message as u64, now, |_| payload.clone());
+    });
+}
+
+#[divan::bench(args = [1, 10, 100, 400])]
+fn join_and_leave(bencher: Bencher<'_, '_>, rooms: usize) {
+    let (hub, count) = (hub(1_000), Count::default());
+    let rooms: Vec<String> = (0..rooms).map(room).collect();
+    bencher.with_inputs(|| rooms.clone()).bench_local_values(|rooms| join(&hub, &count, rooms, Since::Now));
+}
+
+/// A subscriber returns and gets what it missed, out of a log of this length.
+#[divan::bench(args = [2_000, 10_000, 100_000])]
+fn resume(bencher: Bencher<'_, '_>, log: usize) {
+    let (hub, count) = (hub(2 * log), Count::default());
+    fill(&hub, log);
+    let (_, joined) = join(&hub, &count, Vec::new(), Since::Now);
+    let since = Offset { sequence: joined.at.sequence - MISSED * ROOMS as u64, ..joined.at };
+    bencher.bench_local(|| {
+        let (_member, joined) = join(&hub, &count, vec![room(7)], Since::Offset(since));
+        assert!(joined.complete && joined.missed.len() as u64 == MISSED);
+    });
+}
+
+/// One message to all members of a room in one shard, until the last has it.
+#[divan::bench(args = [1, 100, 1_000, 4_000, 16_000])]
+fn fan_out(bencher: Bencher<'_, '_>, members: usize) {
+    let (hub, count) = (hub(1_000), Count::default());
+    let _members: Vec<_> = (0..members).map(|_| join(&hub, &count, vec![room(1)], Since::Now).0).collect();
+    let (payload, now) = (Payload::new(), Instant::now());
+    bencher.counter(ItemsCount::new(members)).bench_local(|| {
+        let due = count.0.load(Ordering::Acquire) + members;
+        hub.publish("group-1", 1, now, |_| payload.clone());
+        while count.0.load(Ordering::Acquire) < due {
+            hint::spin_loop();
+        }
+    });
+}
+
+/// A burst of 60 messages, as above.
+#[divan::bench(args = [1_000, 4_000])]
+fn fan_out_burst(bencher: Bencher<'_, '_>, members: usize) {
+    const BURST: usize = 60;
+    let (hub, count) = (hub(1_000), Count::default());
+    let _members: Vec<_> = (0..members).map(|_| join(&hub, &count, vec![room(1)], Since::Now).0).collect();
+    let (payload, now) = (Payload::new(), Instant::now());
+    bencher.counter(ItemsCount::new(members * BURST)).bench_local(|| {
+        let due = count.0.load(Ordering::Acquire) + members * BURST;
+        for message in 0..BURST {
+            hub.publish("group-1", message as u64, now, |_| payload.clone());
+        }
+        while count.0.load(Ordering::Acquire) < due {
+            hint::spin_loop();
+        }
+    });
+}
