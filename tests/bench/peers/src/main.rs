@@ -12,8 +12,9 @@ use fred::{
 use serde_json::Value;
 use socketioxide::{SocketIo, extract::SocketRef};
 
-/// Slots of the queue between Redis and the rooms; the default of 32 loses most of a burst.
-const QUEUE: usize = 65_536;
+/// Slots of the queue between Redis and the rooms: the default of 32 loses most of a burst, and each slot takes memory
+/// from the start, so that it is no larger than what the benchmark has under way at the same time.
+const QUEUE: usize = 8_192;
 
 async fn join(socket: SocketRef, redis: fred::clients::Client) {
     socket.join("notice");
@@ -32,9 +33,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let url = env::var("REDIS_URL").unwrap_or_else(|_| "redis://localhost:6379/0".to_owned());
     let port = env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(5000);
     let mut builder = Builder::from_config(Config::from_url(&url)?);
-    builder.with_performance_config(|config| config.broadcast_channel_capacity = QUEUE);
     let redis = builder.build()?;
     redis.init().await?;
+    builder.with_performance_config(|config| config.broadcast_channel_capacity = QUEUE);
     let subscriber: SubscriberClient = builder.build_subscriber_client()?;
     subscriber.init().await?;
     let mut messages = subscriber.message_rx();

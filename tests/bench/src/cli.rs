@@ -1,0 +1,100 @@
+//! Arguments, and what they teach.
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+use crate::servers::Kind;
+
+const EXAMPLES: &str = "\
+Examples:
+  tests/bench/run                                    everything, under 15 minutes; the results of the README
+  tests/bench/run --quick                            a first impression, two minutes
+  tests/bench/run --only fanout --servers ours,node  one question, two servers
+  tests/bench/run --only fanout --rounds 9           the same question, a smaller spread
+
+How it measures:
+  Every server is a process of its own beside a private Redis, gets the same clients and the same messages, and is
+  measured in turn, in every round in another order. Processor time is that of the server's process alone, from /proc.
+  Latency is from publishing to receipt in one process, so with one clock. Clients share the machine with the server,
+  as they do for every server here. Messages are numbered and each client's are counted: one lost message fails the run.
+  The limit probe does nothing but write prepared frames: what it costs, the kernel costs.
+
+  Close what else works on this machine first: latencies are the first to suffer.
+
+Exit codes: 0 measured, nothing lost; 1 something was lost or failed, see the report; 2 wrong arguments.";
+
+/// Measures this server beside others under the same load; writes a table and pictures
+///
+/// Results go to tests/bench/results/: README.md and SVG files. With --quick or a selection they go to
+/// tests/bench/results/partial/, which is not kept in the repository, so that they never replace the real ones.
+#[derive(Debug, Parser)]
+#[command(name = "tests/bench/run", after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// Fewer clients, one round: two minutes instead of fifteen
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Only these scenarios
+    #[arg(long, value_delimiter = ',', value_enum)]
+    pub(crate) only: Vec<Topic>,
+    /// Only these servers
+    #[arg(long, value_delimiter = ',', value_enum)]
+    pub(crate) servers: Vec<Kind>,
+    /// Rounds of each scenario, instead of three of the fan-out and one of what takes long and varies little
+    #[arg(long)]
+    pub(crate) rounds: Option<usize>,
+    /// Repository; set by tests/bench/run
+    #[arg(long, hide = true)]
+    pub(crate) root: PathBuf,
+    /// Our binary; set by tests/bench/run
+    #[arg(long, hide = true)]
+    pub(crate) ours: PathBuf,
+}
+
+/// A scenario.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
+pub(crate) enum Topic {
+    /// Connecting with token lookup, then one room: 1 kB and 20 kB, steady and in bursts; then single users' rooms
+    Fanout,
+    /// Memory of 1 k, 5 k and 15 k idle clients, also after 50 kB to all; then the server is killed and restarted
+    Crowd,
+    /// Cost of a delivery as connections double
+    Growth,
+    /// Cost of connecting, memory and delivery as the groups of each user double, beyond 200
+    Rooms,
+    /// Half of the clients poll
+    Polling,
+    /// Clients are cut every 15 s and return after 2 s, while messages keep coming
+    Jitter,
+}
+
+impl Topic {
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Fanout, Self::Crowd, Self::Growth, Self::Rooms, Self::Polling, Self::Jitter];
+
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Fanout => "fan-out",
+            Self::Crowd => "crowd and avalanche",
+            Self::Growth => "growth of connections",
+            Self::Rooms => "growth of rooms",
+            Self::Polling => "half polling",
+            Self::Jitter => "jitter",
+        }
+    }
+}
+
+impl Arguments {
+    /// Whether everything was asked for, so that the results may stand for all.
+    pub(crate) fn is_complete(&self) -> bool {
+        !self.quick && self.only.is_empty() && self.servers.is_empty()
+    }
+
+    pub(crate) fn topics(&self) -> Vec<Topic> {
+        Topic::ALL.into_iter().filter(|topic| self.only.is_empty() || self.only.contains(topic)).collect()
+    }
+
+    pub(crate) fn kinds(&self) -> Vec<Kind> {
+        Kind::ALL.into_iter().filter(|kind| self.servers.is_empty() || self.servers.contains(kind)).collect()
+    }
+}

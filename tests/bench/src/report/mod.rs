@@ -1,0 +1,145 @@
+//! What a run leaves behind: a table, pictures, and where they come from.
+
+mod plots;
+mod table;
+mod targets;
+
+use std::{fmt::Write, fs, io, path::Path, process::Command};
+
+use crate::{
+    cli::Arguments,
+    procfs,
+    results::Results,
+    scale::Scale,
+    servers::{Kind, Programs},
+};
+
+/// Where results are, below the repository.
+const RESULTS: &str = "tests/bench/results";
+
+/// What frames the results in the project's README.
+const BEGIN: &str = "<!-- bench: begin; written by tests/bench/run -->";
+const END: &str = "<!-- bench: end -->";
+
+/// Pictures that the project's README shows.
+const SHOWN: [&str; 4] = ["cpu.svg", "memory.svg", "latency.svg", "growth.svg"];
+
+/// A run that is over.
+pub(crate) struct Run<'a> {
+    pub(crate) arguments: &'a Arguments,
+    pub(crate) results: &'a Results,
+    pub(crate) scale: &'a Scale,
+    pub(crate) programs: &'a Programs,
+    /// Of the machine before the run.
+    pub(crate) load: f64,
+}
+
+/// Writes all of it, and shows the table.
+pub(crate) fn write(run: &Run<'_>) -> io::Result<()> {
+    let root = &run.programs.root;
+    let complete = run.arguments.is_complete() && run.results.faults.is_empty();
+    let directory = root.join(RESULTS).join(if complete { "" } else { "partial" });
+    fs::create_dir_all(&directory)?;
+    let pictures = plots::draw(run.results, &directory).map_err(io::Error::other)?;
+    let table = table::markdown(run.results);
+    let targets = targets(run.results);
+    let origin = origin(run);
+    println!("\n{table}\n{targets}\n{origin}");
+    let mut text = format!("# Side by side\n\n{origin}\n{table}\n{targets}\n");
+    for picture in &pictures {
+        let _ = writeln!(text, "![{}]({picture})\n", picture.trim_end_matches(".svg"));
+    }
+    fs::write(directory.join("README.md"), text.trim_end().to_owned() + "\n")?;
+    if complete {
+        update(&root.join("README.md"), &format!("{origin}\n{table}"), &pictures)?;
+    }
+    println!("written to {}", directory.display());
+    Ok(())
+}
+
+/// Replaces what is between the marks in the project's README, if it has them.
+fn update(readme: &Path, table: &str, pictures: &[String]) -> io::Result<()> {
+    let Ok(text) = fs::read_to_string(readme) else { return Ok(()) };
+    let Some((before, rest)) = text.split_once(BEGIN) else { return Ok(()) };
+    let Some((_, after)) = rest.split_once(END) else { return Ok(()) };
+    let mut new = format!("{before}{BEGIN}\n\n{table}\n");
+    for picture in pictures.iter().filter(|picture| SHOWN.contains(&picture.as_str())) {
+        let _ = writeln!(new, "![{}]({RESULTS}/{picture})", picture.trim_end_matches(".svg"));
+    }
+    let _ = write!(new, "\n{END}{after}");
+    fs::write(readme, new)
+}
+
+fn targets(results: &Results) -> String {
+    let mut text = String::new();
+    let outcomes = targets::outcomes(results);
+    if !outcomes.is_empty() {
+        text.push_str("| What this server promises | measured | |\n|---|--:|---|\n");
+    }
+    for outcome in outcomes {
+        let kept = if outcome.kept { "kept" } else { "**missed**" };
+        let _ = writeln!(text, "| {} | {} | {kept} |", outcome.promise, outcome.measured);
+    }
+    for fault in &results.faults {
+        let _ = writeln!(text, "\nFAILED: {fault}");
+    }
+    text
+}
+
+/// Machine, versions, date.
+fn origin(run: &Run<'_>) -> String {
+    let (model, count) = procfs::processors();
+    let first_line = |program: &Path, argument: &str| {
+        let output = Command::new(program).arg(argument).output().ok()?;
+        Some(String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_owned())
+    };
+    let version = |package: &str| {
+        let lock = fs::read_to_string(run.programs.root.join(package)).unwrap_or_default();
+        let version = lock.split(r#""version": ""#).nth(1).and_then(|rest| rest.split('"').next());
+        version.unwrap_or("unknown").to_owned()
+    };
+    let date = Command::new("date").args(["-u", "+%Y-%m-%d"]).output().map(|output| output.stdout).unwrap_or_default();
+    let mut text = format!(
+        "{}; {count} × {model}, {:.0} GB, Linux {}, load {:.1} before the run.\n",
+        String::from_utf8_lossy(&date).trim(),
+        procfs::memory() as f64 / 1e9,
+        procfs::kernel(),
+        run.load,
+    );
+    for kind in run.arguments.kinds() {
+        let line = match kind {
+            Kind::Ours => first_line(&run.programs.ours, "--version"),
+            Kind::Node => first_line("node".as_ref(), "--version").map(|node| {
+                let socketio = version("tests/reference/node_modules/socket.io/package.json");
+                format!("Node {node} with socket.io {socketio}")
+            }),
+            Kind::Bun => first_line(&run.programs.bun(), "--version").map(|bun| {
+                let engine = version("tests/bench/node_modules/@socket.io/bun-engine/package.json");
+                let socketio = version("tests/bench/node_modules/socket.io/package.json");
+                format!("Bun {bun} with bun-engine {engine} and socket.io {socketio}")
+            }),
+            Kind::Socketioxide => {
+                locked(&run.programs.root, "socketioxide").map(|version| format!("socketioxide {version}"))
+            }
+            Kind::Probe => None,
+        };
+        if let Some(line) = line {
+            let _ = writeln!(text, "{line}.");
+        }
+    }
+    let fanout = &run.scale.fanout;
+    let _ = writeln!(
+        text,
+        "Fan-out to {} clients in one room, bursts of {} × 1 kB and {} × 20 kB; medians, and the least and the most of \
+         several rounds. Clients and Redis share the machine with the server. Reproduce: `tests/bench/run`.",
+        fanout.clients, fanout.burst[0], fanout.burst[1],
+    );
+    text
+}
+
+/// A crate's version in the lock file.
+fn locked(root: &Path, name: &str) -> Option<String> {
+    let lock = fs::read_to_string(root.join("tests/bench/Cargo.lock")).ok()?;
+    let entry = lock.split(&format!("name = \"{name}\"\nversion = \"")).nth(1)?;
+    entry.split('"').next().map(str::to_owned)
+}

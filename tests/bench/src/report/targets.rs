@@ -1,0 +1,113 @@
+//! What this server promises, against what was measured.
+
+use crate::{
+    results::{Figure, Results},
+    servers::Kind,
+};
+
+/// A promise and its outcome.
+pub(super) struct Outcome {
+    pub(super) promise: String,
+    pub(super) measured: String,
+    pub(super) kept: bool,
+}
+
+/// Where a bound comes from.
+#[derive(Clone, Copy)]
+enum Bound {
+    /// At most this.
+    AtMost(f64),
+    /// At least this.
+    AtLeast(f64),
+    /// At most so many times what another server takes.
+    TimesAtMost(f64, Kind),
+    /// At least so many times what another server does.
+    TimesAtLeast(f64, Kind),
+}
+
+/// Growth that passes for none.
+const FLAT: f64 = 1.10;
+
+const PROMISES: [(Figure, Bound); 18] = [
+    (Figure::Idle, Bound::AtMost(8.0)),
+    (Figure::Memory, Bound::AtMost(3.0)),
+    (Figure::MemoryAfter, Bound::AtMost(3.0)),
+    (Figure::SteadySmall, Bound::TimesAtMost(1.2, Kind::Probe)),
+    (Figure::BurstSmall, Bound::TimesAtMost(0.12, Kind::Node)),
+    (Figure::SteadySmallP50, Bound::TimesAtMost(0.5, Kind::Node)),
+    (Figure::SteadySmallP99, Bound::TimesAtMost(0.5, Kind::Node)),
+    (Figure::SteadySmallP50, Bound::TimesAtMost(1.1, Kind::Probe)),
+    (Figure::SteadySmallP99, Bound::TimesAtMost(1.1, Kind::Probe)),
+    (Figure::Single, Bound::TimesAtMost(0.2, Kind::Node)),
+    (Figure::Connects, Bound::TimesAtLeast(8.0, Kind::Node)),
+    (Figure::JitterDelivered, Bound::AtLeast(100.0)),
+    (Figure::JitterReplayP95, Bound::AtMost(500.0)),
+    (Figure::AvalancheAll, Bound::AtMost(5.0)),
+    (Figure::AvalancheMissing, Bound::AtMost(0.0)),
+    (Figure::AvalancheFailed, Bound::AtMost(0.0)),
+    (Figure::PollingCpu, Bound::TimesAtMost(0.5, Kind::Node)),
+    (Figure::RoomsConnect, Bound::TimesAtMost(0.2, Kind::Node)),
+];
+
+/// All promises that this run can tell about.
+pub(super) fn outcomes(results: &Results) -> Vec<Outcome> {
+    let mut outcomes: Vec<Outcome> =
+        PROMISES.iter().filter_map(|&(figure, bound)| outcome(results, figure, bound)).collect();
+    outcomes.extend(growth(results));
+    outcomes
+}
+
+fn outcome(results: &Results, figure: Figure, bound: Bound) -> Option<Outcome> {
+    let ours = results.median(Kind::Ours, figure)?;
+    let (name, unit) = figure.text();
+    let space = if unit.starts_with(['%', '/']) || unit.is_empty() { "" } else { " " };
+    let ratio = |kind| results.median(kind, figure).filter(|&other| other > 0.0).map(|other| ours / other);
+    let (promise, measured, kept) = match bound {
+        Bound::AtMost(most) => (format!("at most {most}{space}{unit}"), ours, ours <= most),
+        Bound::AtLeast(least) => (format!("at least {least}{space}{unit}"), ours, ours >= least),
+        Bound::TimesAtMost(times, kind) => {
+            let ratio = ratio(kind)?;
+            (format!("at most {times} × {}", kind.label()), ratio, ratio <= times)
+        }
+        Bound::TimesAtLeast(times, kind) => {
+            let ratio = ratio(kind)?;
+            (format!("at least {times} × {}", kind.label()), ratio, ratio >= times)
+        }
+    };
+    let measured = match bound {
+        Bound::AtMost(_) | Bound::AtLeast(_) => format!("{measured:.2}{space}{unit}"),
+        Bound::TimesAtMost(..) | Bound::TimesAtLeast(..) => format!("{measured:.2} ×"),
+    };
+    Some(Outcome { promise: format!("{name}: {promise}"), measured, kept })
+}
+
+/// The cost of a delivery must not rise with connections.
+fn growth(results: &Results) -> Option<Outcome> {
+    let sizes = results.sizes(Figure::Growth);
+    let at = |size: &usize| results.get(Kind::Ours, Figure::Growth, *size).map(crate::results::Samples::median);
+    let (first, last) = (sizes.first()?, sizes.last()?);
+    let ratio = at(last)? / at(first)?;
+    Some(Outcome {
+        promise: format!("CPU per delivery with {last} clients: at most {FLAT} × that with {first}"),
+        measured: format!("{ratio:.2} ×"),
+        kept: first == last || ratio <= FLAT,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn promises_are_held_against_what_others_do() {
+        let mut results = Results::default();
+        results.note(Kind::Ours, Figure::Single, 4.0);
+        assert!(outcomes(&results).is_empty());
+        results.note(Kind::Node, Figure::Single, 40.0);
+        results.note_at(Kind::Ours, Figure::Growth, 1_000, 5.0);
+        results.note_at(Kind::Ours, Figure::Growth, 16_000, 6.0);
+        let outcomes: Vec<(String, bool)> =
+            outcomes(&results).into_iter().map(|outcome| (outcome.measured, outcome.kept)).collect();
+        assert_eq!(outcomes, [("0.10 ×".to_owned(), true), ("1.20 ×".to_owned(), false)]);
+    }
+}

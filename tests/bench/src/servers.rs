@@ -1,0 +1,211 @@
+//! The servers that are compared, each a process of its own, started in the same way.
+
+use std::{
+    fs::{self, File},
+    io,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use clap::ValueEnum;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep},
+};
+
+use crate::{procfs, redis::Rails};
+
+/// How long a server may take until it listens to its port and to Redis.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Lines of a server's output shown when it does not start.
+const LAST_WORDS: usize = 10;
+
+/// Who is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
+pub(crate) enum Kind {
+    /// This server
+    Ours,
+    /// The Node channel server (socket.io on Node)
+    Node,
+    /// The same socket.io on Bun
+    Bun,
+    /// A minimal server on the crates socketioxide and fred
+    Socketioxide,
+    /// The limit: one prepared frame per socket, no protocol, no lookup, no recovery
+    Probe,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 5] = [Self::Ours, Self::Node, Self::Bun, Self::Socketioxide, Self::Probe];
+
+    /// As it is called in tables and pictures.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Ours => "loomio-channels",
+            Self::Node => "Node",
+            Self::Bun => "Bun",
+            Self::Socketioxide => "socketioxide",
+            Self::Probe => "limit probe",
+        }
+    }
+
+    /// Whether it keeps what clients miss.
+    pub(crate) fn recovers(self) -> bool {
+        matches!(self, Self::Ours | Self::Node | Self::Bun)
+    }
+
+    /// Whether it has HTTP long-polling, users and rooms; the probe only knows sockets.
+    pub(crate) fn is_complete(self) -> bool {
+        self != Self::Probe
+    }
+}
+
+/// Where the programs are.
+#[derive(Clone, Debug)]
+pub(crate) struct Programs {
+    /// The repository.
+    pub(crate) root: PathBuf,
+    /// Our binary.
+    pub(crate) ours: PathBuf,
+    /// Directory of the probe and the peer.
+    pub(crate) peers: PathBuf,
+    /// Where servers' output goes; removed at the end.
+    pub(crate) logs: PathBuf,
+}
+
+impl Programs {
+    fn command(&self, kind: Kind) -> Command {
+        let node = |program: PathBuf, script: &str| {
+            let mut command = Command::new(program);
+            command.arg(self.root.join(script));
+            command
+        };
+        match kind {
+            Kind::Ours => Command::new(&self.ours),
+            Kind::Node => node("node".into(), "tests/reference/server.js"),
+            Kind::Bun => node(self.bun(), "tests/bench/bun-server.js"),
+            Kind::Socketioxide => Command::new(self.peers.join("peer-socketioxide")),
+            Kind::Probe => Command::new(self.peers.join("probe")),
+        }
+    }
+
+    pub(crate) fn bun(&self) -> PathBuf {
+        self.root.join("tests/bench/node_modules/.bin/bun")
+    }
+}
+
+/// A process that does not outlive its owner.
+pub(crate) struct Guard(Child);
+
+impl Guard {
+    pub(crate) fn spawn(mut command: Command) -> io::Result<Self> {
+        command.spawn().map(Self)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    fn has_ended(&mut self) -> bool {
+        !matches!(self.0.try_wait(), Ok(None))
+    }
+
+    fn kill(&mut self) {
+        // It may be gone already, and there is nobody to tell.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A server at work; killed when dropped.
+pub(crate) struct Server {
+    pub(crate) kind: Kind,
+    pub(crate) port: u16,
+    process: Guard,
+}
+
+impl Server {
+    /// Starts it and waits until it listens to its port and to Redis. `port` 0 takes a free one.
+    pub(crate) async fn start(
+        kind: Kind,
+        programs: &Programs,
+        redis: u16,
+        port: u16,
+        rails: &mut Rails,
+    ) -> io::Result<Self> {
+        let mut server = Self::spawn(kind, programs, redis, port)?;
+        let started = Instant::now();
+        while TcpStream::connect(("127.0.0.1", server.port)).await.is_err() || !rails.has_listener().await? {
+            if server.process.has_ended() || started.elapsed() > PATIENCE {
+                return Err(io::Error::other(format!(
+                    "{} did not start; its last words:\n{}",
+                    kind.label(),
+                    last_words(&log_of(programs, kind))
+                )));
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        Ok(server)
+    }
+
+    /// Starts it without waiting.
+    pub(crate) fn spawn(kind: Kind, programs: &Programs, redis: u16, port: u16) -> io::Result<Self> {
+        let port = if port == 0 { free_port()? } else { port };
+        let log = File::create(log_of(programs, kind))?;
+        let mut command = programs.command(kind);
+        command
+            .env("PORT", port.to_string())
+            .env("REDIS_URL", format!("redis://127.0.0.1:{redis}/0"))
+            .env("PUBLIC_APP_URL", "https://loomio.example.com")
+            .env("NODE_ENV", "production")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let process = Guard::spawn(command)
+            .map_err(|error| io::Error::new(error.kind(), format!("cannot start {}: {error}", kind.label())))?;
+        Ok(Self { kind, port, process })
+    }
+
+    /// Ends it at once and waits until it is gone, so that its port is free.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Processor time used so far.
+    pub(crate) fn cpu(&self) -> io::Result<Duration> {
+        procfs::cpu(self.process.pid()).map_err(|_| self.died())
+    }
+
+    /// Resident memory in bytes.
+    pub(crate) fn rss(&self) -> io::Result<u64> {
+        procfs::rss(self.process.pid()).map_err(|_| self.died())
+    }
+
+    fn died(&self) -> io::Error {
+        io::Error::other(format!("{} died", self.kind.label()))
+    }
+}
+
+/// A port nobody listens to at the moment.
+pub(crate) fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+fn log_of(programs: &Programs, kind: Kind) -> PathBuf {
+    programs.logs.join(format!("{kind:?}.log"))
+}
+
+fn last_words(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n")
+}
