@@ -60,7 +60,7 @@ impl Subscriber for Count {
 /// A hub of one shard whose log holds about `messages` messages, at most.
 fn hub(messages: usize) -> Hub<Count> {
     let bounds = Bounds { window: Duration::from_mins(30), bytes: messages * 1_200 };
-    Hub::start(Epoch::new(1), bounds, 1).expect("a thread")
+    Hub::start(Epoch::new(1), bounds, 1, || ()).expect("a thread")
 }
 
 fn room(number: usize) -> String {
