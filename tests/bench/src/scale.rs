@@ -65,12 +65,12 @@ impl Scale {
         Self {
             rounds: 3,
             pace: 1.0,
-            settle: Duration::from_millis(1_500),
-            fanout: Fanout { clients: 5_000, steady: [25, 10], burst: [60, 15], single: 40_000 },
+            settle: Duration::from_secs(1),
+            fanout: Fanout { clients: 5_000, steady: [25, 10], burst: [60, 15], single: 25_000 },
             crowd: vec![1_000, 5_000, 15_000],
             growth: vec![1_000, 2_000, 4_000, 8_000, 16_000],
-            growth_deliveries: 160_000,
-            rooms: Rooms { clients: 2_000, groups: vec![25, 50, 100, 200, 400], deliveries: 60_000 },
+            growth_deliveries: 128_000,
+            rooms: Rooms { clients: 2_000, groups: vec![50, 100, 200, 400], deliveries: 60_000 },
             polling: Polling { clients: 2_000, messages: 25 },
             jitter: Jitter { clients: 1_000, messages: 120 },
         }

@@ -11,6 +11,7 @@ use fred::{
 };
 use serde_json::Value;
 use socketioxide::{SocketIo, extract::SocketRef};
+use tokio::sync::broadcast::error::RecvError;
 
 /// Slots of the queue between Redis and the rooms: the default of 32 loses most of a burst, and each slot takes memory
 /// from the start, so that it is no larger than what the benchmark has under way at the same time.
@@ -45,7 +46,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     io.ns("/", move |socket: SocketRef| join(socket, redis.clone()));
     let rooms = io.clone();
     tokio::spawn(async move {
-        while let Ok(message) = messages.recv().await {
+        loop {
+            let message = match messages.recv().await {
+                Ok(message) => message,
+                // What did not fit the queue is gone; the rest still matters.
+                Err(RecvError::Lagged(_)) => continue,
+                Err(RecvError::Closed) => return,
+            };
             let Some(text) = message.value.as_str() else { continue };
             let Ok(payload) = serde_json::from_str::<Value>(&text) else { continue };
             if message.channel == "/system_notice" {

@@ -44,8 +44,9 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 const CUT: Range<f64> = 10.0..20.0;
 const AWAY: Range<f64> = 1.5..2.5;
 
-/// A client that asks for a message of its own asks again after this long, doubled up to a second.
-const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// A client that asks for a message of its own asks again after this long, doubled up to a second: it must not add to
+/// the storm.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 /// What clients do when their connection ends.
 #[derive(Clone)]
