@@ -29,7 +29,7 @@ Exit codes: 0 measured, nothing lost; 1 something was lost or failed, see the re
 /// Results go to tests/bench/results/: README.md and SVG files. With --quick or a selection they go to
 /// tests/bench/results/partial/, which is not kept in the repository, so that they never replace the real ones.
 #[derive(Debug, Parser)]
-#[command(name = "tests/bench/run", after_help = EXAMPLES)]
+#[command(override_usage = "tests/bench/run [OPTIONS]", after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// Fewer clients, one round: two minutes instead of fifteen
     #[arg(long)]

@@ -51,7 +51,7 @@ async fn main() -> ExitCode {
 async fn measure(arguments: &Arguments, scratch: &Scratch) -> io::Result<bool> {
     let mut scale = if arguments.quick { Scale::quick() } else { Scale::full() };
     let (topics, kinds) = (arguments.topics(), arguments.kinds());
-    make_room(&mut scale, kinds.len())?;
+    let whole = make_room(&mut scale, kinds.len())?;
     fs::create_dir_all(&scratch.0)?;
     let peers = std::env::current_exe()?.parent().map(PathBuf::from).unwrap_or_default();
     let programs =
@@ -77,14 +77,14 @@ async fn measure(arguments: &Arguments, scratch: &Scratch) -> io::Result<bool> {
         }
     }
     let Bench { results, scale, programs, .. } = bench;
-    let run = report::Run { arguments, results: &results, scale: &scale, programs: &programs, load };
+    let run = report::Run { arguments, results: &results, scale: &scale, programs: &programs, load, whole };
     report::write(&run)?;
     eprintln!("measured in {}", clock(started.elapsed()));
     Ok(results.faults.is_empty())
 }
 
-/// Raises the limit of open files, or says what is left out below it.
-fn make_room(scale: &mut Scale, servers: usize) -> io::Result<()> {
+/// Raises the limit of open files, or says what is left out below it; returns whether nothing is.
+fn make_room(scale: &mut Scale, servers: usize) -> io::Result<bool> {
     let files = rlimit::increase_nofile_limit(u64::MAX)? as usize;
     let most = scale.most(servers);
     if files < most {
@@ -94,7 +94,7 @@ fn make_room(scale: &mut Scale, servers: usize) -> io::Result<()> {
         );
         scale.fit(files);
     }
-    Ok(())
+    Ok(files >= most)
 }
 
 async fn interrupted() {

@@ -32,12 +32,14 @@ pub(crate) struct Run<'a> {
     pub(crate) programs: &'a Programs,
     /// Of the machine before the run.
     pub(crate) load: f64,
+    /// Whether all sizes fitted the machine.
+    pub(crate) whole: bool,
 }
 
 /// Writes all of it, and shows the table.
 pub(crate) fn write(run: &Run<'_>) -> io::Result<()> {
     let root = &run.programs.root;
-    let complete = run.arguments.is_complete() && run.results.faults.is_empty();
+    let complete = run.whole && run.arguments.is_complete() && run.results.faults.is_empty();
     let directory = root.join(RESULTS).join(if complete { "" } else { "partial" });
     fs::create_dir_all(&directory)?;
     let pictures = plots::draw(run.results, &directory).map_err(io::Error::other)?;
