@@ -160,11 +160,6 @@ impl App {
         self.metrics.clone()
     }
 
-    /// Rooms and recovery.
-    pub fn hub(&self) -> Arc<Hub<crate::socketio::Member>> {
-        Arc::clone(&self.hub)
-    }
-
     fn announce(&self) {
         let port = self.local_addr().map_or(0, |address| address.port());
         tracing::info!("listening on port {port}");

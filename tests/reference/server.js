@@ -4,6 +4,7 @@
 import { createServer } from "node:http";
 import { createClient } from "redis";
 import { Server } from "socket.io";
+import { serveChannels } from "./channels.js";
 
 const env = process.env;
 const RECOVERY_WINDOW_MS = 30 * 60 * 1000;
@@ -24,23 +25,6 @@ const io = new Server(http, {
 });
 
 const lookups = createClient({ url: env.REDIS_URL || "redis://localhost:6379/0" });
-const subscriber = lookups.duplicate();
-
-io.on("connection", async (socket) => {
-  socket.join("notice");
-  const answer = await lookups.get(`/current_users/${socket.handshake.query.channel_token}`);
-  if (!answer) return;
-  const user = JSON.parse(answer);
-  socket.join([`user-${user.id}`, ...user.group_ids.map((id) => `group-${id}`)]);
-});
-
-await Promise.all([lookups.connect(), subscriber.connect()]);
-await subscriber.subscribe("/records", (text) => {
-  const data = JSON.parse(text);
-  io.to(data.room).emit("records", data);
-});
-await subscriber.subscribe("/system_notice", (text) => {
-  io.emit("notice", JSON.parse(text));
-});
+await serveChannels(io, lookups, lookups.duplicate());
 
 http.listen(Number(env.PORT || 5000), () => console.log(`listening on ${http.address().port}`));
