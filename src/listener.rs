@@ -2,6 +2,8 @@
 //!
 //! Knows nothing of what is served.
 
+mod stream;
+
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -14,7 +16,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
@@ -22,6 +24,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+pub use self::stream::Stream;
 use crate::{lifecycle::Tasks, telemetry::Throttle};
 
 /// Connections that the kernel holds until they are accepted; it takes less where `somaxconn` is lower.
@@ -74,6 +77,9 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
+    // Accepted sockets have these from the one that listens.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_user_timeout(Some(STUCK_TIMEOUT))?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
@@ -87,8 +93,6 @@ pub async fn serve(listener: TcpListener, router: Router, tasks: Tasks, stop: Ca
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, address)) => {
-                let _ = stream.set_nodelay(true);
-                let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(STUCK_TIMEOUT));
                 let peer = Peer(address.ip().to_canonical());
                 tasks.spawn(connection(http.clone(), stream, peer, router.clone(), stop.clone()));
             }
@@ -114,7 +118,8 @@ async fn connection(http: http1::Builder, stream: TcpStream, peer: Peer, router:
         request.extensions_mut().insert(peer);
         request
     }));
-    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service).with_upgrades());
+    let mut connection =
+        std::pin::pin!(http.serve_connection(TokioIo::new(Stream::new(stream)), service).with_upgrades());
     // An error here is the client's: it went away or does not speak HTTP. It got its status where there is one.
     if stop.run_until_cancelled(connection.as_mut()).await.is_none() {
         connection.as_mut().graceful_shutdown();

@@ -50,6 +50,13 @@ impl Frame {
         Self::whole(OPCODE_CLOSE, code.as_ref().map_or(&[], <[u8; 2]>::as_slice))
     }
 
+    /// The frame with bytes before it that are no part of it; for a WebSocket only.
+    pub(super) fn preceded_by(&self, bytes: Vec<u8>) -> Self {
+        let mut whole = bytes;
+        whole.extend_from_slice(&self.0);
+        Self(whole.into())
+    }
+
     fn whole(opcode: u8, data: &[u8]) -> Self {
         let mut frame = header(opcode, data.len());
         frame.put_slice(data);

@@ -23,6 +23,7 @@ use super::{
     decoder::{Decoder, Event, Violation},
     http::Refusal,
 };
+use crate::listener::Stream;
 
 /// Appended to the client's key in the handshake (RFC 6455, section 1.3).
 const ACCEPT_SUFFIX: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -44,18 +45,19 @@ impl<H: Handler> Engine<H> {
         let upgrade = hyper::upgrade::on(&mut request);
         let engine = Arc::clone(self);
         self.tasks.spawn(async move {
-            if let Some((stream, decoder)) = take_stream(upgrade).await {
-                let session = engine.open_on(&request, &stream);
-                engine.attend(session, stream, decoder);
+            if let Some(taken) = Taken::after(upgrade).await {
+                let session = engine.open_on(&request, &taken.stream, taken.answer);
+                engine.attend(session, taken.stream, taken.decoder);
             }
         });
         Ok(response)
     }
 
-    fn open_on(self: &Arc<Self>, request: &Request<Body>, stream: &Arc<TcpStream>) -> Arc<Session<H>> {
+    fn open_on(self: &Arc<Self>, request: &Request<Body>, stream: &Arc<TcpStream>, answer: Vec<u8>) -> Arc<Session<H>> {
         let handshake = Handshake { query: request.uri().query().unwrap_or_default(), headers: request.headers() };
         let session = self.open(&handshake, Some(Arc::clone(stream)));
-        session.send(&[&Frame::packet(self.open_packet(session.sid(), false))]);
+        let open = Frame::packet(self.open_packet(session.sid(), false));
+        session.send(&[&open.preceded_by(answer)]);
         self.handler.opened(&session);
         session
     }
@@ -71,7 +73,11 @@ impl<H: Handler> Engine<H> {
         drop(request);
         let engine = Arc::clone(self);
         self.tasks.spawn(async move {
-            let Some((stream, mut decoder)) = take_stream(upgrade).await else { return };
+            let Some(Taken { stream, mut decoder, answer }) = Taken::after(upgrade).await else { return };
+            // Nothing was sent on this socket yet, so it takes it all.
+            if stream.try_write(&answer).is_err() {
+                return;
+            }
             let probe = timeout(engine.options.upgrade_timeout, engine.probe(&session, &stream, &mut decoder));
             if matches!(probe.await, Ok(true)) && session.finish_upgrade(&stream) {
                 engine.attend(session, stream, decoder);
@@ -212,10 +218,21 @@ async fn read<B>(
     }
 }
 
-/// The socket below a finished handshake, and a decoder that has what was read beyond it.
-async fn take_stream(upgrade: OnUpgrade) -> Option<(Arc<TcpStream>, Decoder)> {
-    let parts = upgrade.await.ok()?.downcast::<TokioIo<TcpStream>>().ok()?;
-    Some((Arc::new(parts.io.into_inner()), Decoder::with(&parts.read_buf)))
+/// The socket below a finished handshake.
+struct Taken {
+    stream: Arc<TcpStream>,
+    /// Has what was read beyond the handshake.
+    decoder: Decoder,
+    /// What is still to be sent of the answer.
+    answer: Vec<u8>,
+}
+
+impl Taken {
+    async fn after(upgrade: OnUpgrade) -> Option<Self> {
+        let parts = upgrade.await.ok()?.downcast::<TokioIo<Stream>>().ok()?;
+        let (stream, answer) = parts.io.into_inner().into_parts();
+        Some(Self { stream: Arc::new(stream), decoder: Decoder::with(&parts.read_buf), answer })
+    }
 }
 
 fn switch_protocols(request: &Request<Body>) -> Result<Response<Body>, Refusal> {

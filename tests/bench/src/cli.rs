@@ -15,7 +15,7 @@ Examples:
 
 How it measures:
   Every server is a process of its own beside a private Redis, gets the same clients and the same messages, and is
-  measured in turn, in every round in another order. Processor time is that of the server's process alone, from /proc.
+  measured in turn, in every round in another order. Processor time is that of the server's process alone.
   Latency is from publishing to receipt in one process, so with one clock. Clients share the machine with the server,
   as they do for every server here. Messages are numbered and each client's are counted: one lost message fails the run.
   The limit probe does nothing but write prepared frames: what it costs, the kernel costs.

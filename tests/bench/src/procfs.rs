@@ -1,29 +1,29 @@
-//! What `/proc` says about a process and about the kernel's sockets.
+//! What the kernel says about a process, its sockets and the machine.
 
 use std::{fs, io, time::Duration};
 
-/// Clock ticks per second in `/proc/<pid>/stat`; Linux fixes it at 100 for programs (`USER_HZ`).
-const TICKS_PER_SECOND: u64 = 100;
+use nix::{
+    time::{clock_getcpuclockid, clock_gettime},
+    unistd::Pid,
+};
 
 /// Bytes of a page in `/proc/net/sockstat`.
 const PAGE: u64 = 4096;
 
-/// User and system time that the process has used so far, in steps of 10 ms.
+/// User and system time that the process has used so far, exactly: the ticks of `/proc/<pid>/stat` are 10 ms long.
 pub(crate) fn cpu(pid: u32) -> io::Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name in parentheses may hold anything, so count from its end: utime and stime are fields 14 and 15.
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    if after_name.trim_start().starts_with('Z') {
-        return Err(io::ErrorKind::NotFound.into());
-    }
-    let ticks: u64 = after_name.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
-    Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+    let pid = i32::try_from(pid).map_err(|_| io::ErrorKind::NotFound)?;
+    let time = clock_getcpuclockid(Pid::from_raw(pid)).and_then(clock_gettime)?;
+    Ok(time.into())
 }
 
-/// Resident memory of the process, in bytes.
+/// Resident memory of the process, in bytes. A process that has ended has none.
 pub(crate) fn rss(pid: u32) -> io::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    Ok(kilobytes(&status, "VmRSS:") * 1024)
+    match kilobytes(&status, "VmRSS:") {
+        0 => Err(io::ErrorKind::NotFound.into()),
+        kilobytes => Ok(kilobytes * 1024),
+    }
 }
 
 /// Memory of all TCP sockets of this machine, both ends of each connection, in bytes.

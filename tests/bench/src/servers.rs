@@ -185,7 +185,7 @@ impl Server {
         procfs::cpu(self.process.pid()).map_err(|_| self.died())
     }
 
-    /// Resident memory in bytes.
+    /// Resident memory in bytes; an error when it is not running any more.
     pub(crate) fn rss(&self) -> io::Result<u64> {
         procfs::rss(self.process.pid()).map_err(|_| self.died())
     }

@@ -71,7 +71,7 @@ impl Bench {
         while tally.back().len() < all && restarted.elapsed() < GIVE_UP {
             sleep(Duration::from_millis(50)).await;
         }
-        server.cpu()?;
+        server.rss()?;
         let back = tally.back();
         let results = &mut self.results;
         results.note(kind, Figure::AvalancheMissing, (all - back.len()) as f64 * 100.0 / all as f64);

@@ -62,7 +62,7 @@ impl Bench {
 
     fn judge(&mut self, stage: &Stage, due: u64) -> io::Result<()> {
         let kind = stage.server.kind;
-        stage.server.cpu()?;
+        stage.server.rss()?;
         let tally = stage.fleet.tally();
         let delivered = tally.delivered();
         self.results.note(kind, Figure::JitterDelivered, delivered as f64 * 100.0 / due as f64);
