@@ -40,7 +40,7 @@ pub(crate) struct Arguments {
     /// Only these servers
     #[arg(long, value_delimiter = ',', value_enum)]
     pub(crate) servers: Vec<Kind>,
-    /// Rounds of each scenario, instead of three of the fan-out and one of what takes long and varies little
+    /// Rounds of each scenario, instead of four of the fan-out and one of what takes long and varies little
     #[arg(long)]
     pub(crate) rounds: Option<usize>,
     /// Repository; set by tests/bench/run

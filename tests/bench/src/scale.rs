@@ -63,7 +63,7 @@ pub(crate) struct Jitter {
 impl Scale {
     pub(crate) fn full() -> Self {
         Self {
-            rounds: 3,
+            rounds: 4,
             pace: 1.0,
             settle: Duration::from_secs(1),
             fanout: Fanout { clients: 5_000, steady: [25, 10], burst: [60, 15], single: 25_000 },

@@ -53,7 +53,7 @@ pub(crate) fn write(run: &Run<'_>) -> io::Result<()> {
     }
     fs::write(directory.join("README.md"), text.trim_end().to_owned() + "\n")?;
     if complete {
-        update(&root.join("README.md"), &format!("{origin}\n{table}"), &pictures)?;
+        update(&root.join("README.md"), &format!("{origin}\n{}", table::summary(run.results)), &pictures)?;
     }
     println!("written to {}", directory.display());
     Ok(())

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::{
-    results::{Results, Samples},
+    results::{Figure, Results, Samples},
     servers::Kind,
 };
 
@@ -16,37 +16,65 @@ fn columns(results: &Results) -> Vec<Kind> {
     Kind::ALL.into_iter().filter(measured).collect()
 }
 
-/// Markdown; medians, with the least and the most where there were several rounds.
+/// Figures of the project's README, each at its largest size only.
+const MAIN: [Figure; 13] = [
+    Figure::Idle,
+    Figure::Memory,
+    Figure::MemoryAfter,
+    Figure::Connects,
+    Figure::SteadySmall,
+    Figure::SteadySmallP50,
+    Figure::SteadySmallP99,
+    Figure::BurstSmall,
+    Figure::Single,
+    Figure::PollingCpu,
+    Figure::AvalancheAll,
+    Figure::JitterDelivered,
+    Figure::JitterReplayP95,
+];
+
+/// All figures in Markdown; medians, with the least and the most where there were several rounds.
 pub(super) fn markdown(results: &Results) -> String {
+    let rows = results.figures().into_iter().flat_map(|figure| {
+        let sizes = results.sizes(figure);
+        sizes.into_iter().map(move |size| (figure, size))
+    });
+    table(results, rows, full)
+}
+
+/// The main figures in Markdown; medians.
+pub(super) fn summary(results: &Results) -> String {
+    let largest = |figure: Figure| results.sizes(figure).last().map(|&size| (figure, size));
+    table(results, MAIN.into_iter().filter_map(largest), |samples| short(samples.median()))
+}
+
+fn table(results: &Results, rows: impl Iterator<Item = (Figure, usize)>, cell: fn(&Samples) -> String) -> String {
     let kinds = columns(results);
     let mut table = String::from("| |");
     for kind in &kinds {
         let _ = write!(table, " {} |", kind.label());
     }
     let _ = writeln!(table, "\n|---|{}", "--:|".repeat(kinds.len()));
-    for figure in results.figures() {
+    for (figure, size) in rows {
         let (name, unit) = figure.text();
-        for size in results.sizes(figure) {
-            table.push_str("| ");
-            table.push_str(name);
-            if let Some(what) = figure.size() {
-                let _ = write!(table, ", {} {what}", thousands(size));
-            }
-            if !unit.is_empty() {
-                let _ = write!(table, " ({unit})");
-            }
-            table.push_str(" |");
-            for &kind in &kinds {
-                let cell = results.get(kind, figure, size).map_or_else(|| "–".to_owned(), cell);
-                let _ = write!(table, " {cell} |");
-            }
-            table.push('\n');
+        let _ = write!(table, "| {name}");
+        if let Some(what) = figure.size() {
+            let _ = write!(table, ", {} {what}", thousands(size));
         }
+        if !unit.is_empty() {
+            let _ = write!(table, " ({unit})");
+        }
+        table.push_str(" |");
+        for &kind in &kinds {
+            let cell = results.get(kind, figure, size).map_or_else(|| "–".to_owned(), cell);
+            let _ = write!(table, " {cell} |");
+        }
+        table.push('\n');
     }
     table
 }
 
-fn cell(samples: &Samples) -> String {
+fn full(samples: &Samples) -> String {
     let median = samples.median();
     match samples.spread() {
         Some((least, most)) => format!("{} <sub>{}–{}</sub>", short(median), short(least), short(most)),
@@ -76,7 +104,6 @@ fn thousands(number: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::results::Figure;
 
     #[test]
     fn figures_become_rows() {
@@ -88,6 +115,17 @@ mod tests {
             | Memory without clients (MB) | 7.25 | – |\n\
             | Memory per idle client, 15,000 clients (kB) | – | 12.5 <sub>12.0–13.0</sub> |\n";
         assert_eq!(markdown(&results), expected);
+    }
+
+    #[test]
+    fn the_summary_has_the_largest_size_and_no_spread() {
+        let mut results = Results::default();
+        for (size, memory) in [(1_000, 4.0), (15_000, 2.0), (15_000, 3.0)] {
+            results.note_at(Kind::Ours, Figure::Memory, size, memory);
+        }
+        results.note_at(Kind::Ours, Figure::Growth, 1_000, 5.0);
+        let expected = "| | loomio-channels |\n|---|--:|\n| Memory per idle client, 15,000 clients (kB) | 2.50 |\n";
+        assert_eq!(summary(&results), expected);
     }
 
     #[test]

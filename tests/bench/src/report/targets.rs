@@ -52,6 +52,7 @@ pub(super) fn outcomes(results: &Results) -> Vec<Outcome> {
     let mut outcomes: Vec<Outcome> =
         PROMISES.iter().filter_map(|&(figure, bound)| outcome(results, figure, bound)).collect();
     outcomes.extend(growth(results));
+    outcomes.extend(growth_of_memory(results));
     outcomes
 }
 
@@ -101,6 +102,22 @@ fn growth(results: &Results) -> Vec<Outcome> {
         .collect()
 }
 
+/// The memory of each further client must not rise. What the first few take, as a server warms up, is not theirs.
+fn growth_of_memory(results: &Results) -> Option<Outcome> {
+    let sizes = results.sizes(Figure::Memory);
+    let all = |size| Some(results.get(Kind::Ours, Figure::Memory, size)?.median() * size as f64);
+    let [.., first, second, third] = sizes[..] else { return None };
+    let each = |from, to| Some((all(to)? - all(from)?) / (to - from) as f64);
+    let (fewer, more) = (each(first, second)?, each(second, third)?);
+    Some(Outcome {
+        promise: format!(
+            "Memory per further client, from {second} to {third}: at most {FLAT} × that from {first} to {second}"
+        ),
+        measured: format!("{:.2} × ({more:.2} kB)", more / fewer),
+        kept: more <= FLAT * fewer,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,5 +136,15 @@ mod tests {
             outcomes(&results).into_iter().map(|outcome| (outcome.measured, outcome.kept)).collect();
         let expected = [("0.10 ×", true), ("1.20 ×", false), ("1.00 ×", true)];
         assert_eq!(outcomes, expected.map(|(measured, kept)| (measured.to_owned(), kept)));
+    }
+
+    #[test]
+    fn memory_is_flat_when_each_further_client_takes_the_same() {
+        let mut results = Results::default();
+        for (size, each) in [(1_000, 4.0), (5_000, 2.4), (15_000, 2.2)] {
+            results.note_at(Kind::Ours, Figure::Memory, size, each);
+        }
+        let outcome = growth_of_memory(&results).unwrap();
+        assert_eq!((outcome.measured.as_str(), outcome.kept), ("1.05 × (2.10 kB)", true));
     }
 }
