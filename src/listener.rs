@@ -126,3 +126,20 @@ async fn connection(http: http1::Builder, stream: TcpStream, peer: Peer, router:
         let _ = timeout(DRAIN, connection).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use socket2::SockRef;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn accepted_sockets_have_the_options_of_the_listener() {
+        let listener = bind(Some(Ipv4Addr::LOCALHOST.into()), 0).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap());
+        let (accepted, _client) = tokio::join!(listener.accept(), client);
+        let (stream, _) = accepted.unwrap();
+        let socket = SockRef::from(&stream);
+        assert_eq!((socket.tcp_nodelay().unwrap(), socket.tcp_user_timeout().unwrap()), (true, Some(STUCK_TIMEOUT)));
+    }
+}
