@@ -132,9 +132,13 @@ fn origin(run: &Run<'_>) -> String {
     let fanout = &run.scale.fanout;
     let _ = writeln!(
         text,
-        "Fan-out to {} clients in one room, bursts of {} × 1 kB and {} × 20 kB; medians, and the least and the most of \
-         several rounds. Clients and Redis share the machine with the server. Reproduce: `tests/bench/run`.",
-        fanout.clients, fanout.burst[0], fanout.burst[1],
+        "Fan-out to {} clients in one room, bursts of {} × 1 kB and {} × 20 kB; medians of {} rounds, and one round of \
+         what takes long and varies little. Clients and Redis share the machine with the server. Reproduce: \
+         `tests/bench/run`.",
+        fanout.clients,
+        fanout.burst[0],
+        fanout.burst[1],
+        run.arguments.rounds.unwrap_or(run.scale.rounds),
     );
     text
 }
