@@ -6,9 +6,13 @@ pub mod broker;
 mod decode;
 mod redis;
 
+use bytes::Bytes;
+
+#[doc(hidden)]
+pub use self::redis::fuzz_replies;
 pub use self::{
     decode::{MAX_PAYLOAD, Rejected, Update, decode},
-    redis::{Envelope, Source},
+    redis::Source,
 };
 
 /// Channel of records for a room.
@@ -21,7 +25,17 @@ pub const SYSTEM_NOTICE: &str = "/system_notice";
 #[derive(Debug)]
 pub enum Inbound {
     /// A message.
-    Message(Envelope),
+    Message {
+        /// The channel it came on.
+        channel: Bytes,
+        /// At most [`MAX_PAYLOAD`] bytes.
+        payload: Bytes,
+    },
+    /// There was a message with a larger payload.
+    TooLarge {
+        /// The channel it came on.
+        channel: Bytes,
+    },
     /// From now on messages come; some may have been missed before.
     Subscribed,
     /// From now on messages may be missed.

@@ -19,13 +19,16 @@ pub type Encode<M> = fn(&str, &str, &Offset) -> M;
 pub async fn run<S: Subscriber>(mut source: Source, hub: Arc<Hub<S>>, encode: Encode<S::Message>, metrics: Metrics) {
     loop {
         match source.next().await {
-            Inbound::Message(envelope) => {
+            Inbound::Message { channel, payload } => {
                 metrics.count(Counter::MessagesReceived);
-                let decoded = decode(envelope.channel(), envelope.payload());
-                if let Err(rejected) = decoded.map(|update| publish(&hub, &update, encode)) {
-                    metrics.count(Counter::MessagesRejected);
-                    warn(envelope.channel(), rejected);
+                match decode(name(&channel), &payload) {
+                    Ok(update) => publish(&hub, &update, encode),
+                    Err(rejected) => reject(&channel, rejected, &metrics),
                 }
+            }
+            Inbound::TooLarge { channel } => {
+                metrics.count(Counter::MessagesReceived);
+                reject(&channel, Rejected::TooLarge, &metrics);
             }
             Inbound::Subscribed => hub.note_gap(),
             Inbound::Lost => {
@@ -44,9 +47,16 @@ fn publish<S: Subscriber>(hub: &Hub<S>, update: &Update<'_>, encode: Encode<S::M
     hub.publish(room, fingerprint(payload.as_bytes()), Instant::now(), |offset| encode(event, payload, offset));
 }
 
-fn warn(channel: &str, rejected: Rejected) {
+/// Empty when it cannot be one that was subscribed to.
+fn name(channel: &[u8]) -> &str {
+    str::from_utf8(channel).unwrap_or_default()
+}
+
+fn reject(channel: &[u8], rejected: Rejected, metrics: &Metrics) {
     static KINDS: [Throttle; 7] = [const { Throttle::new() }; 7];
+    metrics.count(Counter::MessagesRejected);
     if let Some(more) = KINDS.get(rejected as usize).and_then(|throttle| throttle.allow(Instant::now())) {
+        let channel = name(channel);
         tracing::warn!(channel, more_since_last = more, "dropped a message: it {rejected}");
     }
 }

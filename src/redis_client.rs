@@ -2,7 +2,12 @@
 //!
 //! Knows addresses and connections; nothing of channels or keys.
 
-use std::time::{Duration, Instant};
+mod stream;
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, RedisError, TlsMode,
@@ -11,6 +16,7 @@ use redis::{
 };
 use tokio::{sync::Mutex, time::timeout};
 
+pub use self::stream::{Duplex, Stream};
 use crate::{
     config::{RedisTarget, RedisUrl, Secret},
     tls,
@@ -31,6 +37,12 @@ pub enum ConnectionError {
     /// As the client says.
     #[error("redis does not answer")]
     Redis(#[from] RedisError),
+    /// As the system says.
+    #[error("redis cannot be reached")]
+    Io(#[from] io::Error),
+    /// As Redis says.
+    #[error("redis refuses the login: {0}")]
+    Refused(String),
     /// No connection in time.
     #[error("no connection to redis within {} s", CONNECT_TIMEOUT.as_secs())]
     Timeout,
@@ -68,11 +80,16 @@ impl Connector {
         Ok(Self(Route::Straight(Client::open(address)?)))
     }
 
-    /// The client of the server to use now, which with Sentinel may be another each time.
+    /// A new connection, logged in, for whoever reads the answers without the client.
     ///
     /// # Errors
-    /// When no sentinel knows it.
-    pub async fn client(&self) -> Result<Client, RedisError> {
+    /// When there is none to be had. Does not give up by itself on a server that is silent.
+    pub async fn stream(&self) -> Result<Stream, ConnectionError> {
+        stream::dial(self.client().await?.get_connection_info()).await
+    }
+
+    /// The client of the server to use now, which with Sentinel may be another each time.
+    async fn client(&self) -> Result<Client, RedisError> {
         match &self.0 {
             Route::Straight(client) => Ok(client.clone()),
             Route::Sentinel(sentinel) => sentinel.lock().await.async_get_client().await,

@@ -2,8 +2,33 @@
 //!
 //! Knows nothing of who connects where.
 
+use std::{io, sync::Arc};
+
+use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
 /// Makes *ring* the provider of cryptography; to be called before TLS is set up. Calling it again changes nothing.
 pub fn install() {
     // It fails when there is one already, and none but this one is ever installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// Speaks TLS with `host` over `stream`. Trusts the certificates of the system, or those that `SSL_CERT_FILE` or
+/// `SSL_CERT_DIR` names; they are read anew each time.
+///
+/// # Errors
+/// When there are none, when `host` is neither name nor address, or when the other side is not to be trusted.
+pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(host: &str, stream: S) -> io::Result<TlsStream<S>> {
+    install();
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    let found = rustls_native_certs::load_native_certs();
+    let mut trusted = RootCertStore::empty();
+    trusted.add_parsable_certificates(found.certs);
+    if trusted.is_empty() {
+        let none = "no trusted certificates; install ca-certificates or set SSL_CERT_FILE";
+        return Err(found.errors.into_iter().next().map_or_else(|| io::Error::other(none), io::Error::other));
+    }
+    let config = ClientConfig::builder().with_root_certificates(trusted).with_no_client_auth();
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }

@@ -2,7 +2,7 @@
 
 use loomio_channels::{
     auth::{Ticket, Tickets, Token, User},
-    bus::{self, MAX_PAYLOAD, Update, broker::fuzz_requests, decode},
+    bus::{self, MAX_PAYLOAD, Update, broker::fuzz_requests, decode, fuzz_replies},
     config::Secret,
     engineio::{fuzz_frames, fuzz_payload},
     hub::Offset,
@@ -59,6 +59,17 @@ pub fn redis_message(data: &[u8]) {
         }
     }
     let _ = User::parse(data).map(|user| user.rooms().count());
+}
+
+/// The wire to a subscriber: cutting the bytes differently changes nothing, and what is passed on was in them.
+pub fn redis_reply(data: &[u8]) {
+    let Some((data, step)) = in_pieces(data) else { return };
+    let (replies, well_formed) = fuzz_replies(data, data.len().max(1), MAX_MESSAGE);
+    assert_eq!(fuzz_replies(data, step, MAX_MESSAGE), (replies.clone(), well_formed));
+    // Shown with a name, and with escapes of four characters for each byte.
+    assert!(replies.iter().map(String::len).sum::<usize>() <= 50 * replies.len() + 4 * data.len());
+    // Whatever is no message is a line or two, but for a length that is passed over.
+    assert!(replies.len() <= data.len());
 }
 
 /// What a browser comes back with: nobody can make a ticket or change one, and what is read is what was written.

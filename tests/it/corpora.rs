@@ -12,11 +12,12 @@ mod targets;
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 5] = [
+const TARGETS: [(&str, Target); 6] = [
     ("broker_wire", targets::broker_wire),
     ("frame_reader", targets::frame_reader),
     ("polling_payload", targets::polling_payload),
     ("redis_message", targets::redis_message),
+    ("redis_reply", targets::redis_reply),
     ("ticket", targets::ticket),
 ];
 

@@ -26,7 +26,7 @@ const ROWS: [&[&str]; 8] = [
 const EXCEPTIONS: [(&str, &str, &str); 0] = [];
 
 /// Crates that stay where they belong: the paths below `src/`, without `.rs`, that may name them.
-const HOMES: [(&str, &[&str]); 20] = [
+const HOMES: [(&str, &[&str]); 22] = [
     ("anyhow", &["cli", "main"]),
     ("chacha20poly1305", &["auth"]),
     ("clap", &["cli"]),
@@ -40,12 +40,14 @@ const HOMES: [(&str, &[&str]); 20] = [
     ("reqwest", &["auth/rails"]),
     ("rlimit", &["app"]),
     ("rustls", &["tls"]),
+    ("rustls_native_certs", &["tls"]),
     ("sha1", &["engineio"]),
     ("sha2", &["auth"]),
     ("slab", &["hub"]),
     ("socket2", &["engineio", "listener"]),
     ("socketioxide_core", &["socketio"]),
     ("socketioxide_parser_common", &["socketio"]),
+    ("tokio_rustls", &["tls"]),
     ("tracing_subscriber", &["telemetry", "config"]),
     ("xxhash_rust", &["hub"]),
 ];
@@ -209,7 +211,7 @@ fn what_is_allowed_passes() {
         ("socketio/connect", "use crate::{auth::User, hub::Hub, engineio, metrics::Counter};"),
         ("socketio/connect", "use super::{Member, sessions::Known}; use crate::socketio::wire;"),
         ("hub/shard", "use super::log::Log; mod tests { use super::super::offset; }"),
-        ("bus", "pub use self::{decode::decode, redis::{Envelope, Source}};"),
+        ("bus", "pub use self::{decode::decode, redis::Source};"),
         ("bus/redis", "use redis::Msg; use super::Inbound; use crate::redis_client::Connector;"),
         ("config/environment", "let set = std::env::var_os(name);"),
         (
