@@ -22,7 +22,7 @@ pub(crate) use self::{
     polling::{Polling, packets},
     program::Program,
     proxy::Proxy,
-    redis::Redis,
+    redis::{Redis, free_port},
     server::Server,
     websocket::{Ended, WebSocket},
 };

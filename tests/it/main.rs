@@ -18,6 +18,7 @@ mod rails;
 mod raw;
 mod readme;
 mod recovery;
+mod redis_url;
 mod screen;
 mod slow;
 mod stop;

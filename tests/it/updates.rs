@@ -1,6 +1,6 @@
 //! What Rails publishes reaches the browsers it is for: as it was written, in order, once.
 
-use loomio_channels::metrics::Counter;
+use loomio_channels::{bus::MAX_PAYLOAD, metrics::Counter};
 use tokio::task::JoinSet;
 
 use crate::harness::{Browser, Redis, Server, fixtures, large_record, numbers, record, start};
@@ -73,6 +73,22 @@ async fn a_notice_that_is_not_json_is_dropped_and_counted() {
     redis.fence("end").await;
     assert_eq!(browser.upto("end").await, []);
     assert_eq!(server.count(Counter::MessagesRejected), 4);
+}
+
+#[tokio::test]
+async fn what_is_too_large_is_dropped_and_counted_and_the_next_record_arrives() {
+    let (redis, server) = start().await;
+    redis.user("ada", 45, &[]).await;
+    let mut browser = Browser::connect(&server, "ada").await;
+    let [largest, too_large] = [0, 1].map(|more| large_record("user-45", 1, MAX_PAYLOAD + more));
+    redis.records(&too_large).await;
+    redis.notice(&too_large).await;
+    redis.records(&largest).await;
+    assert_eq!(browser.argument().await.len(), MAX_PAYLOAD);
+    redis.records(record("user-45", 2)).await;
+    assert_eq!(browser.number().await, 2);
+    assert_eq!([Counter::MessagesReceived, Counter::MessagesRejected].map(|counter| server.count(counter)), [4, 2]);
+    assert_eq!(server.count(Counter::Gaps), 0);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::{
     net::TcpListener,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
         Mutex,
@@ -49,12 +50,19 @@ impl Redis {
         format!("redis://127.0.0.1:{}/0", self.port)
     }
 
+    /// The Unix socket on which it listens as well.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("socket")
+    }
+
     /// Starts it, with the keys it had.
     pub(crate) async fn up(&mut self) {
         let mut process = Command::new("redis-server")
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"])
             .arg("--dir")
             .arg(self.directory.path())
+            .arg("--unixsocket")
+            .arg(self.socket())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
@@ -171,6 +179,11 @@ impl Redis {
         self.query::<()>(redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal")).await;
     }
 
+    /// Any command, such as one that configures it.
+    pub(crate) async fn command(&self, words: &[&str]) {
+        self.query::<redis::Value>(redis::cmd(words[0]).arg(&words[1..])).await;
+    }
+
     async fn query<T: FromRedisValue>(&self, command: &redis::Cmd) -> T {
         let mut link = self.link().await;
         within("redis", command.query_async(&mut link)).await.unwrap()
@@ -204,7 +217,7 @@ fn key(token: &str) -> String {
 }
 
 /// A port nobody listens on, another one at each call; different processes begin at different places.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = u16::try_from(std::process::id() % 1_000 * 20).unwrap();
     loop {

@@ -1,0 +1,134 @@
+//! Every way to Redis that an address can name, as the binary takes it, and what is said where there is none.
+
+use std::{
+    fs,
+    process::{Child, Command, Stdio},
+};
+
+use tempfile::TempDir;
+
+use crate::{
+    harness::{Browser, Redis, WebSocket, free_port, record},
+    process::Running,
+};
+
+const PASSWORD: &str = "p@ss:w/rd";
+const ESCAPED: &str = "p%40ss%3Aw%2Frd";
+
+async fn server(url: &str, trusted: Option<&str>) -> Running {
+    let trusted = trusted.map(|file| ("SSL_CERT_FILE", file));
+    let environment: Vec<_> = [("PORT", "0"), ("REDIS_URL", url)].into_iter().chain(trusted).collect();
+    Running::start(&[], &environment).await
+}
+
+/// A user is known and gets a record, where the address leads to database 3.
+async fn works(redis: &Redis, url: &str, trusted: Option<&str>) {
+    redis.user("ada", 1, &[]).await;
+    redis.command(&["MOVE", "/current_users/ada", "3"]).await;
+    let server = server(url, trusted).await;
+    server.says("subscribed to redis").await;
+    let path = "/socket.io/?EIO=4&transport=websocket&channel_token=ada";
+    let mut browser = Browser::over(WebSocket::connect(server.address(), path).await, "40").await;
+    redis.records(record("user-1", 1)).await;
+    assert_eq!(browser.number().await, 1, "{url}");
+}
+
+/// What is said when there is no subscription.
+async fn complaint(url: &str, trusted: Option<&str>) -> String {
+    let said = server(url, trusted).await.says("cannot subscribe").await;
+    assert!(said.contains("REDIS_URL"), "{said}");
+    said
+}
+
+#[tokio::test]
+async fn a_password_is_given() {
+    let redis = Redis::start().await;
+    redis.command(&["CONFIG", "SET", "requirepass", PASSWORD]).await;
+    let at = |login: &str| format!("redis://{login}127.0.0.1:{}/3", redis.port());
+    works(&redis, &at(&format!(":{ESCAPED}@")), None).await;
+    let said = complaint(&at(":wrong-password@"), None).await;
+    assert!(said.contains("refuses the login: WRONGPASS") && !said.contains("wrong-password"), "{said}");
+    let said = complaint(&at(""), None).await;
+    assert!(said.contains("NOAUTH"), "{said}");
+}
+
+#[tokio::test]
+async fn a_user_needs_both_channels() {
+    let redis = Redis::start().await;
+    let rights = ["on", "resetchannels", "~/current_users/*", "+get", "+select", "+subscribe", "+ping", "&/records"];
+    for (user, more) in [("both", &["&/system_notice"][..]), ("one", &[])] {
+        let password = format!(">{PASSWORD}");
+        redis.command(&[&["ACL", "SETUSER", user, &password], &rights[..], more].concat()).await;
+    }
+    let at = |user| format!("redis://{user}:{ESCAPED}@127.0.0.1:{}/3", redis.port());
+    works(&redis, &at("both"), None).await;
+    let said = complaint(&at("one"), None).await;
+    assert!(said.contains("refuses the subscription: NOPERM"), "{said}");
+}
+
+#[tokio::test]
+async fn a_unix_socket_leads_there() {
+    let redis = Redis::start().await;
+    redis.command(&["CONFIG", "SET", "requirepass", PASSWORD]).await;
+    works(&redis, &format!("unix://{}?db=3&pass={ESCAPED}", redis.socket().display()), None).await;
+}
+
+#[tokio::test]
+async fn tls_is_spoken_with_whom_the_system_trusts() {
+    let redis = Redis::start().await;
+    let directory = TempDir::new().unwrap();
+    let path = |name| directory.path().join(name).into_os_string().into_string().unwrap();
+    let (key, certificate, other) = (path("key.pem"), path("certificate.pem"), path("other.pem"));
+    for (certificate, name) in [(&other, "DNS:localhost"), (&certificate, "DNS:localhost,IP:127.0.0.1")] {
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE", "-addext", &format!("subjectAltName={name}")])
+            .args(["-keyout", &key, "-out", certificate])
+            .stderr(Stdio::null())
+            .status();
+        assert!(made.expect("openssl is installed").success());
+    }
+    let port = free_port().to_string();
+    let settings = ["tls-auth-clients", "no", "tls-key-file", &key, "tls-cert-file", &certificate, "tls-port", &port];
+    redis.command(&[&["CONFIG", "SET"], &settings[..]].concat()).await;
+    for host in ["127.0.0.1", "localhost"] {
+        works(&redis, &format!("rediss://{host}:{port}/3"), Some(&certificate)).await;
+    }
+    let url = format!("rediss://127.0.0.1:{port}/3");
+    for (trusted, reason) in [(&other, "invalid peer certificate"), (&path("missing.pem"), "missing.pem")] {
+        let said = complaint(&url, Some(trusted)).await;
+        assert!(said.contains(reason), "{said}");
+    }
+}
+
+/// Killed when dropped.
+struct Sentinel(Child);
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_sentinel_knows_the_way() {
+    let redis = Redis::start().await;
+    let (directory, port) = (TempDir::new().unwrap(), free_port());
+    let file = directory.path().join("sentinel.conf");
+    let monitor = format!("sentinel monitor main 127.0.0.1 {} 1", redis.port());
+    fs::write(&file, format!("port {port}\nbind 127.0.0.1\ndir {}\n{monitor}\n", directory.path().display())).unwrap();
+    let sentinel = Command::new("redis-server").arg(&file).arg("--sentinel").stdout(Stdio::null()).spawn();
+    let _sentinel = Sentinel(sentinel.expect("redis-server is installed"));
+    let at = |service| format!("redis-sentinel://127.0.0.1:{port}/3?sentinelServiceName={service}");
+    works(&redis, &at("main"), None).await;
+    let said = complaint(&at("other"), None).await;
+    assert!(said.contains("does not answer"), "{said}");
+}
+
+#[tokio::test]
+async fn who_is_not_redis_is_found_out() {
+    let other = server("redis://127.0.0.1:1", None).await;
+    let said = complaint(&format!("redis://127.0.0.1:{}", other.port()), None).await;
+    assert!(said.contains("what answers is not redis"), "{said}");
+}
