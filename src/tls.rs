@@ -18,16 +18,20 @@ pub fn install() {
 /// `SSL_CERT_DIR` names; they are read anew each time.
 ///
 /// # Errors
-/// When there are none, when `host` is neither name nor address, or when the other side is not to be trusted.
+/// When there are none or one cannot be read, when `host` is neither name nor address, or when the other side is not to be trusted.
 pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(host: &str, stream: S) -> io::Result<TlsStream<S>> {
     install();
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let found = rustls_native_certs::load_native_certs();
+    if let Some(error) = found.errors.into_iter().next() {
+        return Err(io::Error::other(error));
+    }
     let mut trusted = RootCertStore::empty();
-    trusted.add_parsable_certificates(found.certs);
+    for certificate in found.certs {
+        trusted.add(certificate).map_err(io::Error::other)?;
+    }
     if trusted.is_empty() {
-        let none = "no trusted certificates; install ca-certificates or set SSL_CERT_FILE";
-        return Err(found.errors.into_iter().next().map_or_else(|| io::Error::other(none), io::Error::other));
+        return Err(io::Error::other("no trusted certificates; install ca-certificates or set SSL_CERT_FILE"));
     }
     let config = ClientConfig::builder().with_root_certificates(trusted).with_no_client_auth();
     TlsConnector::from(Arc::new(config)).connect(name, stream).await

@@ -47,7 +47,7 @@ impl Source {
         Self { connector, readiness, subscription: None, pause: Duration::ZERO }
     }
 
-    /// The next message or change. Waits, and dials again, as long as it takes. Nothing is lost when it is cancelled.
+    /// The next message or change. Waits, and dials again, as long as it takes.
     pub async fn next(&mut self) -> Inbound {
         let Some((subscription, since)) = &mut self.subscription else {
             self.subscription = Some((subscribe(&self.connector, self.pause).await, Instant::now()));
@@ -59,6 +59,7 @@ impl Source {
             match subscription.next().await {
                 Ok(Reply::Message { channel, payload }) => return Inbound::Message { channel, payload },
                 Ok(Reply::TooLarge { channel }) => return Inbound::TooLarge { channel },
+                // An error can only answer a ping, and is a sign of life as well.
                 Ok(Reply::Subscribed | Reply::Error { .. } | Reply::Other) => {}
                 Err(lost) => break lost,
             }

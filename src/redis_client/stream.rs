@@ -1,9 +1,9 @@
 //! A bare connection, for whoever reads the answers without the client.
 
-use std::io;
+use std::{io, net::SocketAddr};
 
 use futures_util::future::select_ok;
-use redis::{ConnectionAddr, ConnectionInfo};
+use redis::{ConnectionAddr, ConnectionInfo, RedisConnectionInfo};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream, lookup_host},
@@ -13,7 +13,10 @@ use super::ConnectionError;
 use crate::tls;
 
 /// Longest answer to a login in bytes.
-const MAX_ANSWER: usize = 1024;
+const MAX_ANSWER: usize = 4096;
+
+/// How servers before Redis 6 say that they know passwords only.
+const NO_USERS: &str = "wrong number of arguments";
 
 /// Bytes both ways, over TCP, TLS or a Unix socket.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
@@ -26,46 +29,133 @@ pub type Stream = Box<dyn Duplex>;
 /// Dials and logs in, as the address says.
 pub(super) async fn dial(info: &ConnectionInfo) -> Result<Stream, ConnectionError> {
     let mut stream: Stream = match info.addr() {
-        ConnectionAddr::Tcp(host, port) => Box::new(tcp(host, *port).await?),
-        ConnectionAddr::TcpTls { host, port, .. } => Box::new(tls::connect(host, tcp(host, *port).await?).await?),
+        ConnectionAddr::Tcp(host, port) => Box::new(first(host, *port, tcp).await?),
+        ConnectionAddr::TcpTls { host, port, .. } => {
+            let dial = async |address| tls::connect(host, tcp(address).await?).await;
+            Box::new(first(host, *port, dial).await?)
+        }
         ConnectionAddr::Unix(path) => Box::new(UnixStream::connect(path).await?),
         _ => return Err(io::Error::from(io::ErrorKind::Unsupported).into()),
     };
-    let login = info.redis_settings();
-    if let Some(password) = login.password() {
-        let mut auth = redis::cmd("AUTH");
-        if let Some(user) = login.username() {
-            auth.arg(user);
-        }
-        ask(&mut stream, auth.arg(password)).await?;
-    }
-    if login.db() != 0 {
-        ask(&mut stream, redis::cmd("SELECT").arg(login.db())).await?;
-    }
+    log_in(&mut stream, info.redis_settings()).await?;
     Ok(stream)
 }
 
-/// To whichever address of `host` answers first, so that one that is silent does not keep from the others.
-async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
-    let mut dials = lookup_host((host, port)).await?.map(|address| Box::pin(TcpStream::connect(address))).peekable();
+/// The connection to whichever address of `host` gives one first.
+async fn first<S, D>(host: &str, port: u16, dial: impl Fn(SocketAddr) -> D) -> io::Result<S>
+where
+    D: Future<Output = io::Result<S>>,
+{
+    let mut dials = lookup_host((host, port)).await?.map(|address| Box::pin(dial(address))).peekable();
     if dials.peek().is_none() {
         return Err(io::Error::other("the name has no address"));
     }
-    let (stream, _) = select_ok(dials).await?;
+    Ok(select_ok(dials).await?.0)
+}
+
+async fn tcp(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
-/// Sends a command that is answered with a status, and reads that to its end and no further.
-async fn ask(stream: &mut Stream, command: &redis::Cmd) -> Result<(), ConnectionError> {
+async fn log_in(stream: &mut Stream, login: &RedisConnectionInfo) -> Result<(), ConnectionError> {
+    let refused = |text: String| Err(ConnectionError::Refused(text));
+    if let Some(password) = login.password() {
+        let alone = redis::cmd("AUTH").arg(password).clone();
+        let mut answer = match login.username() {
+            Some(user) => ask(stream, redis::cmd("AUTH").arg(user).arg(password)).await?,
+            None => ask(stream, &alone).await?,
+        };
+        if login.username().is_some() && answer.as_ref().is_err_and(|text| text.contains(NO_USERS)) {
+            answer = ask(stream, &alone).await?;
+        }
+        if let Err(text) = answer {
+            // Who does not know the command repeats the password after the first word.
+            return refused(text.split(' ').next().unwrap_or_default().to_owned());
+        }
+    }
+    // Messages come whatever the database, but one that does not exist is better told of now than at each lookup.
+    if login.db() != 0
+        && let Err(text) = ask(stream, redis::cmd("SELECT").arg(login.db())).await?
+    {
+        return refused(text);
+    }
+    Ok(())
+}
+
+/// Sends a command that is answered with a status, and reads that to its end and no further. `Err` is a refusal.
+async fn ask(stream: &mut Stream, command: &redis::Cmd) -> io::Result<Result<(), String>> {
     stream.write_all(&command.get_packed_command()).await?;
     stream.flush().await?;
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n") && answer.len() < MAX_ANSWER {
         answer.push(stream.read_u8().await?);
     }
-    match answer.strip_prefix(b"-") {
+    Ok(match answer.strip_prefix(b"-") {
         None => Ok(()),
-        Some(refusal) => Err(ConnectionError::Refused(refusal.trim_ascii_end().escape_ascii().to_string())),
+        Some(refusal) => Err(refusal.trim_ascii_end().escape_ascii().to_string()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+
+    /// Logs in at a server that gives these answers in turn; how that ends, and what was asked.
+    async fn login(url: &str, answers: &[&str]) -> (Result<(), String>, String) {
+        let (client, mut server) = duplex(1 << 16);
+        server.write_all(answers.concat().as_bytes()).await.unwrap();
+        server.shutdown().await.unwrap();
+        let info = redis::IntoConnectionInfo::into_connection_info(url).unwrap();
+        let mut client: Stream = Box::new(client);
+        let ended = log_in(&mut client, info.redis_settings()).await;
+        drop(client);
+        let mut asked = String::new();
+        server.read_to_string(&mut asked).await.unwrap();
+        let words = asked.lines().filter(|line| !line.starts_with(['*', '$']));
+        (ended.map_err(|error| error.to_string()), words.collect::<Vec<_>>().join(" "))
+    }
+
+    #[tokio::test]
+    async fn what_the_address_names_is_given() {
+        for (url, asked) in [
+            ("redis://host", ""),
+            ("redis://host/0", ""),
+            ("redis://:secret@host/3", "AUTH secret SELECT 3"),
+            ("redis://user:secret@host", "AUTH user secret"),
+        ] {
+            assert_eq!(login(url, &["+OK\r\n", "+OK\r\n"]).await, (Ok(()), asked.to_owned()), "{url}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_without_users_is_given_the_password_alone() {
+        let answers = ["-ERR wrong number of arguments for 'auth' command\r\n", "+OK\r\n"];
+        let (ended, asked) = login("redis://user:secret@host", &answers).await;
+        assert_eq!((ended, &*asked), (Ok(()), "AUTH user secret AUTH secret"));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_without_the_password() {
+        for (url, answers, told) in [
+            ("redis://:secret@host", &["-WRONGPASS invalid pair\r\n"][..], "WRONGPASS"),
+            ("redis://:secret@host", &["-ERR unknown command 'AUTH', with args beginning with: 'secret'\r\n"], "ERR"),
+            ("redis://:secret@host/99", &["+OK\r\n", "-ERR DB index \x1b out of range\r\n"], r"\x1b out of range"),
+        ] {
+            let (ended, _) = login(url, answers).await;
+            let said = ended.unwrap_err();
+            assert!(said.contains(told) && !said.contains("secret"), "{said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_closes_or_talks_for_ever_is_no_redis() {
+        assert!(login("redis://:secret@host", &[]).await.0.is_err());
+        let long = format!("-{}", "x".repeat(MAX_ANSWER));
+        let (ended, _) = login("redis://:secret@host/1", &["+OK\r\n", &long]).await;
+        assert!(ended.is_err());
     }
 }

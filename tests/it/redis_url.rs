@@ -1,4 +1,4 @@
-//! Every way to Redis that an address can name, as the binary takes it, and what is said where there is none.
+//! The ways to Redis that an address can name, as the binary takes it, and what is said where there is none.
 
 use std::{
     fs,
@@ -48,6 +48,8 @@ async fn a_password_is_given() {
     works(&redis, &at(&format!(":{ESCAPED}@")), None).await;
     let said = complaint(&at(":wrong-password@"), None).await;
     assert!(said.contains("refuses the login: WRONGPASS") && !said.contains("wrong-password"), "{said}");
+    let said = complaint(&at(&format!(":{ESCAPED}@")).replace("/3", "/99"), None).await;
+    assert!(said.contains("DB index is out of range"), "{said}");
     let said = complaint(&at(""), None).await;
     assert!(said.contains("NOAUTH"), "{said}");
 }
@@ -73,30 +75,39 @@ async fn a_unix_socket_leads_there() {
     works(&redis, &format!("unix://{}?db=3&pass={ESCAPED}", redis.socket().display()), None).await;
 }
 
+/// Makes a key and a certificate for `names`; returns their paths.
+fn certificate(directory: &TempDir, names: &str) -> [String; 2] {
+    let [key, certificate] = ["key", "certificate"].map(|kind| {
+        let path = directory.path().join(format!("{names}.{kind}"));
+        path.into_os_string().into_string().unwrap()
+    });
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", &format!("/CN={names}")])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-addext", &format!("subjectAltName={names}")])
+        .args(["-keyout", &key, "-out", &certificate])
+        .stderr(Stdio::null())
+        .status();
+    assert!(made.expect("openssl is installed").success());
+    [key, certificate]
+}
+
 #[tokio::test]
 async fn tls_is_spoken_with_whom_the_system_trusts() {
-    let redis = Redis::start().await;
-    let directory = TempDir::new().unwrap();
-    let path = |name| directory.path().join(name).into_os_string().into_string().unwrap();
-    let (key, certificate, other) = (path("key.pem"), path("certificate.pem"), path("other.pem"));
-    for (certificate, name) in [(&other, "DNS:localhost"), (&certificate, "DNS:localhost,IP:127.0.0.1")] {
-        let made = Command::new("openssl")
-            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
-            .args(["-addext", "basicConstraints=critical,CA:FALSE", "-addext", &format!("subjectAltName={name}")])
-            .args(["-keyout", &key, "-out", certificate])
-            .stderr(Stdio::null())
-            .status();
-        assert!(made.expect("openssl is installed").success());
-    }
+    let (redis, directory) = (Redis::start().await, TempDir::new().unwrap());
+    let [key, own] = certificate(&directory, "DNS:localhost");
+    let [_, other] = certificate(&directory, "IP:127.0.0.1");
     let port = free_port().to_string();
-    let settings = ["tls-auth-clients", "no", "tls-key-file", &key, "tls-cert-file", &certificate, "tls-port", &port];
+    let settings = ["tls-auth-clients", "no", "tls-key-file", &key, "tls-cert-file", &own, "tls-port", &port];
     redis.command(&[&["CONFIG", "SET"], &settings[..]].concat()).await;
-    for host in ["127.0.0.1", "localhost"] {
-        works(&redis, &format!("rediss://{host}:{port}/3"), Some(&certificate)).await;
-    }
-    let url = format!("rediss://127.0.0.1:{port}/3");
-    for (trusted, reason) in [(&other, "invalid peer certificate"), (&path("missing.pem"), "missing.pem")] {
-        let said = complaint(&url, Some(trusted)).await;
+    let at = |host| format!("rediss://{host}:{port}/3");
+    works(&redis, &at("localhost"), Some(&own)).await;
+    let missing = format!("{own}.missing");
+    for (host, trusted, reason) in [
+        ("localhost", &other, "UnknownIssuer"),
+        ("127.0.0.1", &own, "not valid for name"),
+        ("localhost", &missing, "No such file"),
+    ] {
+        let said = complaint(&at(host), Some(trusted)).await;
         assert!(said.contains(reason), "{said}");
     }
 }

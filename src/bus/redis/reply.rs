@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-/// Longest line in bytes, with its end. Those with a number are far shorter; an error says what is wrong in a sentence.
-const MAX_LINE: usize = 1024;
+/// Longest line in bytes, with its end. Those with a number are far shorter; the longest error known has 1,067.
+const MAX_LINE: usize = 4096;
 
 /// Longest word and longest name of a channel in bytes. Those that were asked for are far shorter.
 const MAX_NAME: usize = 1024;
