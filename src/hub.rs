@@ -48,6 +48,10 @@ pub trait Subscriber: Send + 'static {
     /// Takes what came since the last call, oldest first. Called in a shard's thread; must not block.
     fn deliver(&self, messages: &[&Self::Message]);
 
+    /// Fetches the memory that [`deliver`](Self::deliver) is about to need, and does nothing else. Called for some
+    /// subscribers in a row, as the processor then waits for all of them at once.
+    fn prefetch(&self) {}
+
     /// It was not served in time and has a hole now: it must be cut, so that it comes back and learns of it.
     fn lagged(&self);
 }

@@ -60,6 +60,10 @@ impl Subscriber for Member {
         self.0.send(frames);
     }
 
+    fn prefetch(&self) {
+        self.0.prefetch();
+    }
+
     fn lagged(&self) {
         self.0.close(CloseReason::Slow);
     }

@@ -127,17 +127,20 @@ fn weight(frame: &Frame) -> usize {
 }
 
 /// Writes the first frames, without the first `skip` bytes; `None` when the socket takes nothing now.
-fn write<'a>(stream: &TcpStream, frames: impl Iterator<Item = &'a Frame>, skip: usize) -> io::Result<Option<usize>> {
-    let mut slices = [IoSlice::new(&[]); SLICES];
-    let mut count = 0;
-    for (slice, frame) in slices.iter_mut().zip(frames) {
-        let wire = frame.wire();
-        *slice = IoSlice::new(if count == 0 { &wire[skip..] } else { wire });
-        count += 1;
-    }
-    let written = match &slices[..count] {
-        [one] => stream.try_write(one),
-        many => stream.try_write_vectored(many),
+fn write<'a>(
+    stream: &TcpStream,
+    mut frames: impl ExactSizeIterator<Item = &'a Frame>,
+    skip: usize,
+) -> io::Result<Option<usize>> {
+    let first = frames.next().map_or(&[][..], |frame| &frame.wire()[skip..]);
+    let written = if frames.len() == 0 {
+        stream.try_write(first)
+    } else {
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        slices[0] = IoSlice::new(first);
+        let rest = slices[1..].iter_mut().zip(frames);
+        let count = 1 + rest.map(|(slice, frame)| *slice = IoSlice::new(frame.wire())).count();
+        stream.try_write_vectored(&slices[..count])
     };
     match written {
         Ok(0) => Err(ErrorKind::WriteZero.into()),

@@ -21,6 +21,10 @@ use super::{
 /// that the copies of a batch stay in the processor's cache.
 const BATCH: usize = 256;
 
+/// Subscribers whose memory is fetched at once: enough to keep the processor busy, and few enough that it is still in
+/// the cache when it is needed.
+const PREFETCHED: usize = 16;
+
 /// Commands taken between two looks at the log, so that a storm of joins does not hold up delivery.
 const COMMANDS_PER_TURN: usize = 64;
 
@@ -298,17 +302,23 @@ impl<S: Subscriber> Shard<S> {
     /// Gives every listed member its messages in one call.
     fn hand_over(&mut self, batch: &[(RoomId, S::Message)]) {
         let mut messages: Vec<&S::Message> = Vec::new();
-        for key in self.touched.drain(..) {
-            let Some(member) = self.members.get_mut(key as usize) else { continue };
-            let mut next = member.first;
-            while let Some(link) = self.links.get(next as usize) {
-                messages.extend(batch.get(link.entry as usize).map(|(_, message)| message));
-                next = link.next;
+        for keys in self.touched.chunks(PREFETCHED) {
+            for member in keys.iter().filter_map(|&key| self.members.get(key as usize)) {
+                member.subscriber.prefetch();
             }
-            (member.first, member.last) = (NO_LINK, NO_LINK);
-            member.subscriber.deliver(&messages);
-            messages.clear();
+            for &key in keys {
+                let Some(member) = self.members.get_mut(key as usize) else { continue };
+                let mut next = member.first;
+                while let Some(link) = self.links.get(next as usize) {
+                    messages.extend(batch.get(link.entry as usize).map(|(_, message)| message));
+                    next = link.next;
+                }
+                (member.first, member.last) = (NO_LINK, NO_LINK);
+                member.subscriber.deliver(&messages);
+                messages.clear();
+            }
         }
+        self.touched.clear();
         self.links.clear();
         self.links.shrink_to(LINKS_KEPT);
     }
