@@ -1,16 +1,17 @@
 //! Puts the program together, in three steps: build (no ports), bind (real addresses), run (until the stop).
 
-use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
     body::Body,
-    http::{Request, Response},
+    extract::Path,
+    http::{Request, StatusCode},
+    response::IntoResponse,
+    routing::any,
 };
-use futures_util::TryFutureExt;
 use rand::RngExt;
 use tokio::net::TcpListener;
-use tower::ServiceExt;
 
 use crate::{
     admin,
@@ -178,7 +179,7 @@ impl App {
         let Self { lifecycle, listener, demo, engine, hub, source, collab_auth, readiness, metrics } = self;
         let stop = lifecycle.stop();
         let mut signals = Signals::listen().map_err(system("cannot listen to signals"))?;
-        let mut router = admin::routes(readiness).merge(collab_auth);
+        let mut router = admin::routes(readiness).merge(collab_auth).merge(engine_routes(&engine));
         if let Some((broker, listener)) = demo {
             demo::seed(&broker);
             let address = listener.local_addr().map_err(system("cannot start the broker"))?;
@@ -195,17 +196,7 @@ impl App {
         lifecycle.spawn_critical("dispatch", dispatch);
         lifecycle.spawn_critical("heartbeat", Arc::clone(&engine).run(stop.clone()));
         lifecycle.spawn_critical("namespace", SocketIo::tend(Arc::clone(&engine), stop.clone()));
-        let answer = {
-            let engine = Arc::clone(&engine);
-            move |request: Request<Body>| -> Pin<Box<dyn Future<Output = Response<Body>> + Send>> {
-                if is_for_engine(request.uri().path()) {
-                    Box::pin(Arc::clone(&engine).handle(request))
-                } else {
-                    Box::pin(router.clone().oneshot(request).unwrap_or_else(|never| match never {}))
-                }
-            }
-        };
-        let accept = listener::serve(listener, answer, lifecycle.tasks().clone(), stop.clone());
+        let accept = listener::serve(listener, router, lifecycle.tasks().clone(), stop.clone());
         lifecycle.spawn_critical("listener", accept);
 
         let why = lifecycle.stopped(&mut signals).await;
@@ -220,9 +211,25 @@ impl App {
     }
 }
 
-/// The path is a prefix, as in Node, but the client's script that Node serves there is not here.
-fn is_for_engine(path: &str) -> bool {
-    path.strip_prefix("/socket.io/").is_some_and(|rest| !rest.starts_with("socket.io."))
+fn engine_routes(engine: &Arc<Engine<SocketIo>>) -> Router {
+    let handle = |engine: &Arc<Engine<SocketIo>>| {
+        let engine = Arc::clone(engine);
+        move |request: Request<Body>| Arc::clone(&engine).handle(request)
+    };
+    // The path is a prefix, as in Node, but the client's script that Node serves there is not here.
+    let below = {
+        let handle = handle(engine);
+        move |Path(rest): Path<String>, request: Request<Body>| {
+            let answer = (!rest.starts_with("socket.io.")).then(|| handle(request));
+            async move {
+                match answer {
+                    Some(answer) => answer.await,
+                    None => StatusCode::NOT_FOUND.into_response(),
+                }
+            }
+        }
+    };
+    Router::new().route("/socket.io/", any(handle(engine))).route("/socket.io/{*rest}", any(below))
 }
 
 fn options(config: &Config) -> Result<Options, AppError> {

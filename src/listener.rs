@@ -5,24 +5,24 @@
 mod stream;
 
 use std::{
-    convert::Infallible,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
-use axum::{
-    body::Body,
-    http::{Request, Response},
+use axum::{Router, http::Request};
+use hyper::{body::Incoming, server::conn::http1};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
 };
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
 
 pub use self::stream::Stream;
 use crate::{lifecycle::Tasks, telemetry::Throttle};
@@ -86,19 +86,15 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 static THROTTLE: Throttle = Throttle::new();
 
-/// Gives what `answer` makes of each request until `stop`; then lets requests end.
-pub async fn serve<A, F>(listener: TcpListener, answer: A, tasks: Tasks, stop: CancellationToken)
-where
-    A: Fn(Request<Body>) -> F + Clone + Send + 'static,
-    F: Future<Output = Response<Body>> + Send + 'static,
-{
+/// Serves `router` until `stop`; then lets requests end.
+pub async fn serve(listener: TcpListener, router: Router, tasks: Tasks, stop: CancellationToken) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES);
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, address)) => {
                 let peer = Peer(address.ip().to_canonical());
-                tasks.spawn(connection(http.clone(), stream, peer, answer.clone(), stop.clone()));
+                tasks.spawn(connection(http.clone(), stream, peer, router.clone(), stop.clone()));
             }
             // Of one connection, which is gone already.
             Err(error) if is_of_peer(&error) => {}
@@ -117,16 +113,11 @@ fn is_of_peer(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-async fn connection<A, F>(http: http1::Builder, stream: TcpStream, peer: Peer, answer: A, stop: CancellationToken)
-where
-    A: Fn(Request<Body>) -> F + Send + 'static,
-    F: Future<Output = Response<Body>> + Send + 'static,
-{
-    let service = service_fn(move |mut request: Request<Incoming>| {
+async fn connection(http: http1::Builder, stream: TcpStream, peer: Peer, router: Router, stop: CancellationToken) {
+    let service = TowerToHyperService::new(router.map_request(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
-        let answer = answer(request.map(Body::new));
-        async { Ok::<_, Infallible>(answer.await) }
-    });
+        request
+    }));
     let mut connection =
         std::pin::pin!(http.serve_connection(TokioIo::new(Stream::new(stream)), service).with_upgrades());
     // An error here is the client's: it went away or does not speak HTTP. It got its status where there is one.

@@ -4,7 +4,7 @@
 
 use std::{error::Error, io::Write, sync::Arc, time::Duration};
 
-use axum::{body::Body, http::Request};
+use axum::{Router, body::Body, http::Request, routing::any};
 use loomio_channels::{
     engineio::{CloseReason, Engine, Frame, Handler, Handshake, Malformed, Message, Options, Session},
     lifecycle::{Lifecycle, Signals},
@@ -43,11 +43,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let engine = Engine::new(Echo, options, lifecycle.tasks().clone());
     let handler = Arc::clone(&engine);
-    let answer = move |request: Request<Body>| Arc::clone(&handler).handle(request);
+    let router =
+        Router::new().route("/engine.io/", any(move |request: Request<Body>| Arc::clone(&handler).handle(request)));
     let listener = listener::bind(None, port)?;
     writeln!(std::io::stdout(), "listening on {}", listener.local_addr()?.port())?;
     lifecycle.tasks().spawn(Arc::clone(&engine).run(lifecycle.stop().clone()));
-    lifecycle.tasks().spawn(listener::serve(listener, answer, lifecycle.tasks().clone(), lifecycle.stop().clone()));
+    lifecycle.tasks().spawn(listener::serve(listener, router, lifecycle.tasks().clone(), lifecycle.stop().clone()));
     let mut signals = Signals::listen()?;
     lifecycle.stopped(&mut signals).await;
     engine.close_all(CloseReason::Shutdown);
