@@ -1,7 +1,8 @@
 //! The subscription to Redis: comes back by itself, and says when it may have missed something.
 //!
 //! The bytes are read and cut up here and not by the client, so that a message is looked at where it lies, and no queue
-//! stands between Redis and whoever calls [`Source::next`]: it must not wait for anything slow between two calls.
+//! stands between Redis and whoever calls [`Source::next`]. The caller must not wait for anything slow between two
+//! calls: Redis cuts a subscriber that reads too slowly.
 
 mod reply;
 mod subscription;
@@ -35,7 +36,7 @@ const REMINDER: Duration = Duration::from_secs(30);
 pub struct Source {
     connector: Connector,
     readiness: Readiness,
-    /// And since when it is one.
+    /// The connection that is subscribed, and since when.
     subscription: Option<(Subscription, Instant)>,
     /// Before the next dial.
     pause: Duration,

@@ -68,7 +68,7 @@ pub fn redis_reply(data: &[u8]) {
     assert_eq!(fuzz_replies(data, step, MAX_MESSAGE), (replies.clone(), well_formed));
     // Shown with a name, and with escapes of four characters for each byte.
     assert!(replies.iter().map(String::len).sum::<usize>() <= 50 * replies.len() + 4 * data.len());
-    // Whatever is no message is a line or two, but for a length that is passed over.
+    // Each begins with a line of its own.
     assert!(replies.len() <= data.len());
 }
 

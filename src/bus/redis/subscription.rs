@@ -43,10 +43,6 @@ pub(super) struct Subscription {
     stream: Stream,
     buffer: BytesMut,
     decoder: ReplyDecoder,
-    /// When the last byte came.
-    heard: Instant,
-    /// When it was asked since then if it is alive.
-    asked: Option<Instant>,
     /// Whether the buffer has grown for a large message.
     grown: bool,
 }
@@ -59,14 +55,8 @@ impl Subscription {
 
     /// Subscribes. What comes before all is confirmed was missed, like everything before.
     async fn over(stream: Stream) -> Result<Self, SubscriptionError> {
-        let mut this = Self {
-            stream,
-            buffer: BytesMut::new(),
-            decoder: ReplyDecoder::new(MAX_PAYLOAD),
-            heard: Instant::now(),
-            asked: None,
-            grown: false,
-        };
+        let decoder = ReplyDecoder::new(MAX_PAYLOAD);
+        let mut this = Self { stream, buffer: BytesMut::new(), decoder, grown: false };
         let channels = [RECORDS, SYSTEM_NOTICE];
         this.send(redis::cmd("SUBSCRIBE").arg(&channels)).await?;
         let mut confirmed = 0;
@@ -100,22 +90,19 @@ impl Subscription {
             self.grown = false;
         }
         self.buffer.reserve(CHUNK_BYTES);
+        let (mut deadline, mut asked) = (Instant::now() + PING_INTERVAL, false);
         loop {
-            let deadline = self.asked.map_or(self.heard + PING_INTERVAL, |asked| asked + PING_TIMEOUT);
             match timeout_at(deadline, self.stream.read_buf(&mut self.buffer)).await {
                 Ok(Ok(0)) => return Err(SubscriptionError::Closed),
-                Ok(Ok(_)) => break,
-                Ok(Err(error)) => return Err(error.into()),
-                Err(_) if self.asked.is_some() => return Err(SubscriptionError::Silent),
+                Ok(read) => return read.map(drop).map_err(SubscriptionError::Io),
+                Err(_) if asked => return Err(SubscriptionError::Silent),
                 Err(_) => {
                     let ping = redis::cmd("PING");
                     timeout(PING_TIMEOUT, self.send(&ping)).await.map_err(|_| SubscriptionError::Silent)??;
-                    self.asked = Some(Instant::now());
+                    (deadline, asked) = (Instant::now() + PING_TIMEOUT, true);
                 }
             }
         }
-        (self.heard, self.asked) = (Instant::now(), None);
-        Ok(())
     }
 
     async fn send(&mut self, command: &redis::Cmd) -> io::Result<()> {
@@ -182,8 +169,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn there_is_time_to_answer_even_when_this_process_stood_still() {
         let (mut subscription, mut server) = subscribed().await;
-        advance(PING_INTERVAL * 10).await;
         let serve = async {
+            advance(PING_INTERVAL * 10).await;
             pinged(&mut server).await;
             sleep(PING_TIMEOUT / 2).await;
             server.write_all(b"+PONG\r\n").await.unwrap();
