@@ -173,7 +173,8 @@ impl Link {
         if state.failed.is_some_and(|at| at.elapsed() < DIAL_PAUSE) {
             return Err(ConnectionError::Down);
         }
-        let dialled = timeout(CONNECT_TIMEOUT, self.dial()).await.unwrap_or(Err(ConnectionError::Timeout));
+        // Boxed, or the task of everyone who looks something up is as large as a dial.
+        let dialled = timeout(CONNECT_TIMEOUT, Box::pin(self.dial())).await.unwrap_or(Err(ConnectionError::Timeout));
         state.failed = dialled.is_err().then(Instant::now);
         let connection = dialled?;
         state.connection = Some(connection.clone());

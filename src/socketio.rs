@@ -13,6 +13,7 @@ pub mod wire;
 
 use std::{
     collections::VecDeque,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU32, Ordering},
@@ -229,7 +230,7 @@ impl SocketIo {
         let attempt = session.state().attempt.fetch_add(1, Ordering::Relaxed) + 1;
         let (stop, session) = (self.parts.stop.clone(), Arc::clone(session));
         self.parts.tasks.spawn(async move {
-            stop.run_until_cancelled(connect::connect(session, connect, attempt)).await;
+            stop.run_until_cancelled(pin!(connect::connect(session, connect, attempt))).await;
         });
         Ok(())
     }
