@@ -175,10 +175,10 @@ impl SocketIo {
             return Err(Malformed);
         }
         match CommonParser.decode_str(&wire::parse_config(), &state, text) {
-            Ok(packet) => self.packet(session, packet),
+            Ok(packet) => self.packet(session, &packet),
             Err(ParseError::NeedsMoreBinaryData) => {
                 let partial = state.partial_bin_packet.into_inner().unwrap_or_else(PoisonError::into_inner);
-                self.packet(session, partial.ok_or(Malformed)?.packet)?;
+                self.packet(session, &partial.ok_or(Malformed)?.packet)?;
                 *session.state().attachments() = state.incoming_binary_cnt.into_inner();
                 Ok(())
             }
@@ -188,13 +188,13 @@ impl SocketIo {
 
     /// A whole packet but for its attachments. Events and acknowledgements are checked and thrown away; there is nobody
     /// they could be for.
-    fn packet(&self, session: &Arc<Session<Self>>, packet: Packet) -> Result<(), Malformed> {
+    fn packet(&self, session: &Arc<Session<Self>>, packet: &Packet) -> Result<(), Malformed> {
         if packet.ns != "/" {
             let connects = matches!(packet.inner, PacketData::Connect(_));
             if !connects || packet.ns.len() > MAX_NAMESPACE {
                 return Err(Malformed);
             }
-            session.send(&[&wire::invalid_namespace(packet.ns)]);
+            session.send(&[&wire::invalid_namespace(&packet.ns)]);
             return Ok(());
         }
         if let PacketData::Connect(data) = &packet.inner {

@@ -12,9 +12,6 @@ pub(super) const OPCODE_PONG: u8 = 0xa;
 /// First byte of a frame that is its message's last.
 const FIN: u8 = 0x80;
 
-/// Longest header of an unmasked frame: two bytes and a 64-bit length.
-const MAX_HEADER: usize = 10;
-
 /// A whole unmasked WebSocket frame (RFC 6455, section 5.2). Polling sends the same bytes without the header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame(Bytes);
@@ -104,18 +101,18 @@ pub(super) const SEPARATOR: u8 = 0x1e;
 
 #[expect(clippy::cast_possible_truncation, reason = "each arm holds what its test lets through")]
 fn header(opcode: u8, length: usize) -> BytesMut {
-    let mut frame = BytesMut::with_capacity(MAX_HEADER + length);
-    frame.put_u8(FIN | opcode);
-    match length {
-        0..126 => frame.put_u8(length as u8),
-        126..=0xffff => {
-            frame.put_u8(126);
-            frame.put_u16(length as u16);
-        }
-        _ => {
-            frame.put_u8(127);
-            frame.put_u64(length as u64);
-        }
+    let marker = match length {
+        0..126 => length as u8,
+        126..=0xffff => 126,
+        _ => 127,
+    };
+    // Exactly as long as the frame: shared as it is, with no block of memory beside it.
+    let mut frame = BytesMut::with_capacity(header_length(marker) + length);
+    frame.put_slice(&[FIN | opcode, marker]);
+    match marker {
+        126 => frame.put_u16(length as u16),
+        127 => frame.put_u64(length as u64),
+        _ => {}
     }
     frame
 }

@@ -124,8 +124,9 @@ impl<H: Handler> Engine<H> {
             return self.upgrade(request, session);
         }
         match *request.method() {
-            Method::GET => self.poll(&session, request.headers()).await,
-            Method::POST => self.post(&session, request.into_body()).await,
+            // Boxed, or every WebSocket's handshake is as large as these.
+            Method::GET => Box::pin(self.poll(&session, request.headers())).await,
+            Method::POST => Box::pin(self.post(&session, request.into_body())).await,
             _ => Ok(respond(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", Vec::new())),
         }
     }

@@ -152,13 +152,14 @@ impl SocketIo {
         });
         metrics.add(Counter::Replayed, joined.missed.len() as u64);
         let is_new = recovered.is_none();
+        let at = joined.at.to_string();
         let (sid, pid) = if let Some(Returning { session, pid, .. }) = recovered {
             (session, pid)
         } else {
             let served = match since {
                 Since::Offset(offset) if provisional => offset.to_string(),
                 Since::Unknown if provisional => String::new(),
-                _ => joined.at.to_string(),
+                _ => at.clone(),
             };
             self.issue(user, served, provisional)
         };
@@ -170,7 +171,7 @@ impl SocketIo {
         if let Some(replaced) = replaced.and_then(|replaced| replaced.upgrade()) {
             replaced.close(CloseReason::Forced);
         }
-        let (connect, prime) = (wire::connect(sid.as_str(), &pid), wire::prime(&joined.at));
+        let (connect, prime) = (wire::connect(sid.as_str(), &pid), wire::prime(&at));
         let mut frames: Vec<&Frame> = joined.missed.iter().collect();
         frames.push(&connect);
         if is_new {

@@ -9,12 +9,7 @@ use serde::{
     de::{self, IgnoredAny, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
-use socketioxide_core::{
-    Str, Value,
-    packet::Packet,
-    parser::{Parse, ParseConfig},
-};
-use socketioxide_parser_common::CommonParser;
+use socketioxide_core::parser::ParseConfig;
 
 use crate::{engineio::Frame, hub::Offset};
 
@@ -34,26 +29,18 @@ pub fn event(name: &str, argument: &str, offset: &Offset) -> Frame {
 
 /// Tells a browser its first offset, in an event that no client listens to: one that never got any event would have
 /// nothing to come back with.
-pub(super) fn prime(offset: &Offset) -> Frame {
-    Frame::message(&[b"2[\"session\",\"", offset.to_string().as_bytes(), b"\"]"])
+pub(super) fn prime(offset: &str) -> Frame {
+    Frame::message(&[b"2[\"session\",\"", offset.as_bytes(), b"\"]"])
 }
 
-/// `40{"sid":…,"pid":…}`.
+/// `40{"sid":…,"pid":…}`; both are of letters, digits, `-` and `_`.
 pub(super) fn connect(sid: &str, pid: &str) -> Frame {
-    let data = serde_json::json!({ "sid": sid, "pid": pid }).to_string();
-    encode(Packet::connect("/", Some(Value::Str(data.into(), None))))
+    Frame::message(&[b"0{\"sid\":\"", sid.as_bytes(), b"\",\"pid\":\"", pid.as_bytes(), b"\"}"])
 }
 
 /// `44<namespace>,{"message":"Invalid namespace"}`.
-pub(super) fn invalid_namespace(namespace: Str) -> Frame {
-    encode(Packet::connect_error(namespace, "Invalid namespace"))
-}
-
-fn encode(packet: Packet) -> Frame {
-    match CommonParser.encode(packet) {
-        Value::Str(text, _) => Frame::message(&[text.as_bytes()]),
-        Value::Bytes(_) => Frame::message(&[]),
-    }
+pub(super) fn invalid_namespace(namespace: &str) -> Frame {
+    Frame::message(&[b"4", namespace.as_bytes(), b",{\"message\":\"Invalid namespace\"}"])
 }
 
 /// What a CONNECT carries of interest here; other fields and other types are ignored.
@@ -150,9 +137,9 @@ mod tests {
             text(&event("records", r#"{"a":1.0}"#, &offset)),
             r#"42["records",{"a":1.0},"00000001.2.0000000000000003"]"#
         );
-        assert_eq!(text(&prime(&offset)), r#"42["session","00000001.2.0000000000000003"]"#);
-        assert_eq!(text(&connect("s", "p")), r#"40{"pid":"p","sid":"s"}"#);
-        assert_eq!(text(&invalid_namespace("/x".into())), r#"44/x,{"message":"Invalid namespace"}"#);
+        assert_eq!(text(&prime(&offset.to_string())), r#"42["session","00000001.2.0000000000000003"]"#);
+        assert_eq!(text(&connect("s", "p")), r#"40{"sid":"s","pid":"p"}"#);
+        assert_eq!(text(&invalid_namespace("/x")), r#"44/x,{"message":"Invalid namespace"}"#);
     }
 
     #[test]

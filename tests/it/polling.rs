@@ -57,7 +57,7 @@ async fn a_session_goes_from_one_transport_to_the_other_and_back() {
     let packets = polling.get().await;
     let missed = Event::parse(&packets[0]).unwrap();
     assert_eq!(missed.number(), 1);
-    assert_eq!(packets[1..], [format!(r#"40{{"pid":"{}","sid":"{}"}}"#, session.pid, session.sid)]);
+    assert_eq!(packets[1..], [format!(r#"40{{"sid":"{}","pid":"{}"}}"#, session.sid, session.pid)]);
     polling.post("1").await;
 
     redis.records(record("user-1", 2)).await;
