@@ -190,3 +190,14 @@ impl Link {
         Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lookup_has_no_room_for_a_dial() {
+        let link = Link::new(Connector::to("redis://localhost").unwrap());
+        assert!(size_of_val(&link.get("key")) <= 512, "each browser that connects has one");
+    }
+}

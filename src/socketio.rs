@@ -230,6 +230,7 @@ impl SocketIo {
         let attempt = session.state().attempt.fetch_add(1, Ordering::Relaxed) + 1;
         let (stop, session) = (self.parts.stop.clone(), Arc::clone(session));
         self.parts.tasks.spawn(async move {
+            // Pinned here, or the task has room for it twice.
             stop.run_until_cancelled(pin!(connect::connect(session, connect, attempt))).await;
         });
         Ok(())
