@@ -18,7 +18,8 @@ pub fn install() {
 /// `SSL_CERT_DIR` names; they are read anew each time.
 ///
 /// # Errors
-/// When there are none or one cannot be read, when `host` is neither name nor address, or when the other side is not to be trusted.
+/// When there are none or one cannot be read, when `host` is neither name nor address, or when the other side is not to
+/// be trusted.
 pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(host: &str, stream: S) -> io::Result<TlsStream<S>> {
     install();
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;

@@ -171,12 +171,8 @@ impl SocketIo {
         if let Some(replaced) = replaced.and_then(|replaced| replaced.upgrade()) {
             replaced.close(CloseReason::Forced);
         }
-        let (connect, prime) = (wire::connect(sid.as_str(), &pid), wire::prime(&at));
-        let mut frames: Vec<&Frame> = joined.missed.iter().collect();
-        frames.push(&connect);
-        if is_new {
-            frames.push(&prime);
-        }
+        let (connect, prime) = (wire::connect(sid.as_str(), &pid), is_new.then(|| wire::prime(&at)));
+        let frames: Vec<&Frame> = joined.missed.iter().chain([&connect]).chain(&prime).collect();
         socket.send_excused(&frames, joined.missed.len());
     }
 
