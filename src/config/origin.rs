@@ -3,7 +3,7 @@
 //!
 //! The Node server compares the text as it stands; here it is first brought into the form browsers send.
 
-use url::Url;
+use url::{Position, Url};
 
 use super::{
     mistake::Wrong,
@@ -52,6 +52,10 @@ pub(super) fn web_url(text: &str, mend: &str) -> Result<Url, Wrong> {
     let url = Url::parse(text).map_err(|_| Wrong::new("not an address", mend))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(Wrong::new("neither http:// nor https://", mend));
+    }
+    // A password with a slash in it: what stands before that would be taken for the host, and the rest be shown.
+    if url[Position::BeforePath..].contains('@') {
+        return Err(Wrong::new("has an @ after its host", "leave out user and password, which are not used"));
     }
     Ok(url)
 }
@@ -124,6 +128,11 @@ mod tests {
         for text in ["loomio.org", "localhost:3000", "ftp://a.org", "*", "https://", "\"https://a.org\""] {
             let (origin, mistakes, _) = read_from(&[("PUBLIC_APP_URL", text)]);
             assert_eq!((origin, mistakes.len()), (None, 1), "{text}");
+        }
+        for text in ["https://user:a/hunter2@a.org", "https://user:1/hunter2@a.org", "https://user:a@b/hunter2@a.org"] {
+            let (origin, mistakes, _) = read_from(&[("PUBLIC_APP_URL", text)]);
+            assert_eq!((origin, mistakes.len()), (None, 1), "{text}");
+            assert!(!mistakes[0].contains("hunter2"), "{mistakes:?}");
         }
         for text in ["https://a.org", "a.org/path", "user@a.org", "a b", "a.org:port"] {
             let (_, mistakes, _) = read_from(&[("CANONICAL_HOST", text)]);
