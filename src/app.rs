@@ -1,6 +1,10 @@
 //! Puts the program together, in three steps: build (no ports), bind (real addresses), run (until the stop).
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 use axum::{
     Router,
@@ -15,13 +19,13 @@ use tokio::net::TcpListener;
 
 use crate::{
     admin,
-    auth::{Tickets, Users, rails::Rails},
+    auth::{Key, Tickets, Users, rails::Rails},
     bus::{Source, broker::Broker},
     collab_auth,
     config::Config,
     demo, dispatch,
     engineio::{CloseReason, Cors, Engine, Options},
-    hub::{Bounds, Epoch, Hub},
+    hub::{self, Bounds, Clock, Epoch, Hub, OffsetKey},
     lifecycle::{Lifecycle, Readiness, Signals, Stop},
     listener,
     metrics::Metrics,
@@ -31,6 +35,10 @@ use crate::{
 
 /// How long the tasks have to end after the stop. Container runtimes kill after ten seconds.
 const DRAIN: Duration = Duration::from_secs(8);
+
+/// Memory beyond the recovery log's for messages that a busy shard has not delivered yet: some seconds of the largest
+/// bursts. What is more is dropped, and browsers that have not got it are cut and come back.
+const UNDELIVERED_BYTES: usize = 64 << 20;
 
 /// Where messages come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,21 +133,22 @@ impl App {
         let (readiness, metrics) = (Readiness::default(), Metrics::new());
         let source = Source::new(connector().map_err(refused)?, readiness.clone());
         let users = Users::new(Link::new(connector().map_err(refused)?));
-        let bounds = Bounds { window: config.recovery.window, bytes: config.recovery.log_bytes };
-        let epoch = Epoch::new(rand::rng().random());
-        let hub = Arc::new(
-            Hub::start(epoch, bounds, config.shards, || lifecycle.critical("shard"))
-                .map_err(system("cannot start a shard"))?,
-        );
+        let key = match &config.recovery.secret {
+            Some(secret) => Key::derive(secret).map_err(|error| AppError::Config(format!("ticket key: {error}")))?,
+            None => Key::random(),
+        };
+        let hub = Hub::start(hub_options(&config, &key), || lifecycle.critical("shard"));
+        let hub = Arc::new(hub.map_err(system("cannot start a shard"))?);
         let parts = Parts {
             hub: Arc::clone(&hub),
             users,
-            tickets: config.recovery.secret.as_ref().map_or_else(Tickets::with_random_key, Tickets::with_secret),
+            tickets: Tickets::new(&key),
             metrics: metrics.clone(),
             tasks: lifecycle.tasks().clone(),
             stop: lifecycle.stop().clone(),
             connect_timeout: config.engine.connect_timeout,
             recovery_window: config.recovery.window,
+            unvouched_max: config.recovery.unvouched_max,
         };
         let engine = Engine::new(SocketIo::new(parts), options(&config)?, lifecycle.tasks().clone());
         let rails = Rails::new(&config.rails, metrics.clone(), lifecycle.tasks().clone(), lifecycle.stop().clone());
@@ -230,6 +239,24 @@ fn engine_routes(engine: &Arc<Engine<SocketIo>>) -> Router {
         }
     };
     Router::new().route("/socket.io/", any(handle(engine))).route("/socket.io/{*rest}", any(below))
+}
+
+fn hub_options(config: &Config, key: &Key) -> hub::Options {
+    let recovery = &config.recovery;
+    let bounds = Bounds {
+        window: recovery.window,
+        bytes: recovery.log_bytes,
+        undelivered: UNDELIVERED_BYTES,
+        replay: recovery.replay_bytes,
+    };
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    hub::Options {
+        epoch: Epoch::new(rand::rng().random()),
+        key: OffsetKey::new(&key.part("offsets")),
+        bounds,
+        shards: config.shards,
+        clock: Clock { at: Instant::now(), unix },
+    }
 }
 
 fn options(config: &Config) -> Result<Options, AppError> {

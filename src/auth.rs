@@ -2,11 +2,13 @@
 //!
 //! Knows Rails' keys in Redis and its endpoint, and nothing of sockets.
 
+mod key;
 pub mod rails;
 mod ticket;
 mod token;
 
 pub use self::{
-    ticket::{Ticket, Tickets},
+    key::Key,
+    ticket::{Owner, Ticket, Tickets},
     token::{EVERYONE, Found, Token, User, Users},
 };

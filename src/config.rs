@@ -28,7 +28,7 @@ pub use self::{
     rails::{RAILS_VARIABLES, Rails, RailsEndpoint},
     redis_url::{RedisTarget, RedisUrl},
     secret::Secret,
-    sections::{Collab, Engine, Http, Log, LogFormat, Recovery, Redis},
+    sections::{Collab, Engine, GapNotice, Http, Log, LogFormat, Recovery, Redis},
     variable::{VARIABLES, Variable, help_table, markdown_table},
 };
 

@@ -7,13 +7,13 @@ use std::{sync::Arc, time::Instant};
 use crate::{
     auth::EVERYONE,
     bus::{Inbound, Rejected, Source, Update, decode},
-    hub::{Hub, Offset, Subscriber, fingerprint},
+    hub::{Hub, Subscriber},
     metrics::{Counter, Metrics},
     telemetry::Throttle,
 };
 
-/// Makes a message of an event's name, its argument as JSON, and its offset.
-pub type Encode<M> = fn(&str, &str, &Offset) -> M;
+/// Makes a message of an event's name, its argument as JSON, and the text of its offset.
+pub type Encode<M> = fn(&str, &str, &str) -> M;
 
 /// Takes messages from `source` to `hub` until cancelled.
 pub async fn run<S: Subscriber>(mut source: Source, hub: Arc<Hub<S>>, encode: Encode<S::Message>, metrics: Metrics) {
@@ -30,10 +30,10 @@ pub async fn run<S: Subscriber>(mut source: Source, hub: Arc<Hub<S>>, encode: En
                 metrics.count(Counter::MessagesReceived);
                 reject(&channel, Rejected::TooLarge, &metrics);
             }
-            Inbound::Subscribed => hub.note_gap(),
+            Inbound::Subscribed => hub.resume(false),
             Inbound::Lost => {
                 metrics.count(Counter::Gaps);
-                hub.note_gap();
+                hub.interrupt();
             }
         }
     }
@@ -44,7 +44,7 @@ fn publish<S: Subscriber>(hub: &Hub<S>, update: &Update<'_>, encode: Encode<S::M
         Update::Records { room, payload } => ("records", &**room, *payload),
         Update::Notice { payload } => ("notice", EVERYONE, *payload),
     };
-    hub.publish(room, fingerprint(payload.as_bytes()), Instant::now(), |offset| encode(event, payload, offset));
+    hub.publish(room, payload.as_bytes(), Instant::now(), |_, offset| encode(event, payload, offset));
 }
 
 /// Empty when it cannot be one that was subscribed to.

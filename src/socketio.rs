@@ -28,6 +28,7 @@ use socketioxide_core::{
     parser::{Parse, ParseError, ParserState},
 };
 use socketioxide_parser_common::CommonParser;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::{sessions::Sessions, wire::Connect};
@@ -41,6 +42,16 @@ use crate::{
 
 /// How often connections without a CONNECT are looked for.
 const DEADLINE_TICK: Duration = Duration::from_millis(100);
+
+/// Newcomers that wait for their shard at a time, so that what waits for a shard is bounded.
+const MAX_JOINING: usize = 1_024;
+
+/// How often every browser is told an offset within the recovery window, as the one it comes back with says when it was
+/// last here.
+const REMINDERS_PER_WINDOW: u32 = 4;
+
+/// How often some of them are.
+const REMINDER_TICK: Duration = Duration::from_secs(1);
 
 /// Longest namespace in bytes that is named in a refusal.
 const MAX_NAMESPACE: usize = 256;
@@ -59,6 +70,10 @@ impl Subscriber for Member {
 
     fn deliver(&self, frames: &[&Frame]) {
         self.0.send(frames);
+    }
+
+    fn remind(&self, frame: &Frame) {
+        self.0.send_if_idle(frame);
     }
 
     fn prefetch(&self) {
@@ -127,12 +142,15 @@ pub struct Parts {
     pub connect_timeout: Duration,
     /// How long a browser may be away and still have the rooms of its ticket.
     pub recovery_window: Duration,
+    /// How long a ticket's rooms serve after Redis last said that they are its user's.
+    pub unvouched_max: Duration,
 }
 
 /// The namespace `/`.
 pub struct SocketIo {
     parts: Parts,
     sessions: Sessions<Session<Self>>,
+    joining: Arc<Semaphore>,
     /// Connections by when they must have sent CONNECT, the oldest first.
     deadlines: Mutex<VecDeque<(Instant, Weak<Session<Self>>)>>,
 }
@@ -140,16 +158,27 @@ pub struct SocketIo {
 impl SocketIo {
     /// A namespace without browsers.
     pub fn new(parts: Parts) -> Self {
-        Self { sessions: Sessions::new(parts.recovery_window), deadlines: Mutex::default(), parts }
+        let (sessions, joining) = (Sessions::new(parts.recovery_window), Arc::new(Semaphore::new(MAX_JOINING)));
+        Self { sessions, joining, deadlines: Mutex::default(), parts }
     }
 
-    /// Closes connections that never send CONNECT, and lets the log expire when nothing is published, until `stop`.
+    /// Closes connections that never send CONNECT, lets the log expire when nothing is published, and reminds browsers of
+    /// their offsets, until `stop`.
     pub async fn tend(engine: Arc<Engine<Self>>, stop: CancellationToken) {
         let io = engine.handler();
         let mut ticker = tokio::time::interval(DEADLINE_TICK);
+        let period = (io.parts.recovery_window / REMINDERS_PER_WINDOW).max(REMINDER_TICK);
+        let parts = usize::try_from(period.as_secs()).unwrap_or(usize::MAX);
+        // The first to come are the last in turn.
+        let mut reminders = (0..parts).rev().cycle();
+        let mut reminded = Instant::now();
         while stop.run_until_cancelled(ticker.tick()).await.is_some() {
             let now = Instant::now();
             io.parts.hub.expire(now);
+            if now.saturating_duration_since(reminded) >= REMINDER_TICK {
+                reminded = now;
+                io.parts.hub.remind(reminders.next().unwrap_or_default(), parts, now, wire::prime);
+            }
             while let Some(session) = io.overdue(now) {
                 if matches!(*session.state().phase(), Phase::Fresh) {
                     session.close(CloseReason::Forced);

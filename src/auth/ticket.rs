@@ -1,6 +1,7 @@
 //! The ticket: what a browser hands back as `pid` to be served as the one it was.
 //!
-//! Sealed, so that any node with the key can open it and nobody can make or read one; there is no session store.
+//! Sealed, so that any node with the key can open it and nobody can make or read one; there is no session store. It
+//! serves only together with the `channel_token` it was made for.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chacha20poly1305::{
@@ -11,65 +12,131 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::User;
-use crate::config::Secret;
+use super::{Key, Token, User, key::KEY};
 
 /// Bytes of XChaCha20-Poly1305's nonce, which is random.
 const NONCE: usize = 24;
 
 /// Bound into every seal, so that the key of another purpose or version opens nothing.
-const PURPOSE: &[u8] = b"loomio-channels ticket 1";
+const PURPOSE: &[u8] = b"loomio-channels ticket 2";
 
-/// Longest sealed ticket in bytes; 10,000 groups take about 150,000.
-const MAX_SEALED: usize = 512 * 1024;
+/// Longest ticket in characters. A CONNECT packet, in which it comes back, may have 64 kB; 10,000 groups take a third.
+const MAX_SEALED: usize = 60_000;
+
+/// What is left of the keyed hash of a token, in bytes.
+const OWNER: usize = 16;
+
+/// The keyed hash of the token that a ticket was made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner([u8; OWNER]);
 
 /// A browser's session as it was when it began.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ticket {
     /// The session's public id.
-    #[serde(rename = "s")]
     pub session: String,
-    /// Who it was, `None` for a visitor.
-    #[serde(rename = "u")]
+    /// The browser that it was made for.
+    pub owner: Owner,
+    /// Whose session it was, `None` for a visitor's.
     pub user: Option<User>,
     /// When it began, in seconds since 1970.
-    #[serde(rename = "t")]
     pub issued: u64,
-    /// Up to where it was served then.
-    #[serde(rename = "o")]
+    /// When Redis last said that these are the user's rooms, in seconds since 1970; 0 for never.
+    pub vouched: u64,
+    /// Up to where it was served when it began, as text; empty if nothing is known of that.
     pub offset: String,
     /// Whether the session began before Redis had said whose it is. It may have got less than it should have, and what
     /// it got says nothing of that: it must be served from `offset` again.
-    #[serde(rename = "p", default, skip_serializing_if = "std::ops::Not::not")]
     pub provisional: bool,
 }
 
+/// A ticket as it is sealed.
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    session: String,
+    owner: Owner,
+    user: Option<WireUser>,
+    issued: u64,
+    vouched: u64,
+    offset: String,
+    provisional: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireUser {
+    id: Option<String>,
+    /// Ids that are numbers, ascending, each as its distance from the one before: a byte or two.
+    steps: Vec<u64>,
+    /// All others.
+    names: Vec<String>,
+}
+
+impl WireUser {
+    fn new(user: User) -> Self {
+        let number = |id: &String| id.parse::<u64>().ok().filter(|number| number.to_string() == *id);
+        let (numbers, names): (Vec<_>, Vec<_>) = user.groups.into_iter().partition(|id| number(id).is_some());
+        let mut numbers: Vec<u64> = numbers.iter().filter_map(number).collect();
+        numbers.sort_unstable();
+        let mut last = 0;
+        let steps = numbers.into_iter().map(|number| number - std::mem::replace(&mut last, number));
+        Self { id: user.id, steps: steps.collect(), names }
+    }
+
+    fn read(self) -> User {
+        let mut last = 0_u64;
+        let numbers = self.steps.into_iter().map(|step| {
+            last = last.wrapping_add(step);
+            last.to_string()
+        });
+        let groups = numbers.collect::<Vec<_>>().into_iter().chain(self.names).collect();
+        User { id: self.id, groups }
+    }
+}
+
 /// Seals and opens tickets.
-pub struct Tickets(XChaCha20Poly1305);
+pub struct Tickets {
+    cipher: XChaCha20Poly1305,
+    owners: [u8; KEY],
+}
 
 impl Tickets {
-    /// Tickets with a key made from `secret`, which every node with the same secret can open.
-    pub fn with_secret(secret: &Secret) -> Self {
-        let key = Sha256::new().chain_update(PURPOSE).chain_update(secret.expose()).finalize();
-        Self(XChaCha20Poly1305::new(&key))
+    /// Tickets that every node with the same key can open.
+    pub fn new(key: &Key) -> Self {
+        Self { cipher: XChaCha20Poly1305::new(&key.part("tickets").into()), owners: key.part("owners of tickets") }
     }
 
-    /// Tickets with a random key, which nobody else can open.
-    pub fn with_random_key() -> Self {
-        let mut key = [0; 32];
-        rand::rng().fill_bytes(&mut key);
-        Self(XChaCha20Poly1305::new(&key.into()))
+    /// Whom a ticket is made for: the browser with this token, or any without one.
+    pub fn owner(&self, token: Option<&Token>) -> Owner {
+        let hash = Sha256::new().chain_update(self.owners).chain_update(token.map_or("", Token::expose)).finalize();
+        let mut owner = [0; OWNER];
+        owner.copy_from_slice(&hash[..OWNER]);
+        Owner(owner)
     }
 
-    /// The ticket as text of letters, digits, `-` and `_`.
-    pub fn seal(&self, ticket: &Ticket) -> String {
+    /// The ticket as text of letters, digits, `-` and `_`. One with more groups than fit, some 25,000, names none, so
+    /// that its user's rooms are those that Redis names.
+    pub fn seal(&self, ticket: Ticket) -> String {
+        let Ticket { session, owner, user, issued, vouched, offset, provisional } = ticket;
+        let user = user.map(WireUser::new);
+        let mut wire = Wire { session, owner, user, issued, vouched, offset, provisional };
+        let sealed = self.encrypt(&wire);
+        if sealed.len() <= MAX_SEALED {
+            return sealed;
+        }
+        if let Some(user) = &mut wire.user {
+            (user.steps, user.names) = (Vec::new(), Vec::new());
+        }
+        self.encrypt(&wire)
+    }
+
+    fn encrypt(&self, wire: &Wire) -> String {
         let mut sealed = vec![0; NONCE];
         rand::rng().fill_bytes(&mut sealed);
         let nonce: [u8; NONCE] = sealed.as_slice().try_into().unwrap_or_default();
-        // Neither can fail: the ticket has only text and numbers, and it is far below the cipher's limit.
-        let plain = serde_json::to_vec(ticket).unwrap_or_default();
+        // Neither can fail: there are only texts and numbers, and they are far below the cipher's limit.
+        let plain = postcard::to_allocvec(wire).unwrap_or_default();
         let payload = Payload { msg: &plain, aad: PURPOSE };
-        sealed.extend(self.0.encrypt(&nonce.into(), payload).unwrap_or_default());
+        sealed.extend(self.cipher.encrypt(&nonce.into(), payload).unwrap_or_default());
         URL_SAFE_NO_PAD.encode(sealed)
     }
 
@@ -80,8 +147,9 @@ impl Tickets {
         }
         let sealed = URL_SAFE_NO_PAD.decode(text).ok()?;
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE>()?;
-        let plain = self.0.decrypt(&(*nonce).into(), Payload { msg: sealed, aad: PURPOSE }).ok()?;
-        serde_json::from_slice(&plain).ok()
+        let plain = self.cipher.decrypt(&(*nonce).into(), Payload { msg: sealed, aad: PURPOSE }).ok()?;
+        let Wire { session, owner, user, issued, vouched, offset, provisional } = postcard::from_bytes(&plain).ok()?;
+        Some(Ticket { session, owner, user: user.map(WireUser::read), issued, vouched, offset, provisional })
     }
 }
 
@@ -90,40 +158,73 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn ticket() -> Ticket {
+    fn ticket(tickets: &Tickets) -> Ticket {
         let user = User { id: Some("45".to_owned()), groups: vec!["1".to_owned(), "2".to_owned()] };
         Ticket {
             session: "abc".to_owned(),
+            owner: tickets.owner(Token::parse("token").as_ref()),
             user: Some(user),
             issued: 1_700_000_000,
+            vouched: 1_600_000_000,
             offset: "x".to_owned(),
             provisional: false,
         }
     }
 
-    #[test]
-    fn a_ticket_opens_with_its_key_only() {
-        let key = |text| Tickets::with_secret(&Secret::new(text));
-        let sealed = key("one").seal(&ticket());
-        assert_eq!(key("one").open(&sealed), Some(ticket()));
-        assert_eq!(key("two").open(&sealed), None);
-        assert_eq!(Tickets::with_random_key().open(&sealed), None);
-        assert_ne!(key("one").seal(&ticket()), sealed, "nonces differ");
+    fn of_groups(groups: impl IntoIterator<Item = u64>) -> Ticket {
+        let groups = groups.into_iter().map(|id| id.to_string()).collect();
+        let tickets = Tickets::new(&Key::random());
+        Ticket { user: Some(User { id: Some("45".to_owned()), groups }), ..ticket(&tickets) }
     }
 
     #[test]
-    fn ten_thousand_groups_fit() {
-        let groups = (1_000_000..1_010_000).map(|id| id.to_string()).collect();
-        let ticket = Ticket { user: Some(User { id: Some("45".to_owned()), groups }), ..ticket() };
-        let tickets = Tickets::with_random_key();
-        assert_eq!(tickets.open(&tickets.seal(&ticket)), Some(ticket));
+    fn a_ticket_opens_with_its_key_only() {
+        let (key, other) = (Key::random(), Tickets::new(&Key::random()));
+        let (tickets, same) = (Tickets::new(&key), Tickets::new(&key));
+        let sealed = tickets.seal(ticket(&tickets));
+        assert_eq!(same.open(&sealed), Some(ticket(&tickets)));
+        assert_eq!(other.open(&sealed), None);
+        assert_ne!(tickets.seal(ticket(&tickets)), sealed, "nonces differ");
+        let token = Token::parse("token");
+        assert_eq!(tickets.owner(token.as_ref()), same.owner(token.as_ref()));
+        assert_ne!(tickets.owner(token.as_ref()), tickets.owner(Token::parse("token2").as_ref()));
+        assert_ne!(tickets.owner(token.as_ref()), tickets.owner(None));
+        assert_ne!(tickets.owner(token.as_ref()), other.owner(token.as_ref()));
+    }
+
+    #[test]
+    fn ten_thousand_groups_take_a_third_of_what_a_connect_may_have() {
+        let (tickets, ticket) = (Tickets::new(&Key::random()), of_groups((0..10_000).map(|n| 1_000_000 + n * 731)));
+        let sealed = tickets.seal(ticket.clone());
+        assert!(sealed.len() < 30_000, "{}", sealed.len());
+        assert_eq!(tickets.open(&sealed), Some(ticket));
+    }
+
+    #[test]
+    fn more_groups_than_fit_are_left_out() {
+        let (tickets, ticket) = (Tickets::new(&Key::random()), of_groups((0..50_000).map(|n| 1_000_000 + n * 731)));
+        let opened = tickets.open(&tickets.seal(ticket)).unwrap().user.unwrap();
+        assert_eq!(opened, User { id: Some("45".to_owned()), groups: Vec::new() });
+    }
+
+    #[test]
+    fn ids_of_any_form_come_back() {
+        let tickets = Tickets::new(&Key::random());
+        let groups = ["0", "7", "007", "-1", "18446744073709551615", "99999999999999999999", "a b", "\u{e9}"];
+        let mut ticket = ticket(&tickets);
+        ticket.user = Some(User { id: None, groups: groups.map(str::to_owned).to_vec() });
+        let mut back = tickets.open(&tickets.seal(ticket)).unwrap().user.unwrap().groups;
+        back.sort_unstable();
+        let mut groups = groups;
+        groups.sort_unstable();
+        assert_eq!(back, groups);
     }
 
     proptest! {
         #[test]
         fn a_touched_ticket_does_not_open(position: prop::sample::Index, to: u8) {
-            let tickets = Tickets::with_random_key();
-            let mut sealed = tickets.seal(&ticket()).into_bytes();
+            let tickets = Tickets::new(&Key::random());
+            let mut sealed = tickets.seal(ticket(&tickets)).into_bytes();
             let byte = position.get_mut(&mut sealed);
             prop_assume!(*byte != to);
             *byte = to;
@@ -134,7 +235,7 @@ mod tests {
 
         #[test]
         fn any_text_is_no_ticket(text: String) {
-            prop_assert_eq!(Tickets::with_random_key().open(&text), None);
+            prop_assert_eq!(Tickets::new(&Key::random()).open(&text), None);
         }
     }
 }

@@ -23,6 +23,11 @@ impl Token {
         let valid = (1..=MAX_TOKEN).contains(&text.len()) && !text.chars().any(char::is_control);
         valid.then(|| Self(text.into()))
     }
+
+    /// The text itself.
+    pub(super) fn expose(&self) -> &str {
+        &self.0
+    }
 }
 
 impl std::fmt::Debug for Token {

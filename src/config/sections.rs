@@ -8,9 +8,9 @@ use super::{
     origin, parse,
     reader::{Reader, Reported},
     variable::{
-        BIND, CHANNELS_SECRET, COLLAB_AUTH_PER_MINUTE, COLLAB_STRICT_NAMES, CONNECT_TIMEOUT_MS, LOG_FORMAT,
+        BIND, CHANNELS_SECRET, COLLAB_AUTH_PER_MINUTE, COLLAB_STRICT_NAMES, CONNECT_TIMEOUT_MS, GAP_NOTICE, LOG_FORMAT,
         OUTBOX_BYTES, PING_INTERVAL_MS, PING_TIMEOUT_MS, PORT, RECOVERY_LOG_BYTES, RECOVERY_WINDOW, REDIS_URL,
-        RUST_LOG, SECRET_COOKIE_TOKEN, SHARDS, STRICT_ORIGIN, TRUSTED_PROXIES,
+        REPLAY_BYTES, RUST_LOG, SECRET_COOKIE_TOKEN, SHARDS, STRICT_ORIGIN, TRUSTED_PROXIES, UNVOUCHED_MAX,
     },
 };
 
@@ -20,6 +20,8 @@ const TIMER_MS: RangeInclusive<u64> = 50..=3_600_000;
 const OUTBOX: RangeInclusive<u64> = 64 << 10..=1 << 30;
 const WINDOW: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(24);
 const RECOVERY_LOG: RangeInclusive<u64> = 64 << 10..=64 << 30;
+const REPLAY: RangeInclusive<u64> = 4 << 10..=1 << 30;
+const UNVOUCHED: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(365 * 24);
 /// Each shard is a worker; beyond this, handing a message to all of them costs more than they save.
 const MOST_SHARDS: usize = 64;
 /// One check in 60 ms, times 1,000, is more than any Rails answers.
@@ -67,10 +69,26 @@ pub struct Recovery {
     pub window: Duration,
     /// Bytes of messages kept for that. `RECOVERY_LOG_BYTES`, default 64 MiB.
     pub log_bytes: usize,
+    /// Bytes that one returning browser is given at most. `REPLAY_BYTES`, default 8 MiB.
+    pub replay_bytes: usize,
+    /// How long the rooms of a ticket serve after Redis last said that they are its user's. `UNVOUCHED_MAX`, default
+    /// 24 hours.
+    pub unvouched_max: Duration,
+    /// What browsers are told when messages may have been lost. `GAP_NOTICE`, default reload.
+    pub gap_notice: GapNotice,
     /// What the ticket key is derived from. `CHANNELS_SECRET`, else `SECRET_COOKIE_TOKEN`, default none: a random key.
     pub secret: Option<Secret>,
     /// The variable the secret came from.
     pub secret_variable: Option<&'static str>,
+}
+
+/// What browsers are told when messages may have been lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GapNotice {
+    /// Nothing.
+    Off,
+    /// To reload the page, with a text of ours or Loomio's own words.
+    Reload(Option<String>),
 }
 
 /// Who may ask whether someone may edit a document, and how often.
@@ -150,6 +168,15 @@ impl Recovery {
     pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, Reported> {
         let window = reader.value(&RECOVERY_WINDOW, parse::duration(WINDOW));
         let log_bytes = reader.value(&RECOVERY_LOG_BYTES, parse::bytes(RECOVERY_LOG));
+        let replay_bytes = reader.value(&REPLAY_BYTES, parse::bytes(REPLAY));
+        let unvouched_max = reader.value(&UNVOUCHED_MAX, parse::duration(UNVOUCHED));
+        let gap_notice = reader.value(&GAP_NOTICE, |text| {
+            Ok(match text.to_ascii_lowercase().as_str() {
+                "off" => GapNotice::Off,
+                "reload" => GapNotice::Reload(None),
+                _ => GapNotice::Reload(Some(text.to_owned())),
+            })
+        });
         let own = reader.optional(&CHANNELS_SECRET, own_secret);
         let of_loomio = reader.text(&SECRET_COOKIE_TOKEN);
         let (secret, secret_variable) = match (own?, of_loomio?) {
@@ -164,7 +191,15 @@ impl Recovery {
             }
             (None, None) => (None, None),
         };
-        Ok(Self { window: window?, log_bytes: log_bytes?, secret, secret_variable })
+        Ok(Self {
+            window: window?,
+            log_bytes: log_bytes?,
+            replay_bytes: replay_bytes?,
+            unvouched_max: unvouched_max?,
+            gap_notice: gap_notice?,
+            secret,
+            secret_variable,
+        })
     }
 }
 

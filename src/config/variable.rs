@@ -55,6 +55,15 @@ pub(super) static RECOVERY_WINDOW: Variable =
     plain("RECOVERY_WINDOW", "30m", "how long a browser may be away and still miss nothing: 1800, 1800s, 30m, 2h");
 pub(super) static RECOVERY_LOG_BYTES: Variable =
     plain("RECOVERY_LOG_BYTES", "64MiB", "memory for messages kept for that: 67108864, 64MiB, 64M");
+pub(super) static REPLAY_BYTES: Variable =
+    plain("REPLAY_BYTES", "8MiB", "what a returning browser is given at most; if it missed more it starts over");
+pub(super) static UNVOUCHED_MAX: Variable =
+    plain("UNVOUCHED_MAX", "24h", "how long a browser keeps its rooms when Redis no longer knows its token");
+pub(super) static GAP_NOTICE: Variable = plain(
+    "GAP_NOTICE",
+    "reload",
+    "what pages show when updates may have been lost: reload, off, or a text shown with the reload button",
+);
 pub(super) static CHANNELS_SECRET: Variable = secret(
     "CHANNELS_SECRET",
     "SECRET_COOKIE_TOKEN",
@@ -78,7 +87,7 @@ pub(super) static RUST_LOG: Variable =
     plain("RUST_LOG", "info", "what is logged: error, warn, info, debug, or directives such as info,hyper=warn");
 
 /// Every variable that is read, in the order in which it is explained.
-pub static VARIABLES: [&Variable; 25] = [
+pub static VARIABLES: [&Variable; 28] = [
     &REDIS_URL,
     &PUBLIC_APP_URL,
     &PRIVATE_APP_URL,
@@ -92,6 +101,9 @@ pub static VARIABLES: [&Variable; 25] = [
     &SECRET_COOKIE_TOKEN,
     &RECOVERY_WINDOW,
     &RECOVERY_LOG_BYTES,
+    &REPLAY_BYTES,
+    &UNVOUCHED_MAX,
+    &GAP_NOTICE,
     &OUTBOX_BYTES,
     &PING_INTERVAL_MS,
     &PING_TIMEOUT_MS,

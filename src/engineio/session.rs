@@ -100,8 +100,8 @@ impl<H: Handler> Session<H> {
         black_box((self.inner.is_poisoned(), self.stream.strong_count()));
     }
 
-    /// Sends a frame unless others wait: an answer that nobody needs late.
-    pub(super) fn send_if_idle(self: &Arc<Self>, frame: &Frame) {
+    /// Sends a frame unless others wait: one that is of no use late.
+    pub fn send_if_idle(self: &Arc<Self>, frame: &Frame) {
         if self.lock().outbox.is_empty() {
             self.send(&[frame]);
         }

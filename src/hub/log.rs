@@ -1,6 +1,8 @@
 //! The recovery log: the last messages in order, by room, bounded in time and bytes.
 //!
-//! Without I/O, clock or locks. It does not know what a message says, only what it weighs.
+//! Without I/O, clock or locks. It does not know what a message says, only what it weighs. Each call is short: what
+//! grows with the number of rooms or of missed messages is done by the caller in steps, so that the lock around the log
+//! is held for microseconds.
 
 use std::{
     collections::VecDeque,
@@ -14,15 +16,19 @@ use super::{
 };
 
 /// Estimated bookkeeping of one entry in bytes, counted against the bound so that many tiny messages are bounded too.
-const ENTRY_OVERHEAD: usize = 128;
+pub(super) const ENTRY_OVERHEAD: usize = 128;
 
-/// How much the log keeps; what exceeds either bound is dropped, oldest first.
+/// How much the log keeps; what exceeds `window` or `bytes` is dropped, oldest first.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// Oldest age of a message.
     pub window: Duration,
     /// Bytes of all messages with their bookkeeping.
     pub bytes: usize,
+    /// Bytes beyond that for messages that a shard has not delivered yet.
+    pub undelivered: usize,
+    /// Bytes of messages, with their bookkeeping, that one returning subscriber is given at most.
+    pub replay: usize,
 }
 
 struct Entry<M> {
@@ -37,13 +43,14 @@ struct Kept<M> {
     message: M,
 }
 
-/// What a subscriber missed.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Missed<M> {
-    /// Oldest first.
-    pub(super) messages: Vec<M>,
-    /// Whether nothing that was meant for it is known to be gone.
-    pub(super) complete: bool,
+/// What became of the oldest entry.
+pub(super) enum Oldest<M> {
+    /// It is gone; its message is for the caller to free when the lock is not held.
+    Dropped(Option<M>),
+    /// The log is within its bounds.
+    Stays,
+    /// It would be dropped, but a shard has not delivered it yet.
+    Undelivered,
 }
 
 pub(super) struct Log<M> {
@@ -57,13 +64,16 @@ pub(super) struct Log<M> {
     fingerprint: u64,
     /// Sequence of the newest gap, 0 for none.
     gap: u64,
+    /// Whether messages may be getting lost at this moment.
+    interrupted: bool,
     pub(super) rooms: Rooms,
 }
 
 impl<M: Message> Log<M> {
+    /// An empty log that is interrupted until [`Log::resume`].
     pub(super) fn new(epoch: Epoch, bounds: Bounds) -> Self {
-        let entries = VecDeque::new();
-        Self { epoch, bounds, entries, first: 1, bytes: 0, fingerprint: 0, gap: 0, rooms: Rooms::default() }
+        let (entries, rooms) = (VecDeque::new(), Rooms::default());
+        Self { epoch, bounds, entries, first: 1, bytes: 0, fingerprint: 0, gap: 0, interrupted: true, rooms }
     }
 
     /// Sequence of the newest entry, 0 when there was none yet.
@@ -71,58 +81,74 @@ impl<M: Message> Log<M> {
         self.first + self.entries.len() as u64 - 1
     }
 
-    /// The offset of a subscriber that has seen everything up to `sequence`.
-    pub(super) fn offset(&self, sequence: u64) -> Offset {
+    /// The offset of a subscriber that has seen everything up to `sequence`, at the time `at`.
+    pub(super) fn offset(&self, sequence: u64, at: u32) -> Offset {
         let fingerprint = self.entry(sequence).map_or(self.fingerprint, |entry| entry.fingerprint);
-        Offset { epoch: self.epoch, sequence, fingerprint }
+        Offset { epoch: self.epoch, sequence, fingerprint, at }
     }
 
     fn entry(&self, sequence: u64) -> Option<&Entry<M>> {
         self.entries.get(usize::try_from(sequence.checked_sub(self.first)?).ok()?)
     }
 
-    /// Appends what `encode` makes of the new message's offset; returns the shards that wait for the room.
-    pub(super) fn append(
-        &mut self,
-        room: &str,
-        fingerprint: u64,
-        now: Instant,
-        encode: impl FnOnce(&Offset) -> M,
-    ) -> ShardSet {
-        let offset = Offset { epoch: self.epoch, sequence: self.head() + 1, fingerprint };
-        let message = encode(&offset);
+    /// The message with this sequence, unless it is gone.
+    pub(super) fn message(&self, sequence: u64) -> Option<&M> {
+        Some(&self.entry(sequence)?.kept.as_ref()?.message)
+    }
+
+    /// Appends the message with the sequence [`Log::head`] + 1; returns the shards that wait for the room.
+    pub(super) fn append(&mut self, room: &str, fingerprint: u64, at: Instant, message: M) -> ShardSet {
         self.bytes += message.weight() + ENTRY_OVERHEAD;
-        let room = self.rooms.enter(room);
-        self.entries.push_back(Entry { fingerprint, kept: Some(Kept { room, at: now, message }) });
-        let shards = self.rooms.keep(room, offset.sequence);
-        self.expire(now);
-        shards
+        let (room, listeners) = self.rooms.keep(room, self.head() + 1);
+        self.entries.push_back(Entry { fingerprint, kept: Some(Kept { room, at, message }) });
+        listeners
     }
 
-    /// Notes that messages may have been lost right now.
-    pub(super) fn note_gap(&mut self) {
-        let fingerprint = self.offset(self.head()).fingerprint;
-        self.entries.push_back(Entry { fingerprint, kept: None });
-        self.gap = self.head();
+    /// Until [`Log::resume`], messages may be getting lost before they get here.
+    pub(super) fn interrupt(&mut self) {
+        self.interrupted = true;
     }
 
-    /// Drops what is too old or too much; the newest message always stays.
-    pub(super) fn expire(&mut self, now: Instant) {
-        while self.entries.len() > 1 {
-            let Some(oldest) = self.entries.front() else { return };
-            let outdated =
-                oldest.kept.as_ref().is_none_or(|kept| now.saturating_duration_since(kept.at) > self.bounds.window);
-            if !outdated && self.bytes <= self.bounds.bytes {
-                return;
-            }
-            self.first += 1;
-            let Some(oldest) = self.entries.pop_front() else { return };
-            self.fingerprint = oldest.fingerprint;
-            if let Some(kept) = oldest.kept {
-                self.bytes -= kept.message.weight() + ENTRY_OVERHEAD;
-                self.rooms.drop_oldest(kept.room);
-            }
+    /// Messages come again; unless it is known that none was lost meanwhile, that was a gap.
+    pub(super) fn resume(&mut self, lost_nothing: bool) {
+        self.interrupted = false;
+        if !lost_nothing {
+            let fingerprint = self.offset(self.head(), 0).fingerprint;
+            self.entries.push_back(Entry { fingerprint, kept: None });
+            self.gap = self.head();
         }
+    }
+
+    /// Whether messages may be getting lost at this moment.
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.interrupted
+    }
+
+    /// Whether no gap is known since `sequence`.
+    pub(super) fn is_whole_since(&self, sequence: u64) -> bool {
+        sequence >= self.gap && !self.interrupted
+    }
+
+    /// Drops the oldest entry if it is too old or there is too much; the newest always stays. `delivered` is the sequence
+    /// up to which every shard has delivered.
+    pub(super) fn expire_oldest(&mut self, now: Instant, delivered: u64) -> Oldest<M> {
+        let Some(oldest) = self.entries.front().filter(|_| self.entries.len() > 1) else { return Oldest::Stays };
+        let Bounds { window, bytes, undelivered, .. } = self.bounds;
+        let outdated = oldest.kept.as_ref().is_none_or(|kept| now.saturating_duration_since(kept.at) > window);
+        if !outdated && self.bytes <= bytes {
+            return Oldest::Stays;
+        }
+        if self.first > delivered && self.bytes <= bytes.saturating_add(undelivered) {
+            return Oldest::Undelivered;
+        }
+        self.first += 1;
+        let Some(oldest) = self.entries.pop_front() else { return Oldest::Stays };
+        self.fingerprint = oldest.fingerprint;
+        Oldest::Dropped(oldest.kept.map(|kept| {
+            self.bytes -= kept.message.weight() + ENTRY_OVERHEAD;
+            self.rooms.drop_oldest(kept.room);
+            kept.message
+        }))
     }
 
     /// Sequence of the newest entry that is gone.
@@ -147,17 +173,9 @@ impl<M: Message> Log<M> {
         (offset.epoch == self.epoch && offset.sequence <= self.head()).then_some(offset.sequence)
     }
 
-    /// What a subscriber of `rooms` has missed up to the sequence `until`, when it was last at `since`; all there is when
-    /// nobody knows where it was.
-    pub(super) fn missed(&self, rooms: &[RoomId], since: Option<u64>, until: u64) -> Missed<M> {
-        let complete =
-            since.is_some_and(|since| since >= self.gap && rooms.iter().all(|&room| self.rooms.dropped(room) <= since));
-        let after = |&room| self.rooms.after(room, since.unwrap_or(0));
-        let mut sequences: Vec<u64> = rooms.iter().flat_map(after).filter(|&sequence| sequence <= until).collect();
-        sequences.sort_unstable();
-        sequences.dedup();
-        let message = |sequence| Some(self.entry(sequence)?.kept.as_ref()?.message.clone());
-        Missed { messages: sequences.into_iter().filter_map(message).collect(), complete }
+    /// Bytes that one returning subscriber is given at most.
+    pub(super) fn replay_bytes(&self) -> usize {
+        self.bounds.replay
     }
 
     /// Bytes counted against the bound.
@@ -176,88 +194,97 @@ mod tests {
         }
     }
 
-    fn log(bytes: usize) -> Log<u32> {
-        Log::new(Epoch::new(7), Bounds { window: Duration::from_mins(1), bytes })
+    const WEIGHT: usize = 1_000 + ENTRY_OVERHEAD;
+
+    fn log(bytes: usize, undelivered: usize) -> Log<u32> {
+        let bounds = Bounds { window: Duration::from_mins(1), bytes, undelivered, replay: usize::MAX };
+        let mut log = Log::new(Epoch::new(7), bounds);
+        log.resume(true);
+        log
     }
 
-    /// What a subscriber with this offset has missed.
-    fn missed(log: &Log<u32>, rooms: &[RoomId], since: &Offset) -> Missed<u32> {
-        log.missed(rooms, log.known(since), log.head())
+    /// Appends, and drops what is not needed by who has delivered up to `delivered`.
+    fn append(log: &mut Log<u32>, room: &str, message: u32, now: Instant, delivered: u64) {
+        log.append(room, u64::from(message), now, message);
+        while let Oldest::Dropped(_) = log.expire_oldest(now, delivered) {}
     }
 
-    fn append(log: &mut Log<u32>, room: &str, message: u32, now: Instant) -> Offset {
-        log.append(room, u64::from(message), now, |_| message);
-        log.offset(log.head())
-    }
-
-    #[test]
-    fn replays_the_rooms_of_a_subscriber_in_order() {
-        let (mut log, now) = (log(1 << 20), Instant::now());
-        let start = log.offset(log.head());
-        for (room, message) in [("a", 1), ("b", 2), ("c", 3), ("a", 4)] {
-            append(&mut log, room, message, now);
-        }
-        let rooms = [log.rooms.enter("b"), log.rooms.enter("a"), log.rooms.enter("a")];
-        assert_eq!(missed(&log, &rooms, &start), Missed { messages: vec![1, 2, 4], complete: true });
-        assert_eq!(missed(&log, &rooms, &log.offset(log.head())), Missed { messages: vec![], complete: true });
+    fn kept(log: &Log<u32>) -> Vec<u32> {
+        (0..=log.head()).filter_map(|sequence| log.message(sequence).copied()).collect()
     }
 
     #[test]
-    fn a_quiet_room_stays_complete_while_others_overflow() {
-        let (mut log, now) = (log(10 * (1_000 + ENTRY_OVERHEAD)), Instant::now());
-        append(&mut log, "quiet", 0, now);
-        let offset = append(&mut log, "busy", 1, now);
-        for message in 2..100 {
-            append(&mut log, "busy", message, now);
+    fn what_is_too_much_is_dropped_and_remembered_by_room() {
+        let (mut log, now) = (log(10 * WEIGHT, 0), Instant::now());
+        append(&mut log, "quiet", 0, now, u64::MAX);
+        for message in 1..100 {
+            append(&mut log, "busy", message, now, u64::MAX);
         }
-        let (quiet, busy) = (log.rooms.enter("quiet"), log.rooms.enter("busy"));
-        assert_eq!(missed(&log, &[quiet], &offset), Missed { messages: vec![], complete: true });
-        let missed = missed(&log, &[busy], &offset);
-        assert_eq!((missed.messages, missed.complete), ((90..100).collect(), false));
-        assert_eq!(log.bytes(), 10 * (1_000 + ENTRY_OVERHEAD));
+        assert_eq!((kept(&log), log.bytes(), log.dropped()), ((90..100).collect(), 10 * WEIGHT, 90));
+        let (quiet, busy) = (log.rooms.listen("quiet", 0), log.rooms.listen("busy", 0));
+        assert_eq!((log.rooms.dropped(quiet), log.rooms.dropped(busy)), (1, 90));
+        assert_eq!(log.offset(90, 5), Offset { epoch: Epoch::new(7), sequence: 90, fingerprint: 89, at: 5 });
+    }
+
+    #[test]
+    fn what_is_not_delivered_stays_up_to_a_bound_of_its_own() {
+        let (mut log, now) = (log(2 * WEIGHT, 3 * WEIGHT), Instant::now());
+        for message in 1..=5 {
+            append(&mut log, "a", message, now, 1);
+        }
+        assert_eq!(kept(&log), [2, 3, 4, 5]);
+        assert!(matches!(log.expire_oldest(now, 1), Oldest::Undelivered));
+        append(&mut log, "a", 6, now, 1);
+        append(&mut log, "a", 7, now, 1);
+        assert_eq!(kept(&log), [3, 4, 5, 6, 7], "more than both bounds together is too much");
+        append(&mut log, "a", 8, now, 8);
+        assert_eq!(kept(&log), [7, 8]);
     }
 
     #[test]
     fn drops_by_age_but_never_the_newest() {
-        let (mut log, start) = (log(1 << 20), Instant::now());
-        let offset = append(&mut log, "a", 1, start);
-        append(&mut log, "a", 2, start + Duration::from_secs(50));
-        log.expire(start + Duration::from_secs(61));
-        let room = log.rooms.enter("a");
-        assert_eq!(missed(&log, &[room], &offset), Missed { messages: vec![2], complete: true });
-        log.expire(start + Duration::from_secs(500));
-        assert_eq!(missed(&log, &[room], &offset).messages, [2]);
+        let (mut log, start) = (log(1 << 20, 0), Instant::now());
+        append(&mut log, "a", 1, start, u64::MAX);
+        append(&mut log, "a", 2, start + Duration::from_secs(50), u64::MAX);
+        let expire = |log: &mut Log<u32>, seconds| {
+            while let Oldest::Dropped(_) = log.expire_oldest(start + Duration::from_secs(seconds), u64::MAX) {}
+        };
+        expire(&mut log, 61);
+        assert_eq!(kept(&log), [2]);
+        expire(&mut log, 500);
+        assert_eq!(kept(&log), [2]);
     }
 
     #[test]
-    fn an_offset_from_elsewhere_gets_all_there_is() {
-        let (mut log, now) = (log(1 << 20), Instant::now());
-        let own = append(&mut log, "a", 1, now);
-        let room = log.rooms.enter("a");
-        for foreign in [Offset { epoch: Epoch::new(8), ..own }, Offset { sequence: 2, ..own }] {
-            assert_eq!(missed(&log, &[room], &foreign), Missed { messages: vec![1], complete: false });
-        }
+    fn offsets_of_another_log_or_the_future_are_not_known() {
+        let (mut log, now) = (log(1 << 20, 0), Instant::now());
+        append(&mut log, "a", 1, now, 0);
+        let own = log.offset(1, 0);
+        assert_eq!(log.known(&own), Some(1));
+        assert_eq!(log.known(&Offset { epoch: Epoch::new(8), ..own }), None);
+        assert_eq!(log.known(&Offset { sequence: 2, ..own }), None);
     }
 
     #[test]
-    fn across_a_gap_nothing_is_complete() {
-        let (mut log, now) = (log(1 << 20), Instant::now());
-        let before = append(&mut log, "a", 1, now);
-        log.note_gap();
-        let after = log.offset(log.head());
-        append(&mut log, "a", 2, now);
-        let room = log.rooms.enter("a");
-        assert_eq!(missed(&log, &[room], &before), Missed { messages: vec![2], complete: false });
-        assert_eq!(missed(&log, &[room], &after), Missed { messages: vec![2], complete: true });
+    fn a_gap_ends_what_is_whole_unless_nothing_was_lost_in_it() {
+        let (mut log, now) = (log(1 << 20, 0), Instant::now());
+        append(&mut log, "a", 1, now, 0);
+        assert!(log.is_whole_since(1));
+        log.interrupt();
+        assert!(!log.is_whole_since(1), "nobody knows yet");
+        log.resume(true);
+        assert!(log.is_whole_since(0));
+        log.interrupt();
+        log.resume(false);
+        assert!(!log.is_whole_since(1) && log.is_whole_since(2));
     }
 
     #[test]
     fn a_reader_gets_what_it_listens_to_in_batches() {
-        let (mut log, now) = (log(1 << 20), Instant::now());
-        let room = log.rooms.enter("a");
-        log.rooms.listen(room, 5);
+        let (mut log, now) = (log(1 << 20, 0), Instant::now());
+        let room = log.rooms.listen("a", 5);
         for (room, message) in [("a", 1), ("b", 2), ("a", 3), ("a", 4)] {
-            append(&mut log, room, message, now);
+            append(&mut log, room, message, now, 0);
         }
         let mut batch = Vec::new();
         assert_eq!(log.read(0, 5, 3, &mut batch), 3);

@@ -1,6 +1,12 @@
-//! Where in the stream of messages a browser is: the string at the end of every event.
+//! Where in the stream of messages a subscriber is: the opaque text at the end of every event.
 
-use std::{fmt, str::FromStr};
+use std::fmt;
+
+use aes::{
+    Aes128,
+    cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit},
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
 /// One life of the recovery log. Sequences of different epochs cannot be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,60 +19,101 @@ impl Epoch {
     }
 }
 
-/// A position in the log, written `<epoch>.<sequence>.<fingerprint>`: eight hexadecimal digits, a decimal
-/// number, sixteen hexadecimal digits.
-///
-/// Within its epoch the sequence is exact. The fingerprint of the payload is what another node, or this one
-/// after a restart, can find the place by.
+/// A position in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offset {
     /// The log this offset belongs to.
     pub epoch: Epoch,
-    /// Number of the last message that was sent; the first has number 1.
+    /// Number of the last message that was sent, less than 2⁴⁸; the first has number 1.
     pub sequence: u64,
-    /// [`fingerprint`] of that message's payload, 0 before the first.
+    /// [`OffsetKey::fingerprint`] of that message's payload, 0 before the first. Another node, or this one after a
+    /// restart, can find the place by it.
     pub fingerprint: u64,
+    /// When the subscriber was there, in seconds since 1970.
+    pub at: u32,
 }
 
-/// The same for the same payload on every node and in every version.
-pub fn fingerprint(payload: &[u8]) -> u64 {
-    xxhash_rust::xxh3::xxh3_64(payload)
+const BLOCK: usize = 16;
+const FINGERPRINT: usize = 8;
+
+/// Characters of an offset's text.
+const LENGTH: usize = 32;
+
+/// Seals offsets. Nodes with the same key read each other's offsets and agree on fingerprints.
+///
+/// The text is base64url of 24 bytes: epoch, time, sequence and two zero bytes, encrypted as one AES block, and the
+/// fingerprint. It tells a browser neither how much is published on the site nor, since the fingerprint is keyed,
+/// whether a guess of a payload is right; and a text that was made up does not open: of 2⁴⁸ attempts, one would find
+/// the two zero bytes and the epoch.
+#[derive(Clone)]
+pub struct OffsetKey {
+    place: Aes128,
+    fingerprint: Aes128,
 }
 
-impl fmt::Display for Offset {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:08x}.{}.{:016x}", self.epoch.0, self.sequence, self.fingerprint)
+impl OffsetKey {
+    /// The key made of 32 secret bytes.
+    pub fn new(secret: &[u8; 2 * BLOCK]) -> Self {
+        let (place, fingerprint) = secret.split_at(BLOCK);
+        let cipher = |half: &[u8]| {
+            let mut key = [0; BLOCK];
+            key.copy_from_slice(half);
+            Aes128::new(&key.into())
+        };
+        Self { place: cipher(place), fingerprint: cipher(fingerprint) }
     }
-}
 
-/// The text is not an offset of ours.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not of the form <epoch>.<sequence>.<fingerprint>")]
-pub struct InvalidOffset;
+    /// The same for the same payload on every node with this key, and of no use to anyone without it.
+    pub fn fingerprint(&self, payload: &[u8]) -> u64 {
+        let mut block = xxhash_rust::xxh3::xxh3_128(payload).to_be_bytes().into();
+        self.fingerprint.encrypt_block(&mut block);
+        number(&block[..FINGERPRINT])
+    }
 
-impl FromStr for Offset {
-    type Err = InvalidOffset;
+    /// The offset as text of letters, digits, `-` and `_`.
+    pub fn seal(&self, offset: &Offset) -> String {
+        let mut block = [0; BLOCK];
+        block[..4].copy_from_slice(&offset.epoch.0.to_be_bytes());
+        block[4..8].copy_from_slice(&offset.at.to_be_bytes());
+        block[8..].copy_from_slice(&(offset.sequence << 16).to_be_bytes());
+        let mut block = block.into();
+        self.place.encrypt_block(&mut block);
+        let mut sealed = [0; BLOCK + FINGERPRINT];
+        sealed[..BLOCK].copy_from_slice(&block);
+        sealed[BLOCK..].copy_from_slice(&offset.fingerprint.to_be_bytes());
+        URL_SAFE_NO_PAD.encode(sealed)
+    }
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut parts = text.split('.');
-        let mut part = || parts.next().ok_or(InvalidOffset);
-        let (epoch, sequence, fingerprint) = (part()?, part()?, part()?);
-        if parts.next().is_some() {
-            return Err(InvalidOffset);
+    /// The offset in `text`; `None` when it was not sealed with this key.
+    pub fn open(&self, text: &str) -> Option<Offset> {
+        if text.len() != LENGTH {
+            return None;
         }
-        Ok(Self {
-            epoch: Epoch(u32::try_from(hex(epoch, 8)?).map_err(|_| InvalidOffset)?),
-            sequence: sequence.parse().map_err(|_| InvalidOffset)?,
-            fingerprint: hex(fingerprint, 16)?,
-        })
+        let sealed = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let (block, fingerprint) = sealed.split_first_chunk::<BLOCK>()?;
+        let mut block = (*block).into();
+        self.place.decrypt_block(&mut block);
+        let block = <[u8; BLOCK]>::from(block);
+        let word = |range| u32::try_from(number(&block[range])).ok();
+        let offset = Offset {
+            epoch: Epoch(word(0..4)?),
+            at: word(4..8)?,
+            sequence: number(&block[8..14]),
+            fingerprint: number(fingerprint),
+        };
+        (block[14..] == [0; 2]).then_some(offset)
     }
 }
 
-fn hex(digits: &str, length: usize) -> Result<u64, InvalidOffset> {
-    if digits.len() != length {
-        return Err(InvalidOffset);
+/// Up to eight bytes, the most significant first.
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |number, &byte| number << 8 | u64::from(byte))
+}
+
+impl fmt::Debug for OffsetKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
     }
-    u64::from_str_radix(digits, 16).map_err(|_| InvalidOffset)
 }
 
 #[cfg(test)]
@@ -74,32 +121,32 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn key(byte: u8) -> OffsetKey {
+        OffsetKey::new(&[byte; 32])
+    }
+
     proptest! {
         #[test]
-        fn survives_the_way_through_a_browser(epoch: u32, sequence: u64, fingerprint: u64) {
-            let offset = Offset { epoch: Epoch(epoch), sequence, fingerprint };
-            prop_assert_eq!(offset.to_string().parse(), Ok(offset));
+        fn survives_the_way_through_a_browser(epoch: u32, sequence in 0..1_u64 << 48, fingerprint: u64, at: u32) {
+            let offset = Offset { epoch: Epoch(epoch), sequence, fingerprint, at };
+            let text = key(1).seal(&offset);
+            prop_assert_eq!(key(1).open(&text), Some(offset));
+            prop_assert_eq!(text.len(), LENGTH);
+            prop_assert_eq!(key(2).open(&text).filter(|other| other.epoch == offset.epoch), None);
         }
 
         #[test]
-        fn any_text_is_an_offset_or_an_error(text: String) {
-            let _ = text.parse::<Offset>();
+        fn any_text_is_no_offset_of_this_epoch(text in "[A-Za-z0-9_-]{32}|.*") {
+            prop_assert_eq!(key(1).open(&text).filter(|offset| offset.epoch == Epoch(7)), None);
         }
     }
 
     #[test]
-    fn foreign_offsets_are_refused() {
-        for text in [
-            "",
-            "1",
-            "a.b",
-            "00000001.1",
-            "00000001.1.0",
-            "0000000z.1.0000000000000000",
-            "00000001.1.0000000000000000.",
-            "00000001.-1.0000000000000000",
-        ] {
-            assert_eq!(text.parse::<Offset>(), Err(InvalidOffset), "{text}");
-        }
+    fn fingerprints_are_keyed() {
+        let of = |byte, payload: &str| key(byte).fingerprint(payload.as_bytes());
+        assert_eq!(of(1, "a"), of(1, "a"));
+        assert_ne!(of(1, "a"), of(1, "b"));
+        assert_ne!(of(1, "a"), of(2, "a"));
+        assert_ne!(of(1, "a"), xxhash_rust::xxh3::xxh3_64(b"a"));
     }
 }

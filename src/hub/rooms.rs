@@ -1,9 +1,9 @@
 //! The rooms the log knows: their messages still kept, and what was dropped of them.
 //!
-//! Knows sequences, not messages.
+//! Knows sequences, not messages. Each call is short, as the log's lock is held meanwhile: none looks at all rooms.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -17,8 +17,8 @@ pub(super) struct RoomId(u32);
 pub(super) type ShardSet = u64;
 
 /// Rooms without listeners and messages that are remembered only for what was dropped of them. Each takes about
-/// 150 bytes; past this number the older half is forgotten, which costs clients that were away since before then
-/// their `recovered` flag, never a message.
+/// 200 bytes; past this number the one that lost its messages first is forgotten, which costs clients that were away
+/// since before then their `recovered` flag, never a message.
 const MAX_QUIET_ROOMS: usize = 1 << 16;
 
 struct Room {
@@ -41,30 +41,34 @@ impl Room {
 pub(super) struct Rooms {
     slots: Slab<Room>,
     by_name: HashMap<Arc<str>, RoomId>,
-    quiet: usize,
+    /// Quiet rooms by the newest sequence that was dropped of them.
+    quiet: BTreeSet<(u64, RoomId)>,
     /// Rooms that are not remembered may have lost messages up to here.
     floor: u64,
 }
 
 impl Rooms {
-    /// The room's number, made if needed.
-    pub(super) fn enter(&mut self, name: &str) -> RoomId {
-        if let Some(&id) = self.by_name.get(name) {
-            return id;
-        }
-        let name: Arc<str> = name.into();
-        let room = Room { name: Arc::clone(&name), kept: VecDeque::new(), dropped: self.floor, listeners: 0 };
-        #[expect(clippy::cast_possible_truncation, reason = "rooms are bounded by connections and log entries")]
-        let id = RoomId(self.slots.insert(room) as u32);
-        self.by_name.insert(name, id);
-        self.quiet += 1;
+    /// Notes a new message of the room; also returns the shards that wait for it.
+    pub(super) fn keep(&mut self, name: &str, sequence: u64) -> (RoomId, ShardSet) {
+        let id = self.enter(name);
+        self.change(id, |room| room.kept.push_back(sequence));
+        (id, self.listeners(id))
+    }
+
+    /// From now on `shard` wants the room's messages.
+    pub(super) fn listen(&mut self, name: &str, shard: usize) -> RoomId {
+        let id = self.enter(name);
+        self.change(id, |room| room.listeners |= 1 << shard);
         id
     }
 
-    /// Notes a new message; returns the shards that wait for it.
-    pub(super) fn keep(&mut self, id: RoomId, sequence: u64) -> ShardSet {
-        self.change(id, |room| room.kept.push_back(sequence));
-        self.listeners(id)
+    /// Undoes [`Rooms::listen`].
+    pub(super) fn unlisten(&mut self, id: RoomId, shard: usize) {
+        self.change(id, |room| room.listeners &= !(1 << shard));
+        let floor = self.floor;
+        if self.room(id).is_some_and(|room| room.is_quiet() && room.dropped <= floor) {
+            self.forget(id);
+        }
     }
 
     /// The shards that want the room's messages.
@@ -85,20 +89,6 @@ impl Rooms {
         self.forget_if_over(MAX_QUIET_ROOMS);
     }
 
-    /// From now on `shard` wants this room's messages.
-    pub(super) fn listen(&mut self, id: RoomId, shard: usize) {
-        self.change(id, |room| room.listeners |= 1 << shard);
-    }
-
-    /// Undoes [`Rooms::listen`].
-    pub(super) fn unlisten(&mut self, id: RoomId, shard: usize) {
-        self.change(id, |room| room.listeners &= !(1 << shard));
-        let floor = self.floor;
-        if self.room(id).is_some_and(|room| room.is_quiet() && room.dropped <= floor) {
-            self.forget(id);
-        }
-    }
-
     /// Sequences after `since` that the room still has.
     pub(super) fn after(&self, id: RoomId, since: u64) -> impl Iterator<Item = u64> + '_ {
         let kept = self.room(id).map(|room| &room.kept);
@@ -111,46 +101,49 @@ impl Rooms {
         self.room(id).map_or(self.floor, |room| room.dropped)
     }
 
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.slots.len()
-    }
-
     fn room(&self, id: RoomId) -> Option<&Room> {
         self.slots.get(id.0 as usize)
     }
 
-    /// Changes a room and keeps the count of quiet ones.
+    /// The room's number, made if needed. A new room is to be changed at once, so it does not count as quiet.
+    fn enter(&mut self, name: &str) -> RoomId {
+        if let Some(&id) = self.by_name.get(name) {
+            return id;
+        }
+        let name: Arc<str> = name.into();
+        let room = Room { name: Arc::clone(&name), kept: VecDeque::new(), dropped: self.floor, listeners: 0 };
+        #[expect(clippy::cast_possible_truncation, reason = "rooms are bounded by connections and log entries")]
+        let id = RoomId(self.slots.insert(room) as u32);
+        self.by_name.insert(name, id);
+        id
+    }
+
+    /// Changes a room and keeps the set of quiet ones.
     fn change(&mut self, id: RoomId, change: impl FnOnce(&mut Room)) {
-        if let Some(room) = self.slots.get_mut(id.0 as usize) {
-            let before = room.is_quiet();
-            change(room);
-            match (before, room.is_quiet()) {
-                (false, true) => self.quiet += 1,
-                (true, false) => self.quiet -= 1,
-                _ => {}
-            }
+        let Some(room) = self.slots.get_mut(id.0 as usize) else { return };
+        if room.is_quiet() {
+            self.quiet.remove(&(room.dropped, id));
+        }
+        change(room);
+        if room.is_quiet() {
+            self.quiet.insert((room.dropped, id));
         }
     }
 
     fn forget(&mut self, id: RoomId) {
         if let Some(room) = self.slots.try_remove(id.0 as usize) {
+            self.quiet.remove(&(room.dropped, id));
             self.by_name.remove(&room.name);
-            self.quiet -= usize::from(room.is_quiet());
         }
     }
 
     fn forget_if_over(&mut self, most: usize) {
-        if self.quiet <= most {
+        if self.quiet.len() <= most {
             return;
         }
-        let mut quiet: Vec<(u64, usize)> =
-            self.slots.iter().filter(|(_, room)| room.is_quiet()).map(|(key, room)| (room.dropped, key)).collect();
-        quiet.sort_unstable();
-        for &(dropped, key) in &quiet[..quiet.len() / 2] {
+        if let Some(&(dropped, id)) = self.quiet.first() {
             self.floor = self.floor.max(dropped);
-            #[expect(clippy::cast_possible_truncation, reason = "keys come from RoomId")]
-            self.forget(RoomId(key as u32));
+            self.forget(id);
         }
     }
 }
@@ -162,23 +155,20 @@ mod tests {
     #[test]
     fn a_room_without_listeners_and_history_is_forgotten() {
         let mut rooms = Rooms::default();
-        let id = rooms.enter("user-1");
-        rooms.listen(id, 3);
-        assert_eq!(rooms.keep(id, 1), 0b1000);
+        let id = rooms.listen("user-1", 3);
+        assert_eq!(rooms.keep("user-1", 1), (id, 0b1000));
         rooms.unlisten(id, 3);
-        assert_eq!(rooms.len(), 1, "its message is still kept");
-        let other = rooms.enter("user-2");
-        rooms.listen(other, 0);
+        assert_eq!(rooms.slots.len(), 1, "its message is still kept");
+        let other = rooms.listen("user-2", 0);
         rooms.unlisten(other, 0);
-        assert_eq!(rooms.len(), 1);
+        assert_eq!(rooms.slots.len(), 1);
     }
 
     #[test]
     fn what_was_dropped_is_remembered() {
         let mut rooms = Rooms::default();
-        let id = rooms.enter("group-1");
-        rooms.keep(id, 4);
-        rooms.keep(id, 9);
+        let (id, _) = rooms.keep("group-1", 4);
+        rooms.keep("group-1", 9);
         rooms.drop_oldest(id);
         assert_eq!(rooms.dropped(id), 4);
         assert_eq!(rooms.after(id, 4).collect::<Vec<_>>(), [9]);
@@ -189,14 +179,18 @@ mod tests {
     fn forgotten_rooms_count_as_lossy() {
         let mut rooms = Rooms::default();
         for sequence in 1..=10 {
-            let id = rooms.enter(&format!("group-{sequence}"));
-            rooms.keep(id, sequence);
+            let (id, _) = rooms.keep(&format!("group-{sequence}"), sequence);
             rooms.drop_oldest(id);
         }
-        rooms.forget_if_over(9);
-        assert_eq!((rooms.len(), rooms.quiet), (5, 5));
-        let forgotten = rooms.enter("group-2");
-        let remembered = rooms.enter("group-9");
+        for left in (5..10).rev() {
+            rooms.forget_if_over(left);
+            assert_eq!((rooms.slots.len(), rooms.quiet.len()), (left, left));
+        }
+        let (forgotten, remembered) = (rooms.listen("group-2", 0), rooms.listen("group-9", 0));
         assert_eq!((rooms.dropped(forgotten), rooms.dropped(remembered)), (5, 9));
+        assert_eq!(rooms.quiet.len(), 4, "who is listened to is not quiet");
+        rooms.unlisten(forgotten, 0);
+        rooms.unlisten(remembered, 0);
+        assert_eq!((rooms.slots.len(), rooms.quiet.len()), (5, 5));
     }
 }

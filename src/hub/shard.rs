@@ -5,15 +5,16 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, mpsc::Receiver},
+    sync::{Arc, atomic::Ordering, mpsc::Receiver},
     thread,
+    time::Instant,
 };
 
 use slab::Slab;
 
 use super::{
-    Joined, MemberId, Message, Shared, Since, Subscriber,
-    log::{Log, Missed},
+    Joined, MemberId, Rooms, Shared, Since, Subscriber,
+    join::{Bases, Missed},
     rooms::RoomId,
 };
 
@@ -32,9 +33,10 @@ const COMMANDS_PER_TURN: usize = 64;
 pub(super) type Welcome<M> = Box<dyn FnOnce(Joined<M>) + Send>;
 
 pub(super) enum Command<S: Subscriber> {
-    Join { id: MemberId, subscriber: S, rooms: Vec<String>, since: Since, welcome: Welcome<S::Message> },
-    SetRooms { id: MemberId, rooms: Vec<String> },
+    Join { id: MemberId, subscriber: S, rooms: Rooms, since: Since, now: Instant, welcome: Welcome<S::Message> },
+    SetRooms { id: MemberId, rooms: Rooms },
     Leave { id: MemberId },
+    Remind { part: usize, of: usize, now: Instant, encode: fn(&str) -> S::Message },
     Stop,
 }
 
@@ -48,8 +50,8 @@ struct Member<S> {
     subscriber: S,
     /// Sorted by room.
     seats: Vec<Seat>,
-    /// Up to where it had been served when it joined: of rooms it gets later it needs all after this.
-    since: u64,
+    /// From where on it needs the messages of rooms it gets later.
+    bases: Bases,
     /// Whether it was told that it missed nothing.
     complete: bool,
     /// First and last link of what it gets from the current batch.
@@ -58,8 +60,8 @@ struct Member<S> {
 }
 
 impl<S> Member<S> {
-    fn new(subscriber: S, since: u64, complete: bool) -> Self {
-        Self { subscriber, seats: Vec::new(), since, complete, first: NO_LINK, last: NO_LINK }
+    fn new(subscriber: S, bases: Bases, complete: bool) -> Self {
+        Self { subscriber, seats: Vec::new(), bases, complete, first: NO_LINK, last: NO_LINK }
     }
 
     /// Index of the room's seat, or where it would be.
@@ -135,63 +137,64 @@ impl<S: Subscriber> Shard<S> {
 
     fn execute(&mut self, command: Command<S>) {
         match command {
-            Command::Join { id, subscriber, rooms, since, welcome } => {
-                self.join(id, subscriber, &rooms, since, welcome);
+            Command::Join { id, subscriber, rooms, since, now, welcome } => {
+                self.join(id, subscriber, &rooms, since, now, welcome);
             }
             Command::SetRooms { id, rooms } => self.set_rooms(id, &rooms),
             Command::Leave { id } => self.leave(id),
+            Command::Remind { part, of, now, encode } => self.remind(part, of, now, encode),
             Command::Stop => {}
         }
     }
 
-    /// The newcomer gets what it missed up to now; what comes after that is delivered to it with the next batches.
-    fn join(&mut self, id: MemberId, subscriber: S, rooms: &[String], since: Since, welcome: Welcome<S::Message>) {
+    /// The newcomer gets what it missed up to the cursor; what comes after that is delivered to it with the next batches.
+    fn join(
+        &mut self,
+        id: MemberId,
+        subscriber: S,
+        rooms: &Rooms,
+        since: Since,
+        now: Instant,
+        welcome: Welcome<S::Message>,
+    ) {
         let shared = Arc::clone(&self.shared);
-        let mut log = shared.lock();
-        let known = match since {
-            Since::Offset(offset) => log.known(&offset),
-            Since::Now | Since::Unknown => None,
-        };
         // All there is by now counts as missed. Not what comes while this catches up, or a flood could keep it at that.
-        let head = log.head();
+        let head = shared.lock().head();
         while self.cursor < head {
-            drop(log);
             self.deliver();
-            log = shared.lock();
         }
-        let known = if since == Since::Now { Some(self.cursor) } else { known };
-        let rooms = enter_all(&mut log, rooms);
-        let Missed { messages, complete } = log.missed(&rooms, known, self.cursor);
-        let complete = complete || since == Since::Now;
-        #[expect(clippy::cast_possible_truncation, reason = "members are bounded by file descriptors")]
-        let key = self.members.insert(Member::new(subscriber, known.unwrap_or(0), complete)) as u32;
+        let mut bases = Bases::new(since, self.cursor, &shared.lock());
+        let rooms = shared.listen(rooms, bases, self.index);
+        let Missed { messages, complete, too_much } = shared.missed(&rooms, self.cursor);
+        let complete = complete && bases.whole;
+        if too_much {
+            // It starts over from here, and of rooms that it gets later too.
+            bases = Bases { served: self.cursor, started: self.cursor, whole: false };
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "members are bounded by the caller")]
+        let key = self.members.insert(Member::new(subscriber, bases, complete)) as u32;
         self.by_id.insert(id, key);
-        for room in rooms {
-            self.seat(&mut log, key, room);
+        for (room, _) in rooms {
+            self.seat(key, room);
         }
-        let joined = Joined { at: log.offset(self.cursor), missed: messages, complete };
-        drop(log);
-        welcome(joined);
+        let at = shared.lock().offset(self.cursor, shared.clock.unix(now));
+        welcome(Joined { at, missed: messages, complete });
     }
 
     /// Gives a member other rooms; of those it did not have it gets what it would have got had it joined with them.
-    fn set_rooms(&mut self, id: MemberId, rooms: &[String]) {
+    fn set_rooms(&mut self, id: MemberId, rooms: &Rooms) {
         let Some(&key) = self.by_id.get(&id) else { return };
-        let shared = Arc::clone(&self.shared);
-        let mut log = shared.lock();
-        let rooms = enter_all(&mut log, rooms);
         let Some(member) = self.members.get(key as usize) else { return };
         let present: Vec<RoomId> = member.seats.iter().map(|seat| seat.room).collect();
-        let new: Vec<RoomId> = rooms.iter().copied().filter(|room| present.binary_search(room).is_err()).collect();
-        let messages = log.missed(&new, Some(member.since), self.cursor).messages;
-        let complete = new.iter().all(|&room| log.rooms.dropped(room) <= member.since);
-        for room in new {
-            self.seat(&mut log, key, room);
+        let shared = Arc::clone(&self.shared);
+        let rooms = shared.listen(rooms, member.bases, self.index);
+        let (had, new): (Vec<_>, Vec<_>) = rooms.into_iter().partition(|(room, _)| present.binary_search(room).is_ok());
+        let Missed { messages, complete, .. } = shared.missed(&new, self.cursor);
+        for (room, _) in new {
+            self.seat(key, room);
         }
-        for room in present.into_iter().rev().filter(|room| rooms.binary_search(room).is_err()) {
-            self.unseat(&mut log, key, room);
-        }
-        drop(log);
+        let gone = present.into_iter().filter(|room| had.binary_search_by_key(room, |&(room, _)| room).is_err());
+        self.unseat_all(key, gone.collect());
         let Some(member) = self.members.get(key as usize) else { return };
         if member.complete && !complete {
             // It believes to have all, and what is left would only take its offset past the hole.
@@ -203,25 +206,28 @@ impl<S: Subscriber> Shard<S> {
 
     fn leave(&mut self, id: MemberId) {
         let Some(key) = self.by_id.remove(&id) else { return };
-        let shared = Arc::clone(&self.shared);
-        let mut log = shared.lock();
-        while let Some(room) =
-            self.members.get(key as usize).and_then(|member| member.seats.last()).map(|seat| seat.room)
-        {
-            self.unseat(&mut log, key, room);
-        }
-        // What goes with the subscriber is not ours to know, so not under the lock.
-        drop(log);
+        let Some(member) = self.members.get(key as usize) else { return };
+        let rooms = member.seats.iter().rev().map(|seat| seat.room).collect();
+        self.unseat_all(key, rooms);
         self.members.try_remove(key as usize);
     }
 
-    fn seat(&mut self, log: &mut Log<S::Message>, key: u32, room: RoomId) {
+    /// Tells members how far they have been served, which is what they come back with.
+    fn remind(&mut self, part: usize, of: usize, now: Instant, encode: fn(&str) -> S::Message) {
+        let at = self.shared.lock().offset(self.cursor, self.shared.clock.unix(now));
+        let message = encode(&self.shared.key.seal(&at));
+        for key in (part..self.members.capacity()).step_by(of) {
+            if let Some(member) = self.members.get(key) {
+                member.subscriber.remind(&message);
+            }
+        }
+    }
+
+    /// The room is one that this shard listens to.
+    fn seat(&mut self, key: u32, room: RoomId) {
         let Some(member) = self.members.get_mut(key as usize) else { return };
         let seated = self.rooms.entry(room).or_default();
-        if seated.is_empty() {
-            log.rooms.listen(room, self.index);
-        }
-        #[expect(clippy::cast_possible_truncation, reason = "members are bounded by file descriptors")]
+        #[expect(clippy::cast_possible_truncation, reason = "members are bounded by the caller")]
         let position = seated.len() as u32;
         if let Err(index) = member.seat(room) {
             member.seats.insert(index, Seat { room, position });
@@ -229,23 +235,31 @@ impl<S: Subscriber> Shard<S> {
         }
     }
 
-    fn unseat(&mut self, log: &mut Log<S::Message>, key: u32, room: RoomId) {
-        let Some(member) = self.members.get_mut(key as usize) else { return };
-        let Ok(index) = member.seat(room) else { return };
+    fn unseat_all(&mut self, key: u32, mut rooms: Vec<RoomId>) {
+        rooms.retain(|&room| self.unseat(key, room));
+        self.shared.unlisten(&rooms, self.index);
+    }
+
+    /// Returns whether nobody is in the room any more.
+    fn unseat(&mut self, key: u32, room: RoomId) -> bool {
+        let Some(member) = self.members.get_mut(key as usize) else { return false };
+        let Ok(index) = member.seat(room) else { return false };
         let position = member.seats.remove(index).position;
-        let Some(seated) = self.rooms.get_mut(&room) else { return };
+        let Some(seated) = self.rooms.get_mut(&room) else { return false };
         seated.swap_remove(position as usize);
         let moved = seated.get(position as usize).copied();
-        if seated.is_empty() {
+        let emptied = seated.is_empty();
+        if emptied {
             self.rooms.remove(&room);
-            log.rooms.unlisten(room, self.index);
         } else if seated.len() < seated.capacity() / 4 {
             seated.shrink_to_fit();
         }
-        let Some(moved) = moved.and_then(|key| self.members.get_mut(key as usize)) else { return };
-        if let Ok(index) = moved.seat(room) {
+        if let Some(moved) = moved.and_then(|key| self.members.get_mut(key as usize))
+            && let Ok(index) = moved.seat(room)
+        {
             moved.seats[index].position = position;
         }
+        emptied
     }
 
     /// Delivers one batch from the log; returns whether there was any.
@@ -253,31 +267,32 @@ impl<S: Subscriber> Shard<S> {
         let mut batch = std::mem::take(&mut self.batch);
         let shared = Arc::clone(&self.shared);
         let log = shared.lock();
-        let lagging = self.skip_dropped(&log);
-        let cursor = log.read(self.cursor, self.index, BATCH, &mut batch);
+        let dropped = log.dropped();
+        let from = self.cursor.max(dropped);
+        let cursor = log.read(from, self.index, BATCH, &mut batch);
         drop(log);
-        for key in lagging {
-            if let Some(member) = self.members.get(key as usize) {
-                member.subscriber.lagged();
-            }
+        if dropped > self.cursor {
+            self.cut_lagging(self.cursor);
         }
         let worked = std::mem::replace(&mut self.cursor, cursor) != cursor;
         self.link(&batch);
         self.hand_over(&batch);
         batch.clear();
         self.batch = batch;
+        shared.delivered[self.index].store(cursor, Ordering::Release);
         worked
     }
 
-    /// Goes on behind what the log dropped before this shard looked at it. That is nothing, unless someone here waited
-    /// for it: who did has a hole and must come again.
-    fn skip_dropped(&mut self, log: &Log<S::Message>) -> Vec<u32> {
-        if self.cursor >= log.dropped() {
-            return Vec::new();
+    /// The log dropped something after the sequence `since` before this shard looked at it. Members whose rooms lost
+    /// something by that have a hole and must come again.
+    fn cut_lagging(&self, since: u64) {
+        let rooms: Vec<RoomId> = self.rooms.keys().copied().collect();
+        for room in self.shared.lossy(&rooms, since) {
+            for member in self.rooms.get(&room).into_iter().flatten().filter_map(|&key| self.members.get(key as usize))
+            {
+                member.subscriber.lagged();
+            }
         }
-        let cursor = std::mem::replace(&mut self.cursor, log.dropped());
-        let lossy = self.rooms.iter().filter(|&(&room, _)| log.rooms.dropped(room) > cursor);
-        lossy.flat_map(|(_, seated)| seated).copied().collect()
     }
 
     /// Lists for every member which messages of the batch it gets.
@@ -322,13 +337,6 @@ impl<S: Subscriber> Shard<S> {
         self.links.clear();
         self.links.shrink_to(LINKS_KEPT);
     }
-}
-
-fn enter_all<M: Message>(log: &mut Log<M>, rooms: &[String]) -> Vec<RoomId> {
-    let mut entered: Vec<RoomId> = rooms.iter().map(|room| log.rooms.enter(room)).collect();
-    entered.sort_unstable();
-    entered.dedup();
-    entered
 }
 
 enum Turn {

@@ -1,22 +1,26 @@
 //! CONNECT: find out who it is, join the rooms, replay what was missed, and only then acknowledge.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use engineioxide_core::Sid;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant as Moment, sleep, timeout_at},
+};
 
 use super::{
     Member, Phase, SocketIo,
-    sessions::Known,
+    sessions::{Changes, Known},
     wire::{self, Connect},
 };
 use crate::{
-    auth::{EVERYONE, Found, Ticket, Token, User},
+    auth::{EVERYONE, Found, Owner, Ticket, Token, User},
     engineio::{CloseReason, Frame, Session},
-    hub::{Joined, Offset, Since},
+    hub::{Joined, Offset, Return, Rooms, Since},
     metrics::Counter,
 };
 
@@ -27,6 +31,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
+/// How often a browser that waits for the subscription looks for it.
+const GLANCE: Duration = Duration::from_millis(20);
+
 type Socket = Arc<Session<SocketIo>>;
 
 /// What a browser came back with.
@@ -34,38 +41,87 @@ struct Returning {
     pid: String,
     session: Sid,
     ticket: Ticket,
+    changes: Changes,
     /// Whether the ticket's rooms may serve when Redis does not say which rooms it has now.
     vouches: bool,
 }
 
+impl Returning {
+    /// Whom the ticket speaks for, when Redis does not say.
+    fn vouched(&self) -> Option<User> {
+        self.ticket.user.clone().filter(|_| self.vouches)
+    }
+
+    /// When Redis last said which rooms the user has, in seconds since 1970.
+    fn vouched_at(&self) -> u64 {
+        self.ticket.vouched.max(self.changes.vouched)
+    }
+
+    /// The rooms that the session had when it was last served.
+    fn rooms(&self) -> Arc<[String]> {
+        self.changes.rooms.clone().unwrap_or_else(|| rooms(self.ticket.user.as_ref()).into())
+    }
+
+    /// Whether `user` may go on with the session: it is nobody else's, and was sure of its rooms.
+    fn is_of(&self, user: Option<&User>) -> bool {
+        let same = self.ticket.user.as_ref().is_none_or(|was| user.is_some_and(|user| user.id == was.id));
+        same && !self.ticket.provisional
+    }
+}
+
 /// How a browser joins.
 struct Arrival {
+    owner: Owner,
     since: Since,
     /// The session it goes on with, if nothing is lost.
     returning: Option<Returning>,
     user: Option<User>,
+    /// When Redis said so, in seconds since 1970.
+    vouched: u64,
+    /// The rooms of the user; empty once it has joined them, unless it goes on with a session.
+    rooms: Vec<String>,
     /// Redis has not said yet who it is.
     provisional: bool,
+}
+
+impl Arrival {
+    /// The rooms that its session had when it was last served, if it goes on with one.
+    fn known(&self) -> Option<Arc<[String]>> {
+        self.returning.as_ref().map(Returning::rooms)
+    }
 }
 
 /// Runs from the CONNECT packet to its acknowledgement, and on until Redis has answered.
 pub(super) async fn connect(socket: Socket, connect: Connect, attempt: u32) {
     let io = socket.handler();
-    let (connect, returning) = io.returning(connect);
     let token = socket.state().token.clone().or_else(|| connect.channel_token.as_deref().and_then(Token::parse));
+    let owner = io.parts.tickets.owner(token.as_ref());
+    let (connect, returning) = io.returning(connect, owner);
+    let deadline = Moment::now() + PATIENCE;
     let mut lookup = std::pin::pin!(io.find(&socket, token.as_ref(), attempt));
-    let found = timeout(PATIENCE, &mut lookup).await;
-    match found {
-        Ok(Some(found)) => return io.join(&socket, &connect, returning, Some(found)),
-        Ok(None) => return,
-        Err(_) => {}
+    let found = timeout_at(deadline, &mut lookup).await;
+    if matches!(found, Ok(None)) {
+        return;
+    }
+    // What is published before the subscription is there would be lost for this browser.
+    while io.parts.hub.is_interrupted() && Moment::now() < deadline {
+        sleep(GLANCE).await;
+    }
+    let Ok(permit) = Arc::clone(&io.joining).acquire_owned().await else { return };
+    let arrival = io.arrival(&connect, owner, returning, found.ok().flatten());
+    if !arrival.provisional {
+        return io.join(&socket, arrival, permit);
     }
     io.parts.metrics.count(Counter::LookupsLate);
-    let vouched = vouched(returning.as_ref());
-    io.join(&socket, &connect, returning, None);
+    let (vouched, known) = (arrival.user.clone(), arrival.known());
+    io.join(&socket, arrival, permit);
     let Some(found) = lookup.await else { return };
-    if let (Phase::Connected { membership, .. }, true) = (&*socket.state().phase(), is_current(&socket, attempt)) {
-        membership.set_rooms(rooms(found.or(vouched).as_ref()));
+    if let (Phase::Connected { membership, sid }, true) = (&*socket.state().phase(), is_current(&socket, attempt)) {
+        let rooms = rooms(found.or(vouched).as_ref());
+        if let Some(sid) = sid {
+            io.sessions.change(*sid, &rooms);
+        }
+        membership.set_rooms(split(rooms, known.as_deref()));
     }
 }
 
@@ -74,29 +130,45 @@ fn is_current(socket: &Socket, attempt: u32) -> bool {
     socket.state().attempt.load(Ordering::Relaxed) == attempt
 }
 
-/// Whom the ticket speaks for, when Redis does not say.
-fn vouched(returning: Option<&Returning>) -> Option<User> {
-    returning.filter(|returning| returning.vouches)?.ticket.user.clone()
-}
-
 fn rooms(user: Option<&User>) -> Vec<String> {
     std::iter::once(EVERYONE.to_owned()).chain(user.into_iter().flat_map(User::rooms)).collect()
 }
 
+/// Tells rooms that the session has had from those that are new to it. Without a session none is.
+fn split(rooms: Vec<String>, known: Option<&[String]>) -> Rooms {
+    let Some(known) = known else { return Rooms::all(rooms) };
+    let known: HashSet<&String> = known.iter().collect();
+    let (had, gained) = rooms.into_iter().partition(|room| known.contains(room));
+    Rooms { had, gained }
+}
+
 impl SocketIo {
-    /// The session that the browser returns to, if there is one. Of a session it took leave of nothing counts.
-    fn returning(&self, connect: Connect) -> (Connect, Option<Returning>) {
+    /// The session that the browser returns to, if there is one. Of a session it took leave of nothing counts, and the
+    /// ticket of another browser is none.
+    fn returning(&self, connect: Connect, owner: Owner) -> (Connect, Option<Returning>) {
         let ticket = connect.pid.as_deref().and_then(|pid| self.parts.tickets.open(pid));
+        let ticket = ticket.filter(|ticket| ticket.owner == owner);
         let session = ticket.as_ref().and_then(|ticket| ticket.session.parse().ok());
         let (Some(pid), Some(ticket), Some(session)) = (connect.pid.clone(), ticket, session) else {
             return (connect, None);
         };
-        let vouches = match self.sessions.known(session, Instant::now()) {
+        let (known, changes) = self.sessions.known(session, Instant::now());
+        let within = |since: u64, most: Duration| now_seconds().saturating_sub(since) <= most.as_secs();
+        let is_back_in_time = match known {
             Known::Here | Known::Away => true,
             Known::Left => return (Connect { pid: None, offset: None, ..connect }, None),
-            Known::Nothing => now_seconds().saturating_sub(ticket.issued) <= self.parts.recovery_window.as_secs(),
+            Known::Nothing => {
+                let last_here = self.said(&connect).map_or(0, |offset| u64::from(offset.at));
+                within(last_here.max(ticket.issued), self.parts.recovery_window)
+            }
         };
-        (connect, Some(Returning { pid, session, ticket, vouches }))
+        let vouches = is_back_in_time && within(ticket.vouched.max(changes.vouched), self.parts.unvouched_max);
+        (connect, Some(Returning { pid, session, ticket, changes, vouches }))
+    }
+
+    /// The offset that the browser names, if it is one that was told to a browser.
+    fn said(&self, connect: &Connect) -> Option<Offset> {
+        self.parts.hub.open_offset(connect.offset.as_deref()?)
     }
 
     /// Asks Redis until it answers or the browser is gone; `None` then.
@@ -116,57 +188,73 @@ impl SocketIo {
         }
     }
 
-    /// Joins the rooms; the shard acknowledges. `found` is `None` while Redis has not answered.
-    fn join(&self, socket: &Socket, connect: &Connect, returning: Option<Returning>, found: Option<Found>) {
+    /// How a browser joins of which Redis said `found`, `None` while it has not answered.
+    fn arrival(&self, connect: &Connect, owner: Owner, returning: Option<Returning>, found: Option<Found>) -> Arrival {
         let provisional = found.is_none();
-        let user = found.unwrap_or(Found::Absent).or(vouched(returning.as_ref()));
-        let since = since(connect, returning.as_ref());
-        // Another user's session is not this one's to go on with, nor one that was never sure of its rooms.
-        let returning = returning.filter(|Returning { ticket, .. }| {
-            let same = ticket.user.as_ref().is_none_or(|was| user.as_ref().is_some_and(|user| user.id == was.id));
-            same && !ticket.provisional
-        });
-        let rooms = rooms(user.as_ref());
+        let since = self.since(connect, returning.as_ref());
+        let vouched = match (&found, &returning) {
+            (Some(Found::User(_)), _) => now_seconds(),
+            (_, Some(returning)) => returning.vouched_at(),
+            (_, None) => 0,
+        };
+        let user = found.unwrap_or(Found::Absent).or(returning.as_ref().and_then(Returning::vouched));
+        let returning = returning.filter(|returning| returning.is_of(user.as_ref()));
+        Arrival { owner, since, returning, rooms: rooms(user.as_ref()), user, vouched, provisional }
+    }
+
+    /// Since when the browser is to be served: from what it says, or at least from the beginning of its session, as it
+    /// has seen all that came before. What it says of a provisional session counts for nothing.
+    fn since(&self, connect: &Connect, returning: Option<&Returning>) -> Since {
+        if connect.pid.is_none() && connect.offset.is_none() {
+            return Since::Now;
+        }
+        let ticket = returning.map(|returning| &returning.ticket);
+        let started = ticket.and_then(|ticket| self.parts.hub.open_offset(&ticket.offset));
+        let served = self.said(connect).filter(|_| !ticket.is_some_and(|ticket| ticket.provisional));
+        Since::Return(Return { started, served })
+    }
+
+    /// Joins the rooms; the shard acknowledges.
+    fn join(&self, socket: &Socket, mut arrival: Arrival, permit: OwnedSemaphorePermit) {
         let mut phase = socket.state().phase();
         if !matches!(*phase, Phase::Connecting) {
             return;
         }
-        tracing::debug!(sid = %socket.sid(), rooms = rooms.len(), ?since, "joins");
+        let rooms =
+            if arrival.returning.is_some() { arrival.rooms.clone() } else { std::mem::take(&mut arrival.rooms) };
+        let (rooms, since) = (split(rooms, arrival.known().as_deref()), arrival.since);
+        tracing::debug!(sid = %socket.sid(), had = rooms.had.len(), gained = rooms.gained.len(), "joins");
         let newcomer = Arc::clone(socket);
-        let arrival = Arrival { since, returning, user, provisional };
-        let membership = self.parts.hub.join(Member(Arc::clone(socket)), rooms, since, move |joined| {
+        let welcome = move |joined| {
             newcomer.handler().welcome(&newcomer, &joined, arrival);
-        });
+            drop(permit);
+        };
+        let membership = self.parts.hub.join(Member(Arc::clone(socket)), rooms, since, Instant::now(), welcome);
         *phase = Phase::Connected { membership, sid: None };
     }
 
     /// In the shard, before anything live: the missed events, then CONNECT, then for a new session its first offset.
-    fn welcome(&self, socket: &Socket, joined: &Joined<Frame>, arrival: Arrival) {
-        let Arrival { since, returning, user, provisional } = arrival;
-        let recovered = returning.filter(|_| joined.complete);
+    fn welcome(&self, socket: &Socket, joined: &Joined<Frame>, mut arrival: Arrival) {
+        let recovered = arrival.returning.take().filter(|_| joined.complete);
         let metrics = &self.parts.metrics;
-        metrics.count(match (&recovered, since) {
+        metrics.count(match (&recovered, arrival.since) {
             (Some(_), _) => Counter::Recovered,
             (None, Since::Now) => Counter::Connects,
             (None, _) => Counter::NotRecovered,
         });
         metrics.add(Counter::Replayed, joined.missed.len() as u64);
         let is_new = recovered.is_none();
-        let at = joined.at.to_string();
-        let (sid, pid) = if let Some(Returning { session, pid, .. }) = recovered {
-            (session, pid)
+        let at = self.parts.hub.seal_offset(&joined.at);
+        let (sid, pid, changes) = if let Some(Returning { session, pid, ticket, .. }) = recovered {
+            (session, pid, Changes::new(arrival.vouched, &rooms(ticket.user.as_ref()), &arrival.rooms))
         } else {
-            let served = match since {
-                Since::Offset(offset) if provisional => offset.to_string(),
-                Since::Unknown if provisional => String::new(),
-                _ => at.clone(),
-            };
-            self.issue(user, served, provisional)
+            let (sid, pid) = self.issue(arrival, at.clone());
+            (sid, pid, Changes::default())
         };
         let mut phase = socket.state().phase();
         let Phase::Connected { sid: slot, .. } = &mut *phase else { return };
         *slot = Some(sid);
-        let replaced = self.sessions.enter(sid, Arc::downgrade(socket));
+        let replaced = self.sessions.enter(sid, Arc::downgrade(socket), changes);
         drop(phase);
         if let Some(replaced) = replaced.and_then(|replaced| replaced.upgrade()) {
             replaced.close(CloseReason::Forced);
@@ -176,29 +264,20 @@ impl SocketIo {
         socket.send_excused(&frames, joined.missed.len());
     }
 
-    /// A new session and its ticket.
-    fn issue(&self, user: Option<User>, offset: String, provisional: bool) -> (Sid, String) {
+    /// A new session and its ticket, of a browser that is served up to `at` from now on.
+    fn issue(&self, arrival: Arrival, at: String) -> (Sid, String) {
+        let Arrival { owner, since, user, vouched, provisional, .. } = arrival;
+        let offset = match since {
+            // It must be served from there again.
+            Since::Return(Return { started, served }) if provisional => {
+                served.or(started).map(|offset| self.parts.hub.seal_offset(&offset)).unwrap_or_default()
+            }
+            _ => at,
+        };
         let sid = Sid::new();
-        let ticket = Ticket { session: sid.to_string(), user, issued: now_seconds(), offset, provisional };
-        (sid, self.parts.tickets.seal(&ticket))
-    }
-}
-
-/// Up to where the browser was served: what it says, or what its ticket says when that is later, as it has seen all that
-/// came before its ticket. What it says of a provisional session counts for nothing.
-fn since(connect: &Connect, returning: Option<&Returning>) -> Since {
-    let said: Option<Offset> = connect.offset.as_deref().and_then(|offset| offset.parse().ok());
-    let issued: Option<Offset> = returning.and_then(|returning| returning.ticket.offset.parse().ok());
-    let provisional = returning.is_some_and(|returning| returning.ticket.provisional);
-    match (said, issued) {
-        (_, issued) if provisional => issued.map_or(Since::Unknown, Since::Offset),
-        (None, _) if connect.offset.is_some() => Since::Unknown,
-        (Some(said), Some(issued)) if said.epoch == issued.epoch && said.sequence < issued.sequence => {
-            Since::Offset(issued)
-        }
-        (Some(offset), _) | (None, Some(offset)) => Since::Offset(offset),
-        (None, None) if connect.pid.is_none() => Since::Now,
-        (None, None) => Since::Unknown,
+        let session = sid.to_string();
+        let ticket = Ticket { session, owner, user, issued: now_seconds(), vouched, offset, provisional };
+        (sid, self.parts.tickets.seal(ticket))
     }
 }
 

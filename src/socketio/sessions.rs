@@ -1,17 +1,18 @@
 //! Who is here, who was here lately, and who left for good.
 //!
-//! A ticket is enough to come back with. This adds what a ticket cannot know: whether its session still lives (then
-//! the newcomer takes its place), when it ended, and whether the browser took leave of it.
+//! A ticket is enough to come back with. This adds what a ticket cannot know, as it stays the same for as long as its
+//! session: whether that still lives (then the newcomer takes its place), when it ended, whether the browser took leave
+//! of it, and what changed since it began.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError, Weak},
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
 use engineioxide_core::Sid;
 
-/// Sessions that ended and are still remembered, about 80 bytes each. Past this number the oldest are forgotten: their
+/// Sessions that ended and are still remembered, about 100 bytes each. Past this number the oldest are forgotten: their
 /// tickets still work, as on a node that never saw them.
 const MAX_ENDED: usize = 100_000;
 
@@ -28,7 +29,29 @@ pub(super) enum Known {
     Nothing,
 }
 
-enum Record<T> {
+/// What changed in a session since its ticket was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Changes {
+    /// When Redis last said which rooms its user has, in seconds since 1970; 0 for not since.
+    pub(super) vouched: u64,
+    /// The rooms it had when it was last served, if they are not those of its ticket.
+    pub(super) rooms: Option<Arc<[String]>>,
+}
+
+impl Changes {
+    /// Of a session whose ticket has the rooms `at_first`, and which has the rooms `now`.
+    pub(super) fn new(vouched: u64, at_first: &[String], now: &[String]) -> Self {
+        let same = at_first.iter().collect::<HashSet<_>>() == now.iter().collect::<HashSet<_>>();
+        Self { vouched, rooms: (!same).then(|| now.into()) }
+    }
+}
+
+struct Record<T> {
+    state: State<T>,
+    changes: Changes,
+}
+
+enum State<T> {
     Here(Weak<T>),
     Ended { left: bool, at: Instant },
 }
@@ -50,33 +73,43 @@ impl<T> Sessions<T> {
         Self { window, inner: Mutex::new(Inner { records: HashMap::new(), ended: VecDeque::new() }) }
     }
 
-    pub(super) fn known(&self, sid: Sid, now: Instant) -> Known {
+    pub(super) fn known(&self, sid: Sid, now: Instant) -> (Known, Changes) {
         let mut inner = self.lock();
         inner.forget(self.window, now);
-        match inner.records.get(&sid) {
-            Some(Record::Here(_)) => Known::Here,
-            Some(Record::Ended { left: false, .. }) => Known::Away,
-            Some(Record::Ended { left: true, .. }) => Known::Left,
-            None => Known::Nothing,
-        }
+        let Some(Record { state, changes }) = inner.records.get(&sid) else {
+            return (Known::Nothing, Changes::default());
+        };
+        let known = match state {
+            State::Here(_) => Known::Here,
+            State::Ended { left: false, .. } => Known::Away,
+            State::Ended { left: true, .. } => Known::Left,
+        };
+        (known, changes.clone())
     }
 
     /// The session is connected from now on; returns the connection it takes the place of.
-    pub(super) fn enter(&self, sid: Sid, session: Weak<T>) -> Option<Weak<T>> {
-        match self.lock().records.insert(sid, Record::Here(session)) {
-            Some(Record::Here(old)) => Some(old),
-            _ => None,
+    pub(super) fn enter(&self, sid: Sid, session: Weak<T>, changes: Changes) -> Option<Weak<T>> {
+        match self.lock().records.insert(sid, Record { state: State::Here(session), changes })?.state {
+            State::Here(old) => Some(old),
+            State::Ended { .. } => None,
+        }
+    }
+
+    /// The session has other rooms from now on.
+    pub(super) fn change(&self, sid: Sid, rooms: &[String]) {
+        if let Some(record) = self.lock().records.get_mut(&sid) {
+            record.changes.rooms = Some(rooms.into());
         }
     }
 
     /// This connection of the session ended; `left` if the browser said that it leaves.
     pub(super) fn end(&self, sid: Sid, session: &Weak<T>, left: bool, now: Instant) {
         let mut inner = self.lock();
-        let Some(record) = inner.records.get_mut(&sid) else { return };
-        if !matches!(&*record, Record::Here(current) if current.ptr_eq(session)) {
+        let Some(Record { state, .. }) = inner.records.get_mut(&sid) else { return };
+        if !matches!(&*state, State::Here(current) if current.ptr_eq(session)) {
             return;
         }
-        *record = Record::Ended { left, at: now };
+        *state = State::Ended { left, at: now };
         inner.ended.push_back((now, sid));
         inner.forget(self.window, now);
     }
@@ -94,7 +127,8 @@ impl<T> Inner<T> {
             }
             self.ended.pop_front();
             // It may have come back, and even ended again: then a later entry speaks for it.
-            if matches!(self.records.get(&sid), Some(Record::Ended { at: last, .. }) if *last == at) {
+            if matches!(self.records.get(&sid).map(|record| &record.state), Some(State::Ended { at: last, .. }) if *last == at)
+            {
                 self.records.remove(&sid);
             }
         }
@@ -104,16 +138,19 @@ impl<T> Inner<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     const WINDOW: Duration = Duration::from_mins(1);
+
+    fn changed() -> Changes {
+        Changes { vouched: 7, rooms: Some(["group-1".to_owned()].into()) }
+    }
 
     #[test]
     fn a_session_is_here_then_away_then_forgotten() {
         let (sessions, session, start, sid) = (Sessions::new(WINDOW), Arc::new(()), Instant::now(), Sid::new());
-        let known = |after| sessions.known(sid, start + Duration::from_secs(after));
+        let known = |after| sessions.known(sid, start + Duration::from_secs(after)).0;
         assert_eq!(known(0), Known::Nothing);
-        assert!(sessions.enter(sid, Arc::downgrade(&session)).is_none());
+        assert!(sessions.enter(sid, Arc::downgrade(&session), Changes::default()).is_none());
         assert_eq!(known(1_000), Known::Here);
         sessions.end(sid, &Arc::downgrade(&session), false, start + Duration::from_secs(1_000));
         assert_eq!([known(1_060), known(1_061)], [Known::Away, Known::Nothing]);
@@ -122,21 +159,20 @@ mod tests {
     #[test]
     fn who_left_is_not_away() {
         let (sessions, session, now, sid) = (Sessions::new(WINDOW), Arc::new(()), Instant::now(), Sid::new());
-        sessions.enter(sid, Arc::downgrade(&session));
+        sessions.enter(sid, Arc::downgrade(&session), changed());
         sessions.end(sid, &Arc::downgrade(&session), true, now);
-        assert_eq!(sessions.known(sid, now), Known::Left);
+        assert_eq!(sessions.known(sid, now), (Known::Left, changed()));
     }
 
     #[test]
     fn the_end_of_a_replaced_connection_changes_nothing() {
         let (sessions, old, new, now, sid) =
             (Sessions::new(WINDOW), Arc::new(()), Arc::new(()), Instant::now(), Sid::new());
-        sessions.enter(sid, Arc::downgrade(&old));
-        assert!(
-            sessions.enter(sid, Arc::downgrade(&new)).is_some_and(|replaced| replaced.ptr_eq(&Arc::downgrade(&old)))
-        );
+        sessions.enter(sid, Arc::downgrade(&old), Changes::default());
+        let replaced = sessions.enter(sid, Arc::downgrade(&new), Changes::default());
+        assert!(replaced.is_some_and(|replaced| replaced.ptr_eq(&Arc::downgrade(&old))));
         sessions.end(sid, &Arc::downgrade(&old), false, now);
-        assert_eq!(sessions.known(sid, now), Known::Here);
+        assert_eq!(sessions.known(sid, now).0, Known::Here);
     }
 
     #[test]
@@ -144,9 +180,11 @@ mod tests {
         let (sessions, session, start, sid) = (Sessions::new(WINDOW), Arc::new(()), Instant::now(), Sid::new());
         let at = |seconds| start + Duration::from_secs(seconds);
         for end in [0, 50] {
-            sessions.enter(sid, Arc::downgrade(&session));
+            sessions.enter(sid, Arc::downgrade(&session), changed());
             sessions.end(sid, &Arc::downgrade(&session), false, at(end));
         }
-        assert_eq!([70, 110, 111].map(|now| sessions.known(sid, at(now))), [Known::Away, Known::Away, Known::Nothing]);
+        let known = [70, 110, 111].map(|now| sessions.known(sid, at(now)));
+        let forgotten = (Known::Nothing, Changes::default());
+        assert_eq!(known, [(Known::Away, changed()), (Known::Away, changed()), forgotten]);
     }
 }

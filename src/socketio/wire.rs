@@ -11,7 +11,7 @@ use serde::{
 use serde_json::value::RawValue;
 use socketioxide_core::parser::ParseConfig;
 
-use crate::{engineio::Frame, hub::Offset};
+use crate::engineio::Frame;
 
 /// Attachments of an event from a browser, which are thrown away with it.
 const MAX_ATTACHMENTS: usize = 100;
@@ -22,13 +22,12 @@ pub(super) fn parse_config() -> ParseConfig {
 }
 
 /// `42["<event>",<argument>,"<offset>"]`; every event must end with its offset, which the client keeps.
-pub fn event(name: &str, argument: &str, offset: &Offset) -> Frame {
-    let offset = offset.to_string();
+pub fn event(name: &str, argument: &str, offset: &str) -> Frame {
     Frame::message(&[b"2[\"", name.as_bytes(), b"\",", argument.as_bytes(), b",\"", offset.as_bytes(), b"\"]"])
 }
 
-/// Tells a browser its first offset, in an event that no client listens to: one that never got any event would have
-/// nothing to come back with.
+/// Tells a browser an offset, in an event that no client listens to: one that never got any event would have nothing to
+/// come back with, and one that got none for long would come back as if it had been away all that time.
 pub(super) fn prime(offset: &str) -> Frame {
     Frame::message(&[b"2[\"session\",\"", offset.as_bytes(), b"\"]"])
 }
@@ -124,7 +123,6 @@ enum Name {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::Epoch;
 
     fn text(frame: &Frame) -> String {
         frame.text().unwrap().to_owned()
@@ -132,12 +130,9 @@ mod tests {
 
     #[test]
     fn packets_are_as_the_client_expects_them() {
-        let offset = Offset { epoch: Epoch::new(1), sequence: 2, fingerprint: 3 };
-        assert_eq!(
-            text(&event("records", r#"{"a":1.0}"#, &offset)),
-            r#"42["records",{"a":1.0},"00000001.2.0000000000000003"]"#
-        );
-        assert_eq!(text(&prime(&offset.to_string())), r#"42["session","00000001.2.0000000000000003"]"#);
+        let offset = "AAAA_-";
+        assert_eq!(text(&event("records", r#"{"a":1.0}"#, offset)), r#"42["records",{"a":1.0},"AAAA_-"]"#);
+        assert_eq!(text(&prime(offset)), r#"42["session","AAAA_-"]"#);
         assert_eq!(text(&connect("s", "p")), r#"40{"sid":"s","pid":"p"}"#);
         assert_eq!(text(&invalid_namespace("/x")), r#"44/x,{"message":"Invalid namespace"}"#);
     }

@@ -1,11 +1,10 @@
 //! What must hold of any input, shared by the fuzzers and the tests that run their corpora.
 
 use loomio_channels::{
-    auth::{Ticket, Tickets, Token, User},
+    auth::{Key, Ticket, Tickets, Token, User},
     bus::{self, MAX_PAYLOAD, Update, broker::fuzz_requests, decode, fuzz_replies},
-    config::Secret,
     engineio::{fuzz_frames, fuzz_payload},
-    hub::Offset,
+    hub::OffsetKey,
 };
 use serde_json::value::RawValue;
 
@@ -75,17 +74,24 @@ pub fn redis_reply(data: &[u8]) {
 /// What a browser comes back with: nobody can make a ticket or change one, and what is read is what was written.
 pub fn ticket(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    let tickets = Tickets::with_secret(&Secret::new("a secret of the fuzzer"));
+    let tickets = Tickets::new(&Key::random());
     assert_eq!(tickets.open(&text), None);
-    if let Ok(offset) = text.parse::<Offset>() {
-        assert_eq!(offset.to_string().parse(), Ok(offset));
-    }
+    let offsets = OffsetKey::new(&[7; 32]);
+    assert!(offsets.open(&text).is_none_or(|offset| offsets.seal(&offset) == text));
     let token = Token::parse(&text);
     assert!(token.is_none_or(|token| !format!("{token:?}").contains(&*text) || text.len() < 12));
     let user = User { id: Some(text.clone().into_owned()), groups: vec![text.clone().into_owned()] };
     let (session, provisional) = (text.clone().into_owned(), text.len().is_multiple_of(2));
-    let ticket = Ticket { session, user: Some(user), issued: 1, offset: String::new(), provisional };
-    let sealed = tickets.seal(&ticket);
+    let ticket = Ticket {
+        session,
+        owner: tickets.owner(Token::parse(&text).as_ref()),
+        user: Some(user),
+        issued: 1,
+        vouched: 2,
+        offset: String::new(),
+        provisional,
+    };
+    let sealed = tickets.seal(ticket.clone());
     assert_eq!(tickets.open(&sealed).as_ref(), Some(&ticket));
     let mut changed = sealed.into_bytes();
     let place = data.first().map_or(0, |&byte| usize::from(byte)) % changed.len();

@@ -26,8 +26,10 @@ const ROWS: [&[&str]; 8] = [
 const EXCEPTIONS: [(&str, &str, &str); 0] = [];
 
 /// Crates that stay where they belong: the paths below `src/`, without `.rs`, that may name them.
-const HOMES: [(&str, &[&str]); 22] = [
+const HOMES: [(&str, &[&str]); 25] = [
     ("anyhow", &["cli", "main"]),
+    ("aes", &["hub"]),
+    ("argon2", &["auth"]),
     ("chacha20poly1305", &["auth"]),
     ("clap", &["cli"]),
     ("engineioxide_core", &["engineio", "socketio"]),
@@ -36,6 +38,7 @@ const HOMES: [(&str, &[&str]); 22] = [
     ("hyper_util", &["engineio", "listener"]),
     // The tests of two parsers hold what they accept against the client itself.
     ("redis", &["bus/redis", "redis_client", "bus/broker/tests", "config/redis_url"]),
+    ("postcard", &["auth"]),
     ("redis_protocol", &["bus/broker"]),
     ("reqwest", &["auth/rails"]),
     ("rlimit", &["app"]),

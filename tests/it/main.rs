@@ -23,4 +23,5 @@ mod screen;
 mod slow;
 mod stop;
 mod stress;
+mod tickets;
 mod updates;

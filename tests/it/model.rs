@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use loomio_channels::hub::{Bounds, Epoch, Hub, Joined, Membership, Offset, Since};
+use loomio_channels::hub::{Bounds, Epoch, Hub, Joined, Membership, Offset, Return, Rooms, Since};
 use proptest::prelude::*;
 
 use crate::screen::{self, Note, Screen, Seen, obeyed, room, served};
@@ -38,13 +38,18 @@ enum Step {
     Resume {
         who: usize,
         with: With,
+        /// Rooms it has beside those it had, of which it gets all since its session began.
+        gains: Vec<usize>,
     },
-    /// The rooms that the subscriber has from now on.
+    /// The rooms that the subscriber has from now on; `gained` if its session did not have the new ones before.
     SetRooms {
         who: usize,
         rooms: Vec<usize>,
+        gained: bool,
     },
-    Gap,
+    Gap {
+        lost_nothing: bool,
+    },
     Pass {
         seconds: u64,
     },
@@ -56,9 +61,11 @@ enum Step {
 #[derive(Clone, Copy, Debug)]
 enum With {
     Last,
-    Nothing,
-    OfAnotherLog,
-    FromTheFuture,
+    /// Where its session began, and no more.
+    NoOffset,
+    NoSession,
+    SessionOfAnotherLog,
+    OffsetFromTheFuture,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -66,18 +73,19 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let who = || 0..BROWSERS;
     let with = prop_oneof![
         6 => Just(With::Last),
-        1 => Just(With::Nothing),
-        1 => Just(With::OfAnotherLog),
-        1 => Just(With::FromTheFuture),
+        1 => Just(With::NoOffset),
+        1 => Just(With::NoSession),
+        1 => Just(With::SessionOfAnotherLog),
+        1 => Just(With::OffsetFromTheFuture),
     ];
     let step = prop_oneof![
         12 => (0..ROOMS, 0..3_000_usize).prop_map(|(room, weight)| Step::Publish { room, weight }),
         1 => (0..ROOMS, 1..700_usize).prop_map(|(room, count)| Step::Burst { room, count }),
         5 => (who(), rooms()).prop_map(|(who, rooms)| Step::Join { who, rooms }),
         3 => who().prop_map(|who| Step::Cut { who }),
-        6 => (who(), with).prop_map(|(who, with)| Step::Resume { who, with }),
-        2 => (who(), rooms()).prop_map(|(who, rooms)| Step::SetRooms { who, rooms }),
-        1 => Just(Step::Gap),
+        6 => (who(), with, rooms()).prop_map(|(who, with, gains)| Step::Resume { who, with, gains }),
+        2 => (who(), rooms(), any::<bool>()).prop_map(|(who, rooms, gained)| Step::SetRooms { who, rooms, gained }),
+        1 => any::<bool>().prop_map(|lost_nothing| Step::Gap { lost_nothing }),
         1 => (1..90_u64).prop_map(|seconds| Step::Pass { seconds }),
         3 => Just(Step::Settle),
     ];
@@ -136,6 +144,8 @@ impl Log {
 struct Browser {
     connection: Option<Connection>,
     rooms: BTreeSet<usize>,
+    /// Where its session began.
+    started: Option<Offset>,
     last: Option<Offset>,
 }
 
@@ -143,8 +153,8 @@ struct Connection {
     seen: Arc<Mutex<Seen>>,
     /// Given up on `Drop`.
     membership: Membership<Screen>,
-    /// Where it joined from.
-    since: u64,
+    /// From where it was served its rooms, and those that its session gained.
+    bases: (u64, u64),
     /// Whether it was told that it missed nothing.
     complete: bool,
     /// Rooms it has had since it joined.
@@ -178,10 +188,10 @@ struct World {
 }
 
 impl World {
-    fn new(shards: usize, bytes: usize) -> Self {
-        let bounds = Bounds { window: WINDOW, bytes };
+    fn new(shards: usize, bytes: usize, replay: usize) -> Self {
+        let bounds = Bounds { window: WINDOW, bytes, undelivered: 0, replay };
         Self {
-            hub: Hub::start(Epoch::new(EPOCH), bounds, shards, || ()).unwrap(),
+            hub: screen::hub(Epoch::new(EPOCH), bounds, shards),
             shards,
             log: Log { bounds, all: Vec::new(), gone: 0, gap: 0 },
             browsers: Default::default(),
@@ -196,18 +206,23 @@ impl World {
             Step::Join { who, rooms } => {
                 self.cut(who);
                 self.browsers[who].rooms = rooms.iter().copied().collect();
-                self.join(who, rooms, Since::Now);
+                self.join(who, &BTreeSet::new(), Since::Now);
             }
             Step::Cut { who } => self.cut(who),
-            Step::Resume { who, with } => {
+            Step::Resume { who, with, gains } => {
                 self.cut(who);
-                let rooms = self.browsers[who].rooms.iter().copied().collect();
-                self.join(who, rooms, self.since(who, with));
+                let gains: BTreeSet<usize> = gains.into_iter().collect();
+                let gains = &gains - &self.browsers[who].rooms;
+                self.join(who, &gains, self.since(who, with));
             }
-            Step::SetRooms { who, rooms } => self.set_rooms(who, rooms),
-            Step::Gap => {
-                self.hub.note_gap();
-                self.log.note_gap();
+            Step::SetRooms { who, rooms, gained } => self.set_rooms(who, rooms, gained),
+            Step::Gap { lost_nothing } => {
+                self.hub.interrupt();
+                assert!(self.hub.is_interrupted());
+                self.hub.resume(lost_nothing);
+                if !lost_nothing {
+                    self.log.note_gap();
+                }
             }
             Step::Pass { seconds } => {
                 self.now += Duration::from_secs(seconds);
@@ -216,13 +231,18 @@ impl World {
             }
             Step::Settle => self.settle(),
         }
+        // What is too old is dropped once the shards have seen it.
+        let until = Instant::now() + screen::PATIENCE;
+        while self.hub.log_bytes() != self.log.bytes() && Instant::now() < until {
+            self.hub.expire(self.now);
+        }
         assert_eq!(self.hub.log_bytes(), self.log.bytes());
     }
 
     fn publish(&mut self, name: usize, weight: usize) {
         self.log.push(name, weight, self.now);
         let head = self.log.head();
-        self.hub.publish(&room(name), head, self.now, |offset| {
+        self.hub.publish(&room(name), &head.to_be_bytes(), self.now, |offset, _| {
             assert_eq!(offset.sequence, head);
             Note { offset: *offset, weight }
         });
@@ -241,52 +261,100 @@ impl World {
     }
 
     fn since(&self, who: usize, with: With) -> Since {
-        let Some(last) = self.browsers[who].last else { return Since::Unknown };
-        match with {
-            With::Last => Since::Offset(last),
-            With::Nothing => Since::Unknown,
-            With::OfAnotherLog => Since::Offset(Offset { epoch: Epoch::new(EPOCH + 1), ..last }),
-            With::FromTheFuture => Since::Offset(Offset { sequence: self.log.head() + 1, ..last }),
-        }
+        let Browser { started, last: served, .. } = self.browsers[who];
+        let (Some(began), Some(last)) = (started, served) else { return Since::Return(Return::default()) };
+        let elsewhere = Some(Offset { epoch: Epoch::new(EPOCH + 1), ..began });
+        let future = Some(Offset { sequence: self.log.head() + 1, ..last });
+        Since::Return(match with {
+            With::Last => Return { started, served },
+            With::NoOffset => Return { started, served: None },
+            With::NoSession => Return { started: None, served },
+            With::SessionOfAnotherLog => Return { started: elsewhere, served },
+            With::OffsetFromTheFuture => Return { started, served: future },
+        })
+    }
+
+    /// Sequences after `bases` in rooms it had and rooms it gained: those that are gone, and those that are kept. `None`
+    /// in place of these when they are too many for one subscriber.
+    fn missed(
+        &self,
+        had: &BTreeSet<usize>,
+        gained: &BTreeSet<usize>,
+        (served, started): (u64, u64),
+    ) -> (Vec<u64>, Option<Vec<u64>>) {
+        let ((mut lost, mut kept), more) = (self.log.after(had, served), self.log.after(gained, started));
+        lost.extend(more.0);
+        kept.extend(more.1);
+        kept.sort_unstable();
+        let weight = |&sequence: &u64| self.log.all[usize::try_from(sequence).unwrap() - 1].unwrap().2;
+        let bytes: usize = kept.iter().map(weight).sum();
+        (lost, Some(kept).filter(|_| bytes <= self.log.bounds.replay))
     }
 
     /// Joins and holds what it is told against the model. Nothing is published meanwhile, so that is known.
-    fn join(&mut self, who: usize, rooms: Vec<usize>, since: Since) {
-        let browser = &mut self.browsers[who];
-        let (membership, seen, joined) = screen::join(&self.hub, rooms.into_iter().map(room).collect(), since);
+    fn join(&mut self, who: usize, gained: &BTreeSet<usize>, since: Since) {
+        let rooms_had = self.browsers[who].rooms.clone();
+        let names = |rooms: &BTreeSet<usize>| rooms.iter().copied().map(room).collect();
+        let rooms = Rooms { had: names(&rooms_had), gained: names(gained) };
+        let (membership, seen, joined) = screen::join(&self.hub, rooms, since);
         let Joined { at, missed, complete } = joined;
-        assert_eq!(at.sequence, self.log.head());
+        let end = self.log.head();
+        assert_eq!(at.sequence, end);
         let missed: Vec<u64> = missed.iter().map(|note| note.offset.sequence).collect();
-        let known = match since {
-            Since::Now => Some(self.log.head()),
-            Since::Offset(offset) => Some(offset.sequence)
-                .filter(|sequence| offset.epoch == Epoch::new(EPOCH) && *sequence <= self.log.head()),
-            Since::Unknown => None,
+        let known = |offset: Option<Offset>| {
+            let own = offset.filter(|offset| offset.epoch == Epoch::new(EPOCH) && offset.sequence <= end);
+            own.map(|offset| offset.sequence)
         };
-        let (lost, kept) = self.log.after(&browser.rooms, known.unwrap_or(0));
-        assert_eq!(missed, kept, "after {since:?} in {:?}", browser.rooms);
-        let whole = known.is_some_and(|since| since >= self.log.gap) && lost.is_empty();
-        assert_eq!(complete, whole || since == Since::Now, "after {since:?} in {:?}, lost {lost:?}", browser.rooms);
+        let (started, served) = match since {
+            Since::Now => (Some(end), end),
+            Since::Return(Return { started, served }) => {
+                (known(started), known(served).max(known(started)).unwrap_or(0))
+            }
+        };
+        let mut bases = (served, started.unwrap_or(0));
+        let (lost, kept) = self.missed(&rooms_had, gained, bases);
+        assert_eq!(missed, kept.clone().unwrap_or_default(), "after {since:?} in {rooms_had:?} and {gained:?}");
+        let whole = started.is_some_and(|started| started >= self.log.gap) && lost.is_empty() && kept.is_some();
+        assert_eq!(complete, whole, "after {since:?} in {rooms_had:?} and {gained:?}, lost {lost:?}");
+        if kept.is_none() {
+            bases = (end, end);
+        }
+        let browser = &mut self.browsers[who];
+        browser.rooms.extend(gained);
         browser.last = Some(at);
-        let (since, had) = (known.unwrap_or(0), browser.rooms.clone());
-        browser.connection = Some(Connection { seen, membership, since, complete, had, owed: Vec::new() });
+        if since == Since::Now || !complete {
+            browser.started = Some(at);
+        }
+        let had = browser.rooms.clone();
+        browser.connection = Some(Connection { seen, membership, bases, complete, had, owed: Vec::new() });
     }
 
-    /// What came for new rooms after the offset that the subscriber joined with follows; when some of that is gone, it is
-    /// cut. A room that it had before is not given back: what it would get of that is not promised.
-    fn set_rooms(&mut self, who: usize, rooms: Vec<usize>) {
+    /// What came for new rooms since the subscriber or its session began to be served follows; when some of that is gone
+    /// or it is too much, it is cut. A room that it had before is not given back: what it would get of that is not
+    /// promised.
+    fn set_rooms(&mut self, who: usize, rooms: Vec<usize>, gained: bool) {
         self.settle();
-        let browser = &mut self.browsers[who];
-        let Some(connection) = browser.connection.as_mut() else { return };
+        let browser = &self.browsers[who];
+        let Some(connection) = browser.connection.as_ref() else { return };
         let allowed = |room: &usize| browser.rooms.contains(room) || !connection.had.contains(room);
-        let rooms: Vec<usize> = rooms.into_iter().filter(allowed).collect();
-        let new: BTreeSet<usize> = rooms.iter().copied().filter(|room| !browser.rooms.contains(room)).collect();
-        connection.membership.set_rooms(rooms.iter().copied().map(room).collect());
-        let (lost, kept) = self.log.after(&new, connection.since);
+        let rooms: BTreeSet<usize> = rooms.into_iter().filter(allowed).collect();
+        let new = &rooms - &browser.rooms;
+        let (same, none) = (&rooms & &browser.rooms, BTreeSet::new());
+        let (had, gained) = if gained { (&none, &new) } else { (&new, &none) };
+        let (lost, kept) = self.missed(had, gained, connection.bases);
+        let names = |rooms: &BTreeSet<usize>| rooms.iter().copied().map(room).collect();
+        let connection = self.browsers[who].connection.as_mut().unwrap();
+        connection.membership.set_rooms(Rooms { had: names(&(&same | had)), gained: names(gained) });
         // Who was told of a loss already is not cut for another.
-        connection.owed.extend(if connection.complete { [lost, kept].concat() } else { kept });
+        connection.owed.extend(match kept {
+            Some(kept) if connection.complete => [lost, kept].concat(),
+            Some(kept) => kept,
+            // It gets none of it, whatever it is.
+            None if connection.complete => vec![u64::MAX],
+            None => Vec::new(),
+        });
         connection.had.extend(&new);
-        browser.rooms = rooms.into_iter().collect();
+        self.browsers[who].rooms = rooms;
         self.settle();
     }
 
@@ -317,8 +385,9 @@ proptest! {
         steps in steps(),
         shards in 1..4_usize,
         bytes in prop_oneof![Just(1_usize), 1_000..20_000_usize, Just(1 << 20)],
+        replay in prop_oneof![1 => Just(0_usize), 2 => 1_000..20_000_usize, 2 => Just(usize::MAX)],
     ) {
-        let mut world = World::new(shards, bytes);
+        let mut world = World::new(shards, bytes, replay);
         for step in steps {
             world.take(step);
         }
@@ -330,8 +399,8 @@ proptest! {
 
 #[test]
 fn who_gets_rooms_late_and_cannot_get_all_of_them_is_cut() {
-    let mut world = World::new(1, 1_000);
+    let mut world = World::new(1, 1_000, usize::MAX);
     world.take(Step::Join { who: 0, rooms: vec![0] });
     (0..100).for_each(|_| world.publish(1, 10));
-    world.take(Step::SetRooms { who: 0, rooms: vec![0, 1] });
+    world.take(Step::SetRooms { who: 0, rooms: vec![0, 1], gained: true });
 }

@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use loomio_channels::hub::{Bounds, Epoch, Hub, Joined, Membership, Message, Offset, Since, Subscriber};
+use loomio_channels::hub::{
+    Bounds, Clock, Epoch, Hub, Joined, Membership, Message, Offset, OffsetKey, Options, Rooms, Since, Subscriber,
+};
 
 /// After this time a shard hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -52,11 +54,20 @@ impl Subscriber for Screen {
     }
 }
 
+/// A hub of this epoch that is not interrupted.
+pub(crate) fn hub<S: Subscriber>(epoch: Epoch, bounds: Bounds, shards: usize) -> Hub<S> {
+    let clock = Clock { at: Instant::now(), unix: 1_700_000_000 };
+    let options = Options { epoch, key: OffsetKey::new(&[7; 32]), bounds, shards, clock };
+    let hub = Hub::start(options, || ()).unwrap();
+    hub.resume(true);
+    hub
+}
+
 /// A membership, what it gets, and how it started.
 pub(crate) type Joining = (Membership<Screen>, Arc<Mutex<Seen>>, Joined<Note>);
 
 /// Joins and waits for the welcome.
-pub(crate) fn join(hub: &Hub<Screen>, rooms: Vec<String>, since: Since) -> Joining {
+pub(crate) fn join(hub: &Hub<Screen>, rooms: Rooms, since: Since) -> Joining {
     let (membership, seen, welcome) = ask_to_join(hub, rooms, since);
     (membership, seen, welcome.recv_timeout(PATIENCE).unwrap())
 }
@@ -64,21 +75,21 @@ pub(crate) fn join(hub: &Hub<Screen>, rooms: Vec<String>, since: Since) -> Joini
 /// Joins; the welcome will come through the channel.
 pub(crate) fn ask_to_join(
     hub: &Hub<Screen>,
-    rooms: Vec<String>,
+    rooms: Rooms,
     since: Since,
 ) -> (Membership<Screen>, Arc<Mutex<Seen>>, mpsc::Receiver<Joined<Note>>) {
     let screen = Screen::default();
     let seen = Arc::clone(&screen.0);
     let (sender, receiver) = mpsc::channel();
     // Whoever was cut meanwhile does not wait for it any more.
-    let membership = hub.join(screen, rooms, since, move |joined| drop(sender.send(joined)));
+    let membership = hub.join(screen, rooms, since, Instant::now(), move |joined| drop(sender.send(joined)));
     (membership, seen, receiver)
 }
 
 /// Waits until all `shards` have done what they were told so far. Nobody else may join meanwhile: newcomers go from shard
 /// to shard in turn.
 pub(crate) fn obeyed(hub: &Hub<Screen>, shards: usize) {
-    let guests: Vec<_> = (0..shards).map(|_| ask_to_join(hub, Vec::new(), Since::Now)).collect();
+    let guests: Vec<_> = (0..shards).map(|_| ask_to_join(hub, Rooms::default(), Since::Now)).collect();
     for (_, _, welcome) in &guests {
         welcome.recv_timeout(PATIENCE).unwrap();
     }
@@ -105,9 +116,9 @@ pub(crate) fn room(number: usize) -> String {
 /// What the log counts for a message besides its weight.
 pub(crate) fn overhead() -> usize {
     static OVERHEAD: LazyLock<usize> = LazyLock::new(|| {
-        let bounds = Bounds { window: Duration::MAX, bytes: usize::MAX };
-        let hub = Hub::<Screen>::start(Epoch::new(0), bounds, 1, || ()).unwrap();
-        hub.publish("a", 0, Instant::now(), |&offset| Note { offset, weight: 0 });
+        let bounds = Bounds { window: Duration::MAX, bytes: usize::MAX, undelivered: 0, replay: 0 };
+        let hub = hub::<Screen>(Epoch::new(0), bounds, 1);
+        hub.publish("a", b"", Instant::now(), |&offset, _| Note { offset, weight: 0 });
         hub.log_bytes()
     });
     *OVERHEAD
@@ -124,7 +135,7 @@ pub(crate) fn publish(hub: &Hub<Screen>, rooms: usize, more: impl Fn(&Published)
         // The generator of Knuth's MMIX.
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let number = usize::try_from(state >> 33).unwrap() % rooms;
-        hub.publish(&room(number), state, Instant::now(), |&offset| {
+        hub.publish(&room(number), &state.to_be_bytes(), Instant::now(), |&offset, _| {
             published.push((offset.sequence, number));
             Note { offset, weight: 100 }
         });

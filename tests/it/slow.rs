@@ -51,7 +51,7 @@ async fn who_stops_reading_is_closed_and_recovers_without_a_hole_while_others_no
 
 #[tokio::test]
 async fn who_reads_nothing_of_what_it_missed_is_not_closed_for_that_but_for_what_comes_then() {
-    let (redis, server) = start_with(&SMALL_OUTBOX).await;
+    let (redis, server) = start_with(&[("OUTBOX_BYTES", "64KiB"), ("REPLAY_BYTES", "64MiB")]).await;
     redis.user("ada", 1, &[1]).await;
     let session = Browser::connect(&server, "ada").await.cut();
     let mut witness = Browser::connect(&server, "ada").await;

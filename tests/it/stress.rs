@@ -11,9 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use loomio_channels::hub::{Bounds, Epoch, Hub, Offset, Since, Subscriber};
+use loomio_channels::hub::{Bounds, Epoch, Hub, Offset, Return, Rooms, Since, Subscriber};
 
-use crate::screen::{Note, PATIENCE, Published, Screen, Seen, ask_to_join, join, publish, room, served};
+use crate::screen::{self, Note, PATIENCE, Published, Screen, Seen, ask_to_join, join, publish, room, served};
 
 const ROOMS: usize = 5;
 const SHARDS: usize = 3;
@@ -25,7 +25,11 @@ const MESSAGES: usize = 300;
 const STAY: usize = 20;
 
 fn hub(bytes: usize) -> Hub<Screen> {
-    Hub::start(Epoch::new(7), Bounds { window: Duration::from_mins(10), bytes }, SHARDS, || ()).unwrap()
+    screen::hub(Epoch::new(7), bounds(bytes, 0), SHARDS)
+}
+
+fn bounds(bytes: usize, undelivered: usize) -> Bounds {
+    Bounds { window: Duration::from_mins(10), bytes, undelivered, replay: usize::MAX }
 }
 
 /// What one browser got through all its connections.
@@ -48,11 +52,11 @@ impl Diary {
 
     /// Joins, is cut, and comes back with the last offset until `done`, and then once more until it has everything.
     fn live(&mut self, hub: &Hub<Screen>, done: &AtomicBool, connections: &AtomicUsize) {
-        let mut last: Option<Offset> = None;
-        let rooms: Vec<String> = self.rooms.iter().copied().map(room).collect();
+        let (mut started, mut last) = (None::<Offset>, None::<Offset>);
+        let rooms = Rooms::all(self.rooms.iter().copied().map(room).collect());
         loop {
             let ends = done.load(Ordering::Acquire);
-            let since = last.map_or(Since::Now, Since::Offset);
+            let since = started.map_or(Since::Now, |_| Since::Return(Return { started, served: last }));
             if self.connections % 7 == 6 && !ends {
                 // Gone again before the welcome.
                 drop(ask_to_join(hub, rooms.clone(), since));
@@ -65,6 +69,11 @@ impl Diary {
             }
             if !joined.complete {
                 self.told.insert(self.last());
+                // It is given what is left and goes on as a new session from there.
+                last = Some(joined.at);
+            }
+            if started.is_none() || !joined.complete {
+                started = Some(joined.at);
             }
             self.got.extend(joined.missed.iter().map(|note| note.offset.sequence));
             last = joined.missed.last().map(|note| note.offset).or(last);
@@ -174,6 +183,23 @@ fn with_a_short_log_every_hole_is_told() {
 }
 
 #[test]
+fn the_live_queue_is_longer_than_a_short_log() {
+    let hub: Hub<Screen> = screen::hub(Epoch::new(7), bounds(1, 1 << 30), SHARDS);
+    let readers: Vec<_> = (0..BROWSERS).map(|_| join(&hub, Rooms::all(vec![room(0)]), Since::Now)).collect();
+    let published = publish(&hub, ROOMS, |published| published.len() < 20_000);
+    let owed = published.iter().filter(|(_, room)| *room == 0).count();
+    for (_membership, seen, _) in &readers {
+        served(seen, owed);
+        assert!(!seen.lock().unwrap().lagged);
+    }
+    let limit = Instant::now() + PATIENCE;
+    while hub.log_bytes() > 1_000 && Instant::now() < limit {
+        hub.expire(Instant::now());
+    }
+    assert!(hub.log_bytes() <= 1_000, "what was delivered is kept no longer");
+}
+
+#[test]
 fn rooms_that_are_given_late_bring_everything_since_the_join() {
     const LATE: usize = 100;
     let hub = hub(1 << 30);
@@ -186,10 +212,10 @@ fn rooms_that_are_given_late_bring_everything_since_the_join() {
         });
         let mut connections = Vec::new();
         while connections.len() < LATE {
-            let (membership, seen, joined) = join(&hub, vec![room(0)], Since::Now);
+            let (membership, seen, joined) = join(&hub, Rooms::all(vec![room(0)]), Since::Now);
             count.fetch_add(1, Ordering::Relaxed);
             stay(&seen, connections.len() * 53 % STAY, &done);
-            membership.set_rooms(vec![room(2), room(0), room(1)]);
+            membership.set_rooms(Rooms { had: vec![room(2), room(0)], gained: vec![room(1)] });
             connections.push((membership, seen, joined.at.sequence));
         }
         let published = rails.join().unwrap();
@@ -229,23 +255,23 @@ impl Subscriber for Slow {
 #[test]
 fn newcomers_are_welcomed_while_more_comes_than_can_be_delivered() {
     const SOON: Duration = Duration::from_secs(5);
-    let bounds = Bounds { window: Duration::from_mins(10), bytes: 1 << 30 };
-    let hub = Hub::start(Epoch::new(7), bounds, 1, || ()).unwrap();
+    let hub = screen::hub(Epoch::new(7), bounds(1 << 30, 0), 1);
     let overload = Arc::new(Overload::default());
     let (sender, welcome) = mpsc::channel();
     thread::scope(|scope| {
-        let _slow = hub.join(Slow(Arc::clone(&overload)), vec![room(0)], Since::Now, |_| {});
+        let slow = || Slow(Arc::clone(&overload));
+        let _slow = hub.join(slow(), Rooms::all(vec![room(0)]), Since::Now, Instant::now(), |_| {});
         scope.spawn(|| {
             while !overload.over.load(Ordering::Acquire) {
-                hub.publish(&room(0), 0, Instant::now(), |&offset| Note { offset, weight: 0 });
+                hub.publish(&room(0), b"", Instant::now(), |&offset, _| Note { offset, weight: 0 });
                 overload.published.fetch_add(1, Ordering::AcqRel);
             }
         });
         while overload.published.load(Ordering::Acquire) < 1_000 {
             thread::yield_now();
         }
-        let joining = hub
-            .join(Slow(Arc::clone(&overload)), vec![room(1)], Since::Now, move |_| sender.send(()).unwrap_or_default());
+        let welcomed = move |_| sender.send(()).unwrap_or_default();
+        let joining = hub.join(slow(), Rooms::all(vec![room(1)]), Since::Now, Instant::now(), welcomed);
         let welcomed = welcome.recv_timeout(SOON);
         overload.over.store(true, Ordering::Release);
         drop(joining);

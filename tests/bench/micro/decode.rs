@@ -1,7 +1,11 @@
-//! From what Rails publishes to what browsers get: decoding, fingerprint, encoding.
+//! From what Rails publishes to what browsers get: decoding, fingerprint, offset, encoding.
 
 use divan::{Bencher, black_box, counter::BytesCount};
-use loomio_channels::{bus::decode, engineio::Frame, hub::fingerprint};
+use loomio_channels::{
+    bus::decode,
+    engineio::Frame,
+    hub::{Epoch, Offset, OffsetKey},
+};
 
 fn main() {
     divan::main();
@@ -27,7 +31,15 @@ fn decode_records(bencher: Bencher<'_, '_>, size: usize) {
 #[divan::bench(args = SIZES)]
 fn take_fingerprint(bencher: Bencher<'_, '_>, size: usize) {
     let payload = payload(size);
-    bencher.counter(BytesCount::of_str(&payload)).bench(|| fingerprint(black_box(payload.as_bytes())));
+    let key = OffsetKey::new(&[7; 32]);
+    bencher.counter(BytesCount::of_str(&payload)).bench(|| key.fingerprint(black_box(payload.as_bytes())));
+}
+
+#[divan::bench]
+fn seal_offset(bencher: Bencher<'_, '_>) {
+    let key = OffsetKey::new(&[7; 32]);
+    let offset = Offset { epoch: Epoch::new(1), sequence: 2, fingerprint: 3, at: 4 };
+    bencher.bench(|| key.seal(black_box(&offset)));
 }
 
 #[divan::bench(args = SIZES)]

@@ -16,7 +16,10 @@ use std::{
 };
 
 use divan::{Bencher, counter::ItemsCount};
-use loomio_channels::hub::{Bounds, Epoch, Hub, Joined, Membership, Message, Offset, Since, Subscriber};
+use loomio_channels::hub::{
+    Bounds, Clock, Epoch, Hub, Joined, Membership, Message, Offset, OffsetKey, Options, Return, Rooms, Since,
+    Subscriber,
+};
 
 fn main() {
     divan::main();
@@ -59,8 +62,13 @@ impl Subscriber for Count {
 
 /// A hub of one shard whose log holds about `messages` messages, at most.
 fn hub(messages: usize) -> Hub<Count> {
-    let bounds = Bounds { window: Duration::from_mins(30), bytes: messages * 1_200 };
-    Hub::start(Epoch::new(1), bounds, 1, || ()).expect("a thread")
+    let bounds =
+        Bounds { window: Duration::from_mins(30), bytes: messages * 1_200, undelivered: 0, replay: usize::MAX };
+    let clock = Clock { at: Instant::now(), unix: 1_700_000_000 };
+    let options = Options { epoch: Epoch::new(1), key: OffsetKey::new(&[7; 32]), bounds, shards: 1, clock };
+    let hub = Hub::start(options, || ()).expect("a thread");
+    hub.resume(true);
+    hub
 }
 
 fn room(number: usize) -> String {
@@ -71,14 +79,14 @@ fn room(number: usize) -> String {
 fn fill(hub: &Hub<Count>, messages: usize) {
     let (payload, now) = (Payload::new(), Instant::now());
     for message in 0..messages {
-        hub.publish(&room(message % ROOMS), message as u64, now, |_| payload.clone());
+        hub.publish(&room(message % ROOMS), &payload.0, now, |_, _| payload.clone());
     }
 }
 
 /// Joins and waits until the shard has let it in.
-fn join(hub: &Hub<Count>, count: &Count, rooms: Vec<String>, since: Since) -> (Membership<Count>, Joined<Payload>) {
+fn join(hub: &Hub<Count>, count: &Count, rooms: Rooms, since: Since) -> (Membership<Count>, Joined<Payload>) {
     let (sender, receiver) = mpsc::sync_channel(1);
-    let member = hub.join(count.clone(), rooms, since, move |joined| {
+    let member = hub.join(count.clone(), rooms, since, Instant::now(), move |joined| {
         let _ = sender.send(joined);
     });
     (member, receiver.recv().expect("a welcome"))
@@ -93,14 +101,14 @@ fn append(bencher: Bencher<'_, '_>, log: usize) {
     let mut message = 0;
     bencher.counter(ItemsCount::new(1_usize)).bench_local(|| {
         message += 1;
-        hub.publish(&names[message % ROOMS], message as u64, now, |_| payload.clone());
+        hub.publish(&names[message % ROOMS], &payload.0, now, |_, _| payload.clone());
     });
 }
 
 #[divan::bench(args = [1, 10, 100, 400])]
 fn join_and_leave(bencher: Bencher<'_, '_>, rooms: usize) {
     let (hub, count) = (hub(1_000), Count::default());
-    let rooms: Vec<String> = (0..rooms).map(room).collect();
+    let rooms = Rooms::all((0..rooms).map(room).collect());
     bencher.with_inputs(|| rooms.clone()).bench_local_values(|rooms| join(&hub, &count, rooms, Since::Now));
 }
 
@@ -109,10 +117,11 @@ fn join_and_leave(bencher: Bencher<'_, '_>, rooms: usize) {
 fn resume(bencher: Bencher<'_, '_>, log: usize) {
     let (hub, count) = (hub(2 * log), Count::default());
     fill(&hub, log);
-    let (_, joined) = join(&hub, &count, Vec::new(), Since::Now);
+    let (_, joined) = join(&hub, &count, Rooms::default(), Since::Now);
     let since = Offset { sequence: joined.at.sequence - MISSED * ROOMS as u64, ..joined.at };
     bencher.bench_local(|| {
-        let (_member, joined) = join(&hub, &count, vec![room(7)], Since::Offset(since));
+        let since = Since::Return(Return { started: Some(since), served: Some(since) });
+        let (_member, joined) = join(&hub, &count, Rooms::all(vec![room(7)]), since);
         assert!(joined.complete && joined.missed.len() as u64 == MISSED);
     });
 }
@@ -121,11 +130,11 @@ fn resume(bencher: Bencher<'_, '_>, log: usize) {
 #[divan::bench(args = [1, 100, 1_000, 4_000, 16_000])]
 fn fan_out(bencher: Bencher<'_, '_>, members: usize) {
     let (hub, count) = (hub(1_000), Count::default());
-    let _members: Vec<_> = (0..members).map(|_| join(&hub, &count, vec![room(1)], Since::Now).0).collect();
+    let _members: Vec<_> = (0..members).map(|_| join(&hub, &count, Rooms::all(vec![room(1)]), Since::Now).0).collect();
     let (payload, now) = (Payload::new(), Instant::now());
     bencher.counter(ItemsCount::new(members)).bench_local(|| {
         let due = count.0.load(Ordering::Acquire) + members;
-        hub.publish("group-1", 1, now, |_| payload.clone());
+        hub.publish("group-1", &payload.0, now, |_, _| payload.clone());
         while count.0.load(Ordering::Acquire) < due {
             hint::spin_loop();
         }
@@ -137,12 +146,12 @@ fn fan_out(bencher: Bencher<'_, '_>, members: usize) {
 fn fan_out_burst(bencher: Bencher<'_, '_>, members: usize) {
     const BURST: usize = 60;
     let (hub, count) = (hub(1_000), Count::default());
-    let _members: Vec<_> = (0..members).map(|_| join(&hub, &count, vec![room(1)], Since::Now).0).collect();
+    let _members: Vec<_> = (0..members).map(|_| join(&hub, &count, Rooms::all(vec![room(1)]), Since::Now).0).collect();
     let (payload, now) = (Payload::new(), Instant::now());
     bencher.counter(ItemsCount::new(members * BURST)).bench_local(|| {
         let due = count.0.load(Ordering::Acquire) + members * BURST;
-        for message in 0..BURST {
-            hub.publish("group-1", message as u64, now, |_| payload.clone());
+        for _ in 0..BURST {
+            hub.publish("group-1", &payload.0, now, |_, _| payload.clone());
         }
         while count.0.load(Ordering::Acquire) < due {
             hint::spin_loop();

@@ -129,7 +129,7 @@ impl Browser {
                 browser.session.offset = sent_offset(connect);
             }
         } else {
-            let prime = browser.event().await;
+            let prime = browser.try_any_event().await.unwrap();
             assert_eq!((prime.name.as_str(), prime.argument.as_str()), ("session", ""));
         }
         browser
@@ -140,8 +140,18 @@ impl Browser {
         self.try_event().await.expect("an event")
     }
 
-    /// The next event, or how the connection ended.
+    /// The next event that a client could listen to, or how the connection ended.
     pub(crate) async fn try_event(&mut self) -> Result<Event, Ended> {
+        loop {
+            let event = self.try_any_event().await?;
+            if event.name != "session" {
+                return Ok(event);
+            }
+        }
+    }
+
+    /// The next event, be it one that only tells an offset.
+    pub(crate) async fn try_any_event(&mut self) -> Result<Event, Ended> {
         let packet = self.socket.packet().await?;
         let event = Event::parse(&packet).unwrap_or_else(|| panic!("not an event: {packet}"));
         self.session.offset = Some(event.offset.clone());
