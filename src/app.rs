@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 
 use crate::{
     admin,
-    auth::{Key, Tickets, Users, rails::Rails},
+    auth::{Key, Tickets, Users, check_rights, rails::Rails},
     bus::{Source, broker::Broker},
     collab_auth,
     config::Config,
@@ -102,6 +102,8 @@ pub struct App {
     engine: Arc<Engine<SocketIo>>,
     hub: Arc<Hub<crate::socketio::Member>>,
     source: Source,
+    /// For the check of rights alone.
+    rights: Link,
     collab_auth: Router,
     readiness: Readiness,
     metrics: Metrics,
@@ -132,7 +134,8 @@ impl App {
         let refused = |error| AppError::Config(format!("REDIS_URL: {error}"));
         let (readiness, metrics) = (Readiness::default(), Metrics::new());
         let source = Source::new(connector().map_err(refused)?, readiness.clone());
-        let users = Users::new(Link::new(connector().map_err(refused)?));
+        let link = || Ok(Link::new(connector().map_err(refused)?));
+        let (users, rights) = (Users::new(link()?, metrics.clone()), link()?);
         let key = match &config.recovery.secret {
             Some(secret) => Key::derive(secret).map_err(|error| AppError::Config(format!("ticket key: {error}")))?,
             None => Key::random(),
@@ -153,7 +156,7 @@ impl App {
         let engine = Engine::new(SocketIo::new(parts), options(&config)?, lifecycle.tasks().clone());
         let rails = Rails::new(&config.rails, metrics.clone(), lifecycle.tasks().clone(), lifecycle.stop().clone());
         let collab_auth = collab_auth::routes(rails, &config.collab, metrics.clone());
-        Ok(Self { lifecycle, listener, demo, engine, hub, source, collab_auth, readiness, metrics })
+        Ok(Self { lifecycle, listener, demo, engine, hub, source, rights, collab_auth, readiness, metrics })
     }
 
     /// The address that was taken.
@@ -185,7 +188,7 @@ impl App {
     /// # Errors
     /// When a part ended that must not.
     pub async fn run(self) -> Result<(), AppError> {
-        let Self { lifecycle, listener, demo, engine, hub, source, collab_auth, readiness, metrics } = self;
+        let Self { lifecycle, listener, demo, engine, hub, source, rights, collab_auth, readiness, metrics } = self;
         let stop = lifecycle.stop();
         let mut signals = Signals::listen().map_err(system("cannot listen to signals"))?;
         let mut router = admin::routes(readiness).merge(collab_auth).merge(engine_routes(&engine));
@@ -203,6 +206,13 @@ impl App {
             }
         };
         lifecycle.spawn_critical("dispatch", dispatch);
+        let check = {
+            let stop = stop.clone();
+            async move {
+                stop.run_until_cancelled(check_rights(rights)).await;
+            }
+        };
+        lifecycle.tasks().spawn(check);
         lifecycle.spawn_critical("heartbeat", Arc::clone(&engine).run(stop.clone()));
         lifecycle.spawn_critical("namespace", SocketIo::tend(Arc::clone(&engine), stop.clone()));
         let accept = listener::serve(listener, router, lifecycle.tasks().clone(), stop.clone());

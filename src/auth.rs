@@ -4,11 +4,13 @@
 
 mod key;
 pub mod rails;
+mod rights;
 mod ticket;
 mod token;
 
 pub use self::{
     key::Key,
+    rights::check_rights,
     ticket::{Owner, Ticket, Tickets},
     token::{EVERYONE, Found, Token, User, Users},
 };

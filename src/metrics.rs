@@ -41,6 +41,8 @@ counters! {
     Replayed,
     /// Tokens that Redis did not answer for in time.
     LookupsLate,
+    /// Tokens that Redis does not let this server look up.
+    LookupsRefused,
     /// Browsers closed since they read too slowly.
     SlowClosed,
     /// Browsers closed since they broke a protocol.

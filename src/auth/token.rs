@@ -1,8 +1,18 @@
 //! Rails' answer to who has a token: the key `/current_users/<token>`.
 
+use std::time::Instant;
+
 use serde_json::Value;
 
-use crate::redis_client::{ConnectionError, Link};
+use super::rights;
+use crate::{
+    metrics::{Counter, Metrics},
+    redis_client::{ConnectionError, Denial, Link},
+    telemetry::Throttle,
+};
+
+/// What Rails' keys begin with; the token follows.
+pub(super) const KEYS: &str = "/current_users/";
 
 /// The room that every socket is in.
 pub const EVERYONE: &str = "notice";
@@ -75,12 +85,13 @@ fn id(value: &Value) -> Option<String> {
 /// Looks tokens up in Redis.
 pub struct Users {
     link: Link,
+    metrics: Metrics,
 }
 
 impl Users {
     /// Lookups over a link of their own, so that they do not wait behind messages.
-    pub fn new(link: Link) -> Self {
-        Self { link }
+    pub fn new(link: Link, metrics: Metrics) -> Self {
+        Self { link, metrics }
     }
 
     /// Who has the token.
@@ -88,12 +99,25 @@ impl Users {
     /// # Errors
     /// When Redis does not answer.
     pub async fn find(&self, token: &Token) -> Result<Found, ConnectionError> {
-        match self.link.get(&format!("/current_users/{}", token.0)).await {
+        match self.link.get(&format!("{KEYS}{}", token.0)).await {
             Ok(None) => Ok(Found::Absent),
             Ok(Some(json)) => Ok(User::parse(&json).map_or(Found::Unreadable, Found::User)),
-            // A key of another type is no user; any other refusal will not change by asking again soon.
+            // A key of another type is no user.
             Err(ConnectionError::Redis(error)) if error.code() == Some("WRONGTYPE") => Ok(Found::Unreadable),
+            Err(ConnectionError::Denied(denial)) => {
+                self.refused(denial);
+                Ok(Found::Refused)
+            }
             Err(error) => Err(error),
+        }
+    }
+
+    fn refused(&self, denial: Denial) {
+        static REFUSALS: Throttle = Throttle::new();
+        self.metrics.count(Counter::LookupsRefused);
+        if let Some(more_since_last) = REFUSALS.allow(Instant::now()) {
+            let mend = rights::mend(denial);
+            tracing::warn!(more_since_last, "redis refuses a lookup, the browser is served as a visitor: {mend}");
         }
     }
 }
@@ -107,14 +131,16 @@ pub enum Found {
     Absent,
     /// There is one, but it names no user.
     Unreadable,
+    /// Redis does not let this server ask, now or soon; nothing is known of the token.
+    Refused,
 }
 
 impl Found {
-    /// The user; when the key is absent, the one that is vouched for otherwise.
+    /// The user; when the key is absent or may not be read, the one that is vouched for otherwise.
     pub fn or(self, vouched: Option<User>) -> Option<User> {
         match self {
             Self::User(user) => Some(user),
-            Self::Absent => vouched,
+            Self::Absent | Self::Refused => vouched,
             Self::Unreadable => None,
         }
     }

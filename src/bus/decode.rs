@@ -3,9 +3,12 @@
 //! Pure. The payload goes to browsers byte for byte as Rails wrote it, so all that is read of it is the room, and all
 //! that is checked is that a browser can parse it.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
-use serde::Deserialize;
+use serde::{
+    Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
 use serde_json::value::RawValue;
 
 use super::{RECORDS, SYSTEM_NOTICE};
@@ -85,27 +88,59 @@ pub fn decode<'a>(channel: &str, payload: &'a [u8]) -> Result<Update<'a>, Reject
 }
 
 fn room(payload: &str) -> Result<Cow<'_, str>, Rejected> {
-    #[derive(Deserialize)]
-    struct Head<'a> {
-        #[serde(borrow)]
-        room: Option<&'a RawValue>,
-    }
-    // An array would pass for a struct.
     if !payload.trim_ascii_start().starts_with('{') {
         let valid = serde_json::from_str::<&RawValue>(payload).is_ok();
         return Err(if valid { Rejected::NotAnObject } else { Rejected::NotJson });
     }
-    let head: Head<'_> = serde_json::from_str(payload).map_err(|_| Rejected::NotJson)?;
-    let raw = head.room.ok_or(Rejected::NoRoom)?.get();
+    let mut json = serde_json::Deserializer::from_str(payload);
+    let raw = json.deserialize_map(LastRoom).and_then(|raw| json.end().map(|()| raw)).map_err(|_| Rejected::NotJson)?;
+    let raw = raw.ok_or(Rejected::NoRoom)?;
     let room = match raw.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
         Some(plain) if !plain.contains('\\') => Cow::Borrowed(plain),
+        // Fails for a lone surrogate, which no room of a user has in its name.
         _ => Cow::Owned(serde_json::from_str(raw).map_err(|_| Rejected::NoRoom)?),
     };
     if room.is_empty() || room.len() > MAX_ROOM { Err(Rejected::NoRoom) } else { Ok(room) }
 }
 
+/// Finds the value of `room` in an object, as it was written. As with `JSON.parse`, the last of several counts, and
+/// escapes in keys may be lone surrogates.
+struct LastRoom;
+
+impl<'de> Visitor<'de> for LastRoom {
+    type Value = Option<&'de str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
+        let mut room = None;
+        // Raw, since a key with a lone surrogate cannot be made into a `str`.
+        while let Some(key) = object.next_key::<&RawValue>()? {
+            if is_room(key.get()) {
+                room = Some(object.next_value::<&RawValue>()?.get());
+            } else {
+                object.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(room)
+    }
+}
+
+/// Whether a key, with its quotes, is `room`. A key that cannot be unescaped is another.
+fn is_room(key: &str) -> bool {
+    // As `\uXXXX`, a letter takes five bytes more.
+    let escaped = matches!(key.len(), 11 | 16 | 21 | 26) && key.contains('\\');
+    key == r#""room""# || escaped && serde_json::from_str::<String>(key).is_ok_and(|key| key == "room")
+}
+
 /// Whether brackets outside of strings nest deeper than `most`. Says nothing useful of what is not JSON.
 fn is_deeper_than(json: &[u8], most: usize) -> bool {
+    // Each bracket has to be closed again. Saves 8 of 240 ns for a payload of 200 bytes, `decode_records`.
+    if json.len() <= 2 * most {
+        return false;
+    }
     // Few brackets cannot nest deeply, wherever they are, and are counted many at a time.
     let brackets = |bytes: &[u8]| bytes.iter().map(|&byte| u8::from(byte == b'[' || byte == b'{')).sum::<u8>();
     if json.chunks(255).map(|chunk| usize::from(brackets(chunk))).sum::<usize>() <= most {
@@ -176,6 +211,75 @@ mod tests {
         }
         assert_eq!(decode(SYSTEM_NOTICE, b"{"), Err(Rejected::NotJson));
         assert_eq!(decode("/other", b"{}"), Err(Rejected::UnknownChannel));
+    }
+
+    /// What `JSON.parse` of Node 20 makes of the same texts.
+    #[test]
+    fn a_room_is_what_a_browser_would_read() {
+        let rooms = [
+            (r#"{"\ud800":1,"room":"a"}"#, "a"),
+            (r#"{"\udc00\ud800":{"\udfff":["\uD83D"]},"room":"a"}"#, "a"),
+            (r#"{"room":"a","room":"b"}"#, "b"),
+            (r#"{"room":"a","r\u006fom":"b"}"#, "b"),
+            (r#"{"\u0072\u006F\u006f\u006d":"b","room":"a"}"#, "a"),
+            (r#"{"room":{"room":"x"},"room":"b"}"#, "b"),
+            (r#"{"room":"\ud83c\udf31\/"}"#, "\u{1f331}/"),
+            (r#"{"room\ud800":"x","room":"a","\ud800room":"y"}"#, "a"),
+            (r#"{"\/\b\f\n\r\t\"\\":1,"room":"a"}"#, "a"),
+            (r#"{"__proto__":{"room":"x"},"room":"a"}"#, "a"),
+            (r#"{"room":"a","x":1e999,"y":-0,"z":-1E+2}"#, "a"),
+            ("{\"\u{7f}\u{2028}\":1,\"room\":\"a\"}", "a"),
+            (" \t\r\n{\t\"room\"\n:\r\"a\" }\n", "a"),
+        ];
+        for (payload, name) in rooms {
+            assert_eq!(room(payload), Ok(name.into()), "{payload}");
+        }
+        let rejected = [
+            // `JSON.parse` takes these six, but no browser can be in such a room.
+            (r#"{"room":"\ud800"}"#, Rejected::NoRoom),
+            (r#"{"room":"a","room":"\ud800"}"#, Rejected::NoRoom),
+            (r#"{"room":"a","room":7}"#, Rejected::NoRoom),
+            (r#"{"room":"a","r\u006fom":null}"#, Rejected::NoRoom),
+            (r#"{"room\u0000":"x","Room":"y","room ":"z","\"room\"":"x","\\room":"y"}"#, Rejected::NoRoom),
+            (r#"{"__proto__":{"room":"x"}}"#, Rejected::NoRoom),
+            (r#"["\ud800"]"#, Rejected::NotAnObject),
+            (r#""\ud800""#, Rejected::NotAnObject),
+            (r#"{"\x":1,"room":"a"}"#, Rejected::NotJson),
+            (r#"{"\u12g4":1,"room":"a"}"#, Rejected::NotJson),
+            (r#"{"\u123":1,"room":"a"}"#, Rejected::NotJson),
+            (r#"{"\U0041":1,"room":"a"}"#, Rejected::NotJson),
+            (r#"{"room":"a","x":"\a"}"#, Rejected::NotJson),
+            ("{\"a\tb\":1,\"room\":\"a\"}", Rejected::NotJson),
+            ("{\"x\":\"\0\",\"room\":\"a\"}", Rejected::NotJson),
+            (r#"{"room":"a",}"#, Rejected::NotJson),
+            (r#"{,"room":"a"}"#, Rejected::NotJson),
+            (r#"{"room":"a" "x":1}"#, Rejected::NotJson),
+            (r#"{"room":"a","x"}"#, Rejected::NotJson),
+            (r#"{"room":"a","x":}"#, Rejected::NotJson),
+            (r#"{"room":"a","x":01}"#, Rejected::NotJson),
+            (r#"{"room" "a"}"#, Rejected::NotJson),
+            (r#"{room:"a"}"#, Rejected::NotJson),
+            (r#"{7:1,"room":"a"}"#, Rejected::NotJson),
+            (r#"{null:1,"room":"a"}"#, Rejected::NotJson),
+            ("\u{a0}{\"room\":\"a\"}", Rejected::NotJson),
+            ("\u{feff}{\"room\":\"a\"}", Rejected::NotJson),
+            ("\u{c}{\"room\":\"a\"}", Rejected::NotJson),
+            ("{\"room\":\"a\"}\u{b}", Rejected::NotJson),
+            ("{\"room\":\"a\"}\0", Rejected::NotJson),
+        ];
+        for (payload, why) in rejected {
+            assert_eq!(room(payload), Err(why), "{payload}");
+        }
+    }
+
+    #[test]
+    fn a_notice_may_hold_any_escape() {
+        for payload in [r#""\ud800""#, r#"{"\udc00":["\uD83D\u0000"],"\udc00":1}"#] {
+            assert_eq!(decode(SYSTEM_NOTICE, payload.as_bytes()), Ok(Update::Notice { payload }));
+        }
+        for payload in [r#""\x""#, r#"{"\u12":1}"#, "\"\t\""] {
+            assert_eq!(decode(SYSTEM_NOTICE, payload.as_bytes()), Err(Rejected::NotJson));
+        }
     }
 
     #[test]

@@ -52,6 +52,26 @@ describe("our server and the fixtures", { timeout: 120_000 }, () => {
     browser.close();
   });
 
+  test("what arrives is what JSON.parse finds a room in", async () => {
+    const next = random(11);
+    const pick = (choices) => choices[Math.floor(next() * choices.length)];
+    await redis.user("reader", { group_ids: [11], id: 45 });
+    const browser = await openBrowser(server, { token: "reader" });
+    const expected = [];
+    for (let number = 0; number < 2_000; number += 1) {
+      const members = Array.from({ length: 1 + Math.floor(next() * 3) }, () => `${pick(KEYS)}${pick(COLONS)}${pick(VALUES)}`);
+      const payload = `${pick(ENDS)}{"n":${number},${members.join(",")}}${pick(ENDS)}`;
+      await redis.records(payload);
+      const parsed = parse(payload);
+      if (parsed?.room === "group-11") expected.push(parsed);
+    }
+    await fence(redis, browser);
+    const arrived = browser.diary.filter(([name]) => name === "records").map(([, payload]) => payload);
+    assert.ok(expected.length > 100, "enough of them are good");
+    assert.deepEqual(arrived, expected);
+    browser.close();
+  });
+
   for (const { name, bytes } of files("users")) {
     test(`a user stored as in ${name} can connect`, async () => {
       const token = `fixture-${name}`;
@@ -65,6 +85,33 @@ describe("our server and the fixtures", { timeout: 120_000 }, () => {
     });
   }
 });
+
+// Mostly good, so that members which are odd in different ways meet.
+const ROOM = ['"room"', '"room"', '"r\\u006fom"', '"\\u0072\\u006F\\u006f\\u006d"'];
+const KEYS = [...ROOM, ...ROOM, '"\\ud800"', '"room\\udc00"', '"\\ud83c\\udf31"', '"__proto__"', '"x\\/"', '"\\x"', '"\\u12"', '"a\tb"', "room", "7"];
+const COLONS = [":", ":", ":", " :\n", ": \t", ":", ":", ":", ":", ":", ":", ""];
+const GROUP = ['"group-11"', '"group-11"', '"group-\\u0031\\u0031"'];
+const VALUES = [...GROUP, ...GROUP, ...GROUP, "7", "null", '"\\ud800"', '"group-11\\ud800"', '["\\udfff",{"\\ud800":1e999}]', '{"room":"group-11"}', '"\\a"', "01", '"\u2028\u007f"', ""];
+const ENDS = ["", "", "", "", " \t\r\n", "", "", "\u00a0", "\f", "", "", ""];
+
+/** Numbers from 0 to 1, the same for the same seed (mulberry32). */
+function random(seed) {
+  let state = seed;
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 4_294_967_296;
+  };
+}
+
+function parse(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
 
 /** The rooms that can be read out of a stored user, however little of it makes sense. */
 function readableRooms(bytes) {

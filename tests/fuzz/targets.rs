@@ -2,7 +2,7 @@
 
 use loomio_channels::{
     auth::{Key, Ticket, Tickets, Token, User},
-    bus::{self, MAX_PAYLOAD, Update, broker::fuzz_requests, decode, fuzz_replies},
+    bus::{self, MAX_PAYLOAD, Rejected, Update, broker::fuzz_requests, decode, fuzz_replies},
     engineio::{fuzz_frames, fuzz_payload},
     hub::OffsetKey,
 };
@@ -39,10 +39,18 @@ pub fn polling_payload(data: &[u8]) {
     }
 }
 
-/// A message from Redis: what is passed on is JSON, unchanged, and its room is what a browser would read.
+/// A message from Redis: what is passed on is JSON, unchanged, its room is what a browser would read, and nothing that a
+/// browser could parse is called something else.
 pub fn redis_message(data: &[u8]) {
     for channel in [bus::RECORDS, bus::SYSTEM_NOTICE] {
-        let Ok(update) = decode(channel, data) else { continue };
+        let update = match decode(channel, data) {
+            Ok(update) => update,
+            Err(rejected) => {
+                let valid = serde_json::from_slice::<&RawValue>(data).is_ok();
+                assert!(!valid || rejected != Rejected::NotJson);
+                continue;
+            }
+        };
         let payload = match &update {
             Update::Records { payload, .. } | Update::Notice { payload } => *payload,
         };

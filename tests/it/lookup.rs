@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use loomio_channels::metrics::Counter;
 use tokio::task::JoinSet;
 
-use crate::harness::{Browser, fixtures, numbers, record, start, start_behind_proxy};
+use crate::{
+    harness::{Browser, Redis, Server, WebSocket, fixtures, numbers, record, start, start_behind_proxy, until},
+    process::Running,
+};
 
 /// How long a browser waits for a lookup before it is connected without.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -82,6 +85,7 @@ async fn ten_thousand_groups_are_joined() {
 #[tokio::test]
 async fn without_a_usable_token_a_browser_is_anonymous_and_redis_is_not_asked() {
     let (redis, server) = start().await;
+    until("the check of rights", async || redis.calls("get").await == 1).await;
     let queries = ["", "&channel_token", "&channel_token=", "&channel_token=a%00b", "&channel_token=a%0d%0aDEL%20b"];
     let queries = queries.map(str::to_owned).into_iter().chain([format!("&channel_token={}", "a".repeat(20_000))]);
     let mut browsers = Vec::new();
@@ -96,10 +100,10 @@ async fn without_a_usable_token_a_browser_is_anonymous_and_redis_is_not_asked() 
     for mut browser in browsers {
         assert_eq!(browser.upto("end").await, []);
     }
-    assert_eq!(redis.calls("get").await, 0);
+    assert_eq!(redis.calls("get").await, 1);
     redis.user("ada", 1, &[]).await;
     Browser::connect(&server, "ada").await;
-    assert_eq!(redis.calls("get").await, 1, "this is how a lookup would show");
+    assert_eq!(redis.calls("get").await, 2, "this is how a lookup would show");
 }
 
 #[tokio::test]
@@ -255,4 +259,118 @@ async fn a_lookup_survives_the_loss_of_its_connection() {
         server.resubscribed(number as u64 + 1).await;
     }
     assert_eq!(server.count(Counter::LookupsLate), 0);
+}
+
+/// A Redis with a user `channels` that has all rights but those taken by `words`, and the address with that user.
+async fn restricted(words: &[&str]) -> (Redis, String) {
+    let redis = Redis::start().await;
+    let all = ["ACL", "SETUSER", "channels", "on", ">secret", "allchannels", "allkeys", "allcommands"];
+    redis.command(&[&all[..], words].concat()).await;
+    let url = redis.url().replace("redis://", "redis://channels:secret@");
+    (redis, url)
+}
+
+#[tokio::test]
+async fn a_redis_user_without_the_right_to_read_makes_visitors_at_once_and_is_asked_once_for_each() {
+    const BROWSERS: u64 = 20;
+    for (words, mend) in [(&["-get"][..], "+get"), (&["resetkeys", "~other:*"], "~/current_users/*")] {
+        let (redis, url) = restricted(words).await;
+        redis.user("ada", 1, &[]).await;
+        let server = Server::start(&url, &[]).await;
+        server.ready().await;
+        let mut browsers = Vec::new();
+        for _ in 0..BROWSERS {
+            browsers.push(Browser::connect(&server, "ada").await);
+        }
+        assert_eq!(server.count(Counter::LookupsLate), 0, "nobody waited");
+        assert_eq!(server.count(Counter::LookupsRefused), BROWSERS);
+        redis.records(record("user-1", 1)).await;
+        redis.fence("end").await;
+        for browser in &mut browsers {
+            assert_eq!(browser.upto("end").await, []);
+        }
+        let rejected = async || redis.rejected_calls("get").await;
+        until("the check of rights", async || rejected().await > BROWSERS).await;
+        assert_eq!(rejected().await, BROWSERS + 1);
+
+        redis.command(&["ACL", "SETUSER", "channels", mend]).await;
+        let mut browser = Browser::connect(&server, "ada").await;
+        redis.records(record("user-1", 2)).await;
+        assert_eq!(browser.number().await, 2, "the mend in the log mends it");
+    }
+}
+
+#[tokio::test]
+async fn who_comes_back_when_the_right_to_read_is_gone_keeps_the_rooms_it_had() {
+    let (redis, url) = restricted(&[]).await;
+    redis.user("ada", 1, &[2]).await;
+    let server = Server::start(&url, &[]).await;
+    server.ready().await;
+    let session = Browser::connect(&server, "ada").await.cut();
+    redis.command(&["ACL", "SETUSER", "channels", "-get"]).await;
+    redis.records(record("group-2", 1)).await;
+    server.caught_up(&redis).await;
+    let browser = Browser::resume(&server, "ada", &session).await;
+    assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![1]));
+    assert_eq!(server.count(Counter::LookupsRefused), 1);
+}
+
+#[tokio::test]
+async fn what_has_to_be_changed_in_redis_is_said_at_the_start_and_when_a_browser_is_refused() {
+    const MEND: &str = "ACL SETUSER <user> +get ~/current_users/*";
+    let (redis, url) = restricted(&["-get"]).await;
+    let server = Running::start(&[], &[("PORT", "0"), ("REDIS_URL", &url)]).await;
+    let said = server.says("redis refuses lookups").await;
+    assert!(said.contains("ERROR") && said.contains("REDIS_URL") && said.contains(MEND), "{said}");
+    server.says("subscribed to redis").await;
+    for _ in 0..3 {
+        let path = "/socket.io/?EIO=4&transport=websocket&channel_token=ada";
+        Browser::over(WebSocket::connect(server.address(), path).await, "40").await;
+    }
+    let said = server.says("redis refuses a lookup,").await;
+    assert!(said.contains("WARN") && said.contains("REDIS_URL") && said.contains(MEND), "{said}");
+    assert_eq!(redis.rejected_calls("get").await, 4);
+    let log = server.log();
+    assert_eq!(log.iter().filter(|line| line.contains(MEND)).count(), 2, "{log:?}");
+    assert!(!log.iter().any(|line| line.contains("ada") || line.contains("secret")), "{log:?}");
+
+    redis.command(&["ACL", "SETUSER", "channels", "+get"]).await;
+    let mut server = Running::start(&[], &[("PORT", "0"), ("REDIS_URL", &url)]).await;
+    until("the check of rights", async || redis.calls("get").await == 1).await;
+    server.says("subscribed to redis").await;
+    server.signal("TERM");
+    server.exit().await;
+    assert!(!server.log().iter().any(|line| line.contains("redis refuses")), "{:?}", server.log());
+}
+
+#[tokio::test]
+async fn while_redis_answers_that_it_cannot_it_is_asked_four_times_a_second_however_many_wait() {
+    const BROWSERS: u64 = 50;
+    let (redis, server) = start().await;
+    until("the check of rights", async || redis.calls("get").await == 1).await;
+    redis.user("ada", 1, &[]).await;
+    redis.command(&["CONFIG", "SET", "replica-serve-stale-data", "no"]).await;
+    let since = Instant::now();
+    // From now on it answers GET with MASTERDOWN, and goes on with PUBLISH.
+    redis.command(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    let mut browsers = Vec::new();
+    let mut visits = JoinSet::new();
+    let server = std::sync::Arc::new(server);
+    for _ in 0..BROWSERS {
+        let server = server.clone();
+        visits.spawn(async move { Browser::connect(&server, "ada").await });
+    }
+    while let Some(browser) = visits.join_next().await {
+        browsers.push(browser.unwrap());
+    }
+    assert_eq!(server.count(Counter::LookupsLate), BROWSERS, "an outage is no answer");
+    let rejected = redis.rejected_calls("get").await;
+    let probes = u64::try_from(since.elapsed().as_millis()).unwrap() / 250 + 1;
+    assert!((1..=BROWSERS + probes).contains(&rejected), "{rejected} of at most {BROWSERS} + {probes}");
+
+    redis.command(&["REPLICAOF", "NO", "ONE"]).await;
+    redis.records(record("user-1", 1)).await;
+    for browser in &mut browsers {
+        assert_eq!(browser.number().await, 1);
+    }
 }

@@ -169,6 +169,14 @@ impl Redis {
         calls.map_or(0, |calls| calls.split(',').next().unwrap().parse().unwrap())
     }
 
+    /// How often a command was refused before it was carried out, for lack of rights or since Redis could not.
+    pub(crate) async fn rejected_calls(&self, command: &str) -> u64 {
+        let stats: String = self.query(redis::cmd("INFO").arg("commandstats")).await;
+        let line = stats.lines().find(|line| line.starts_with(&format!("cmdstat_{command}:")));
+        let calls = line.and_then(|line| line.split(',').find_map(|field| field.strip_prefix("rejected_calls=")));
+        calls.map_or(0, |calls| calls.parse().unwrap())
+    }
+
     /// Closes the connections of all subscribers; returns how many there were.
     pub(crate) async fn kill_subscribers(&self) -> u64 {
         self.query(redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub")).await
