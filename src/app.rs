@@ -141,7 +141,7 @@ impl App {
             connect_timeout: config.engine.connect_timeout,
             recovery_window: config.recovery.window,
         };
-        let engine = Engine::new(SocketIo::new(parts), options(&config)?, lifecycle.tasks().clone());
+        let engine = Engine::new(SocketIo::new(parts), options(&config)?, lifecycle.tasks().clone(), metrics.clone());
         let rails = Rails::new(&config.rails, metrics.clone(), lifecycle.tasks().clone(), lifecycle.stop().clone());
         let collab_auth = collab_auth::routes(rails, &config.collab, metrics.clone());
         Ok(Self { lifecycle, listener, demo, engine, hub, source, collab_auth, readiness, metrics })

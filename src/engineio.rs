@@ -6,8 +6,11 @@
 //!
 //! Source of the protocol: `docs/engine.io-protocol/v4-current.md` in the public repository `socketio/socket.io`.
 
+mod compress;
 mod decoder;
+mod delivery;
 mod frame;
+mod gzip;
 mod heartbeat;
 mod http;
 mod outbox;
@@ -29,12 +32,13 @@ use futures_util::FutureExt;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-pub use self::{frame::Frame, http::Cors, session::Session};
 use self::{
+    compress::Compressor,
     heartbeat::{Intervals, Wheel},
     session::Session as Client,
 };
-use crate::lifecycle::Tasks;
+pub use self::{frame::Frame, http::Cors, session::Session};
+use crate::{lifecycle::Tasks, metrics::Metrics};
 
 /// Behaviour of an [`Engine`]; the defaults are Node's.
 #[derive(Clone, Debug)]
@@ -160,6 +164,7 @@ pub struct Engine<H: Handler> {
     options: Options,
     intervals: Intervals,
     ping: Frame,
+    compressor: Compressor,
     tasks: Tasks,
     started: Instant,
     sessions: Mutex<Sessions<H>>,
@@ -168,7 +173,7 @@ pub struct Engine<H: Handler> {
 
 impl<H: Handler> Engine<H> {
     /// An engine without sessions. Needs [`Engine::run`] for its heartbeat.
-    pub fn new(handler: H, options: Options, tasks: Tasks) -> Arc<Self> {
+    pub fn new(handler: H, options: Options, tasks: Tasks, metrics: Metrics) -> Arc<Self> {
         let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 4);
         let intervals =
             Intervals { ping: milliseconds(options.ping_interval), timeout: milliseconds(options.ping_timeout) };
@@ -176,6 +181,7 @@ impl<H: Handler> Engine<H> {
             handler,
             intervals,
             ping: Frame::packet(Packet::Ping),
+            compressor: Compressor::new(tasks.clone(), metrics),
             tasks,
             started: Instant::now(),
             sessions: Mutex::new(Sessions { by_sid: HashMap::new(), closing: None }),
@@ -200,6 +206,7 @@ impl<H: Handler> Engine<H> {
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while stop.run_until_cancelled(ticker.tick()).await.is_some() {
             let now = self.now();
+            self.compressor.forget(now);
             let due = self.wheel.lock().unwrap_or_else(PoisonError::into_inner).due(now);
             for session in due {
                 let next = session.upgrade().and_then(|session| session.beat(now));

@@ -41,6 +41,8 @@ counters! {
     Replayed,
     /// Tokens that Redis did not answer for in time.
     LookupsLate,
+    /// Messages compressed for browsers that poll.
+    Compressed,
     /// Browsers closed since they read too slowly.
     SlowClosed,
     /// Browsers closed since they broke a protocol.

@@ -5,9 +5,10 @@ use std::{
     io::{self, ErrorKind, IoSlice},
 };
 
+use bytes::Bytes;
 use tokio::net::TcpStream;
 
-use super::frame::Frame;
+use super::frame::{Frame, SEPARATOR};
 
 /// Frames handed to the kernel in one call. Linux takes 1,024; this many cover any usual burst and fit the stack.
 const SLICES: usize = 64;
@@ -96,18 +97,21 @@ impl Outbox {
         Ok(true)
     }
 
-    /// What waits as one polling payload, the rest of a lot for the next.
-    pub(super) fn take_payload(&mut self) -> Vec<u8> {
-        let mut payload = Vec::new();
-        while let Some(frame) = self.frames.front() {
-            if !payload.is_empty() && payload.len() + frame.len() > PAYLOAD {
-                return payload;
+    /// The packets of one polling payload from what waits, the rest of a lot for the next.
+    pub(super) fn take_payload(&mut self) -> Vec<Bytes> {
+        let (mut packets, mut length) = (Vec::new(), 0);
+        while let Some(first) = self.frames.front() {
+            if length > 0 && length + first.len() > PAYLOAD {
+                return packets;
             }
-            frame.append_to_payload(&mut payload);
+            if let Some(packet) = first.polled() {
+                length += packet.len() + SEPARATOR.len();
+                packets.push(packet);
+            }
             self.gone();
         }
         self.emptied();
-        payload
+        packets
     }
 
     /// The first frame is sent.
@@ -205,13 +209,13 @@ mod tests {
     }
 
     #[test]
-    fn a_long_payload_comes_in_pieces() {
+    fn a_long_payload_comes_in_pieces_and_shares_its_bytes() {
         let mut outbox = Outbox::default();
         let frame = Frame::message(&[&vec![b'x'; 400_000]]);
         outbox.extend(&[&frame; 5]);
-        let lengths: Vec<usize> =
-            std::iter::from_fn(|| (!outbox.is_empty()).then(|| outbox.take_payload().len())).collect();
-        assert_eq!(lengths, [800_003, 800_003, 400_001]);
+        let payloads: Vec<_> = std::iter::from_fn(|| (!outbox.is_empty()).then(|| outbox.take_payload())).collect();
+        assert_eq!(payloads.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 1]);
+        assert!(payloads.concat().iter().all(|packet| packet.as_ptr() == frame.polled().unwrap().as_ptr()));
         assert_eq!(outbox.bytes, 0);
     }
 }

@@ -9,6 +9,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
+use bytes::Bytes;
 use engineioxide_core::{Packet, Sid};
 use socket2::SockRef;
 use tokio::{net::TcpStream, sync::oneshot};
@@ -29,7 +30,7 @@ enum Transport {
 #[derive(Default)]
 struct Polling {
     /// The pending GET, if there is one.
-    waiting: Option<oneshot::Sender<Vec<u8>>>,
+    waiting: Option<oneshot::Sender<Vec<Bytes>>>,
     /// A POST is being read.
     posting: bool,
     /// A WebSocket has sent its probe.
@@ -46,8 +47,9 @@ struct Inner {
 
 /// Answer to a GET of a polling client.
 pub(super) enum Poll {
-    Now(Vec<u8>),
-    Later(oneshot::Receiver<Vec<u8>>),
+    /// Packets.
+    Now(Vec<Bytes>),
+    Later(oneshot::Receiver<Vec<Bytes>>),
     /// Not a polling session (any more).
     Refused,
 }
@@ -167,7 +169,7 @@ impl<H: Handler> Session<H> {
             Transport::Polling(polling) => {
                 let packet = if reason == CloseReason::ClientClose { Packet::Noop } else { Packet::Close };
                 if let Some(waiting) = polling.waiting {
-                    let _ = waiting.send(String::from(packet).into_bytes());
+                    let _ = waiting.send(vec![String::from(packet).into()]);
                 }
             }
             Transport::WebSocket(stream) => {
@@ -328,6 +330,6 @@ impl Inner {
     }
 }
 
-fn noop() -> Vec<u8> {
-    String::from(Packet::Noop).into_bytes()
+fn noop() -> Vec<Bytes> {
+    vec![String::from(Packet::Noop).into()]
 }

@@ -4,6 +4,7 @@
 
 mod cli;
 mod collab_auth;
+mod compression;
 mod corpora;
 mod harness;
 mod hostile;
