@@ -13,6 +13,7 @@ mod frame;
 mod gzip;
 mod heartbeat;
 mod http;
+mod narrow;
 mod outbox;
 mod polling;
 mod session;

@@ -14,7 +14,7 @@ use hyper::body::{Frame as BodyFrame, SizeHint};
 
 use super::{CloseReason, Handler, Session};
 
-/// Bytes given to the HTTP server at a time, so that a long answer does not keep others waiting.
+/// Bytes given to the HTTP server at a time, so that what has left is known while a long answer is on its way.
 const CHUNK: usize = 64 * 1024;
 
 /// An answer on its way, or in the making. Messages in it have left the outbox: if its client goes away before all of
@@ -50,6 +50,7 @@ impl<H: Handler> HttpBody for Delivery<H> {
             pieces.pop_front();
         }
         self.length -= chunk.len() as u64;
+        self.session.progress(chunk.len());
         Poll::Ready(Some(Ok(BodyFrame::data(chunk))))
     }
 

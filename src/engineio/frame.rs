@@ -81,6 +81,11 @@ impl Frame {
         }
     }
 
+    /// Whether the two are control frames of the same kind, so that the later one does for both.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self == other || (self.0[0] == other.0[0] && self.0[0] & 0xf > OPCODE_BINARY)
+    }
+
     /// Length with header, in bytes.
     #[expect(clippy::len_without_is_empty, reason = "a frame is never empty")]
     pub fn len(&self) -> usize {

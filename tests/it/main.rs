@@ -22,6 +22,7 @@ mod recovery;
 mod redis_url;
 mod screen;
 mod slow;
+mod slow_return;
 mod stop;
 mod stress;
 mod updates;
