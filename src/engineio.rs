@@ -30,7 +30,7 @@ use std::{
 use ::http::HeaderMap;
 use engineioxide_core::{OpenPacket, Packet, Sid, Str, TransportType};
 use futures_util::FutureExt;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -40,6 +40,9 @@ use self::{
 };
 pub use self::{frame::Frame, http::Cors, session::Session};
 use crate::{lifecycle::Tasks, metrics::Metrics};
+
+/// How often it is looked whether all is sent.
+const DRAIN_TICK: Duration = Duration::from_millis(10);
 
 /// Behaviour of an [`Engine`]; the defaults are Node's.
 #[derive(Clone, Debug)]
@@ -201,6 +204,17 @@ impl<H: Handler> Engine<H> {
         self.lock().by_sid.len()
     }
 
+    /// Waits until nothing waits to be sent to any client, at most until the deadline; returns whether that is so. What
+    /// waits for a client that polls is sent when a request has taken it.
+    pub async fn drained(&self, deadline: Duration) -> bool {
+        let drained = async {
+            while !self.lock().by_sid.values().all(|session| session.is_drained()) {
+                sleep(DRAIN_TICK).await;
+            }
+        };
+        timeout(deadline, drained).await.is_ok()
+    }
+
     /// Keeps the heartbeat going until `stop`.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut ticker = interval(Duration::from_millis(tick(self.intervals)));
@@ -321,4 +335,47 @@ pub fn fuzz_payload(data: &[u8], step: usize, max: usize) -> Option<Vec<String>>
     let body = axum::body::Body::from_stream(futures_util::stream::iter(pieces));
     let packets = polling::packets(body, max).now_or_never()?.ok()?;
     Some(packets.into_iter().map(|packet| format!("{packet:?}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Deaf;
+
+    impl Handler for Deaf {
+        type State = ();
+
+        fn open(&self, _: &Handshake<'_>) {}
+
+        fn opened(&self, _: &Arc<Session<Self>>) {}
+
+        fn message(&self, _: &Arc<Session<Self>>, _: Message) -> Result<(), Malformed> {
+            Ok(())
+        }
+
+        fn closed(&self, _: &Arc<Session<Self>>, _: CloseReason) {}
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_drained_when_nothing_waits_for_any_client() {
+        const DEADLINE: Duration = Duration::from_secs(5);
+        let engine = Engine::new(Deaf, Options::default(), Tasks::current(), Metrics::new());
+        let handshake = Handshake { query: "", headers: &HeaderMap::new() };
+        let [first, second] = [(); 2].map(|()| engine.open(&handshake, None));
+        assert!(engine.drained(DEADLINE).await);
+        for session in [&first, &second] {
+            session.send(&[&Frame::message(&[b"x"])]);
+        }
+        let start = Instant::now();
+        assert!(!engine.drained(DEADLINE).await);
+        assert_eq!(start.elapsed(), DEADLINE);
+        let later = async {
+            sleep(Duration::from_secs(1)).await;
+            first.poll();
+            second.close(CloseReason::Forced);
+        };
+        assert!(tokio::join!(engine.drained(DEADLINE), later).0);
+        assert!(start.elapsed() < DEADLINE + Duration::from_secs(2));
+    }
 }

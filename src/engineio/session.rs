@@ -239,6 +239,11 @@ impl<H: Handler> Session<H> {
         self.lock().heartbeat.progress(bytes);
     }
 
+    /// Whether nothing waits to be sent.
+    pub(super) fn is_drained(&self) -> bool {
+        self.lock().outbox.is_empty()
+    }
+
     pub(super) fn is_polling(&self) -> bool {
         matches!(self.lock().transport, Transport::Polling(_))
     }
