@@ -153,7 +153,7 @@ impl App {
             recovery_window: config.recovery.window,
             unvouched_max: config.recovery.unvouched_max,
         };
-        let engine = Engine::new(SocketIo::new(parts), options(&config)?, lifecycle.tasks().clone());
+        let engine = Engine::new(SocketIo::new(parts), options(&config)?, lifecycle.tasks().clone(), metrics.clone());
         let rails = Rails::new(&config.rails, metrics.clone(), lifecycle.tasks().clone(), lifecycle.stop().clone());
         let collab_auth = collab_auth::routes(rails, &config.collab, metrics.clone());
         Ok(Self { lifecycle, listener, demo, engine, hub, source, rights, collab_auth, readiness, metrics })

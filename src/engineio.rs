@@ -6,10 +6,14 @@
 //!
 //! Source of the protocol: `docs/engine.io-protocol/v4-current.md` in the public repository `socketio/socket.io`.
 
+mod compress;
 mod decoder;
+mod delivery;
 mod frame;
+mod gzip;
 mod heartbeat;
 mod http;
+mod narrow;
 mod outbox;
 mod polling;
 mod session;
@@ -26,15 +30,19 @@ use std::{
 use ::http::HeaderMap;
 use engineioxide_core::{OpenPacket, Packet, Sid, Str, TransportType};
 use futures_util::FutureExt;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-pub use self::{frame::Frame, http::Cors, session::Session};
 use self::{
+    compress::Compressor,
     heartbeat::{Intervals, Wheel},
     session::Session as Client,
 };
-use crate::lifecycle::Tasks;
+pub use self::{frame::Frame, http::Cors, session::Session};
+use crate::{lifecycle::Tasks, metrics::Metrics};
+
+/// How often it is looked whether all is sent.
+const DRAIN_TICK: Duration = Duration::from_millis(10);
 
 /// Behaviour of an [`Engine`]; the defaults are Node's.
 #[derive(Clone, Debug)]
@@ -160,6 +168,7 @@ pub struct Engine<H: Handler> {
     options: Options,
     intervals: Intervals,
     ping: Frame,
+    compressor: Compressor,
     tasks: Tasks,
     started: Instant,
     sessions: Mutex<Sessions<H>>,
@@ -168,7 +177,7 @@ pub struct Engine<H: Handler> {
 
 impl<H: Handler> Engine<H> {
     /// An engine without sessions. Needs [`Engine::run`] for its heartbeat.
-    pub fn new(handler: H, options: Options, tasks: Tasks) -> Arc<Self> {
+    pub fn new(handler: H, options: Options, tasks: Tasks, metrics: Metrics) -> Arc<Self> {
         let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 4);
         let intervals =
             Intervals { ping: milliseconds(options.ping_interval), timeout: milliseconds(options.ping_timeout) };
@@ -176,6 +185,7 @@ impl<H: Handler> Engine<H> {
             handler,
             intervals,
             ping: Frame::packet(Packet::Ping),
+            compressor: Compressor::new(tasks.clone(), metrics),
             tasks,
             started: Instant::now(),
             sessions: Mutex::new(Sessions { by_sid: HashMap::new(), closing: None }),
@@ -194,12 +204,24 @@ impl<H: Handler> Engine<H> {
         self.lock().by_sid.len()
     }
 
+    /// Waits until nothing waits to be sent to any client, at most until the deadline; returns whether that is so. What
+    /// waits for a client that polls is sent when a request has taken it.
+    pub async fn drained(&self, deadline: Duration) -> bool {
+        let drained = async {
+            while !self.lock().by_sid.values().all(|session| session.is_drained()) {
+                sleep(DRAIN_TICK).await;
+            }
+        };
+        timeout(deadline, drained).await.is_ok()
+    }
+
     /// Keeps the heartbeat going until `stop`.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut ticker = interval(Duration::from_millis(tick(self.intervals)));
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while stop.run_until_cancelled(ticker.tick()).await.is_some() {
             let now = self.now();
+            self.compressor.forget(now);
             let due = self.wheel.lock().unwrap_or_else(PoisonError::into_inner).due(now);
             for session in due {
                 let next = session.upgrade().and_then(|session| session.beat(now));
@@ -313,4 +335,47 @@ pub fn fuzz_payload(data: &[u8], step: usize, max: usize) -> Option<Vec<String>>
     let body = axum::body::Body::from_stream(futures_util::stream::iter(pieces));
     let packets = polling::packets(body, max).now_or_never()?.ok()?;
     Some(packets.into_iter().map(|packet| format!("{packet:?}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Deaf;
+
+    impl Handler for Deaf {
+        type State = ();
+
+        fn open(&self, _: &Handshake<'_>) {}
+
+        fn opened(&self, _: &Arc<Session<Self>>) {}
+
+        fn message(&self, _: &Arc<Session<Self>>, _: Message) -> Result<(), Malformed> {
+            Ok(())
+        }
+
+        fn closed(&self, _: &Arc<Session<Self>>, _: CloseReason) {}
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_drained_when_nothing_waits_for_any_client() {
+        const DEADLINE: Duration = Duration::from_secs(5);
+        let engine = Engine::new(Deaf, Options::default(), Tasks::current(), Metrics::new());
+        let handshake = Handshake { query: "", headers: &HeaderMap::new() };
+        let [first, second] = [(); 2].map(|()| engine.open(&handshake, None));
+        assert!(engine.drained(DEADLINE).await);
+        for session in [&first, &second] {
+            session.send(&[&Frame::message(&[b"x"])]);
+        }
+        let start = Instant::now();
+        assert!(!engine.drained(DEADLINE).await);
+        assert_eq!(start.elapsed(), DEADLINE);
+        let later = async {
+            sleep(Duration::from_secs(1)).await;
+            first.poll();
+            second.close(CloseReason::Forced);
+        };
+        assert!(tokio::join!(engine.drained(DEADLINE), later).0);
+        assert!(start.elapsed() < DEADLINE + Duration::from_secs(2));
+    }
 }

@@ -28,6 +28,11 @@ impl Tasks {
         self.tracker.spawn_on(task, &self.runtime);
     }
 
+    /// Runs what takes the processor for long on a thread where nobody waits behind it.
+    pub fn spawn_blocking(&self, work: impl FnOnce() + Send + 'static) {
+        self.tracker.spawn_blocking_on(work, &self.runtime);
+    }
+
     /// The tracker, for parts that bring their own tasks.
     pub fn tracker(&self) -> TaskTracker {
         self.tracker.clone()

@@ -40,7 +40,7 @@ const HEAD_BYTES: usize = 32 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a client may leave unread what was sent to it before its connection ends: longer than any heartbeat waits.
-const STUCK_TIMEOUT: Duration = Duration::from_mins(1);
+pub const STUCK_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// How long requests may take to end after the stop.
 const DRAIN: Duration = Duration::from_secs(2);

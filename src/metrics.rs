@@ -43,6 +43,8 @@ counters! {
     LookupsLate,
     /// Tokens that Redis does not let this server look up.
     LookupsRefused,
+    /// Messages compressed for browsers that poll.
+    Compressed,
     /// Browsers closed since they read too slowly.
     SlowClosed,
     /// Browsers closed since they broke a protocol.

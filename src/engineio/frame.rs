@@ -71,22 +71,19 @@ impl Frame {
         text.and_then(|text| str::from_utf8(text).ok())
     }
 
-    /// Appends the packet to a polling payload: text as it is, binary as `b` and base64; nothing for other frames.
-    pub(super) fn append_to_payload(&self, payload: &mut Vec<u8>) {
-        let opcode = self.0[0] & 0xf;
-        if opcode > OPCODE_BINARY {
-            return;
+    /// The packet in a polling payload: text as it is and shared, binary as `b` and base64; `None` for other frames.
+    pub(super) fn polled(&self) -> Option<Bytes> {
+        let data = self.0.slice(header_length(self.0[1])..);
+        match self.0[0] & 0xf {
+            OPCODE_TEXT => Some(data),
+            OPCODE_BINARY => Some(format!("b{}", STANDARD.encode(&data)).into()),
+            _ => None,
         }
-        if !payload.is_empty() {
-            payload.push(SEPARATOR);
-        }
-        let data = &self.0[header_length(self.0[1])..];
-        if opcode == OPCODE_BINARY {
-            payload.push(b'b');
-            payload.extend_from_slice(STANDARD.encode(data).as_bytes());
-        } else {
-            payload.extend_from_slice(data);
-        }
+    }
+
+    /// Whether the two are control frames of the same kind, so that the later one does for both.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self == other || (self.0[0] == other.0[0] && self.0[0] & 0xf > OPCODE_BINARY)
     }
 
     /// Length with header, in bytes.
@@ -97,7 +94,7 @@ impl Frame {
 }
 
 /// Between the packets of a polling payload (Engine.IO protocol 4, "HTTP long-polling").
-pub(super) const SEPARATOR: u8 = 0x1e;
+pub(super) const SEPARATOR: &[u8] = b"\x1e";
 
 #[expect(clippy::cast_possible_truncation, reason = "each arm holds what its test lets through")]
 fn header(opcode: u8, length: usize) -> BytesMut {
@@ -139,19 +136,18 @@ mod tests {
         for (length, expected) in [(0, 2), (125, 2), (126, 4), (0xffff, 4), (0x1_0000, 10)] {
             let frame = Frame::binary(&vec![7; length]);
             assert_eq!(frame.len(), expected + length);
-            let mut payload = Vec::new();
-            frame.append_to_payload(&mut payload);
+            let payload = frame.polled().unwrap();
             assert_eq!(payload[0], b'b');
             assert_eq!(STANDARD.decode(&payload[1..]).unwrap(), vec![7; length]);
         }
     }
 
     #[test]
-    fn a_payload_joins_packets_and_leaves_out_websocket_control() {
-        let mut payload = Vec::new();
-        for frame in [Frame::message(&[b"a"]), Frame::pong(b"x"), Frame::binary(&[1, 2, 3, 4]), Frame::close(None)] {
-            frame.append_to_payload(&mut payload);
-        }
-        assert_eq!(payload, b"4a\x1ebAQIDBA==");
+    fn polling_shares_text_encodes_binary_and_leaves_out_websocket_control() {
+        let text = Frame::message(&[b"a"]);
+        let packet = text.polled().unwrap();
+        assert_eq!((&packet[..], packet.as_ptr()), (&b"4a"[..], text.wire()[2..].as_ptr()));
+        assert_eq!(Frame::binary(&[1, 2, 3, 4]).polled().unwrap(), "bAQIDBA==");
+        assert_eq!([Frame::pong(b"x"), Frame::close(None)].map(|frame| frame.polled()), [None, None]);
     }
 }

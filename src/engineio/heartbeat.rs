@@ -10,7 +10,14 @@ pub(super) struct Heartbeat {
     /// When something must be done: send a ping, or give up.
     due: u64,
     awaits_pong: bool,
+    /// Bytes that the client has taken of what waits for it, since the last ping.
+    taken: usize,
 }
+
+/// A client that takes at least this much of what waits for it between two beats is alive, even if its pong is late: the
+/// ping may be stuck behind a long replay on a slow line. Less than this is no line that anybody reads over, and a client
+/// must not hold memory for ever by taking a byte now and then.
+pub(super) const PROGRESS: usize = 16 * 1024;
 
 /// The engine's heartbeat options in milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -31,26 +38,32 @@ pub(super) enum Beat {
 
 impl Heartbeat {
     pub(super) fn new(now: u64, intervals: Intervals) -> Self {
-        Self { due: now + intervals.ping, awaits_pong: false }
+        Self { due: now + intervals.ping, awaits_pong: false, taken: 0 }
     }
 
     pub(super) fn beat(&mut self, now: u64, intervals: Intervals) -> Beat {
         if now < self.due {
             return Beat::Wait(self.due);
         }
-        if self.awaits_pong {
+        if self.awaits_pong && self.taken < PROGRESS {
             return Beat::Dead;
         }
         // Counted from when the ping was due, so that small delays do not add up; unless this process stood still, for
         // which no client can be blamed.
         let late = now - self.due;
         let from = if late < intervals.timeout / 4 { self.due } else { now };
-        *self = Self { due: from + intervals.timeout, awaits_pong: true };
+        // While a pong is late there is another ping: the client gives up when none arrives for too long.
+        *self = Self { due: from + intervals.timeout, awaits_pong: true, taken: 0 };
         Beat::Ping
     }
 
     pub(super) fn pong(&mut self, now: u64, intervals: Intervals) {
         *self = Self::new(now, intervals);
+    }
+
+    /// The client has taken bytes that waited for it.
+    pub(super) fn progress(&mut self, bytes: usize) {
+        self.taken = self.taken.saturating_add(bytes);
     }
 
     pub(super) fn due(self) -> u64 {
@@ -112,6 +125,40 @@ mod tests {
         assert_eq!(heartbeat.beat(900, INTERVALS), Beat::Ping);
         assert_eq!(heartbeat.beat(1_099, INTERVALS), Beat::Wait(1_100));
         assert_eq!(heartbeat.beat(1_100, INTERVALS), Beat::Dead);
+    }
+
+    #[test]
+    fn a_client_that_takes_what_waits_is_alive_without_a_pong_and_pinged_again() {
+        let mut heartbeat = Heartbeat::new(0, INTERVALS);
+        assert_eq!(heartbeat.beat(300, INTERVALS), Beat::Ping);
+        for timeout in 1..10 {
+            heartbeat.progress(PROGRESS / 2);
+            assert_eq!(heartbeat.beat(300 + timeout * 200 - 1, INTERVALS), Beat::Wait(300 + timeout * 200));
+            heartbeat.progress(PROGRESS / 2);
+            assert_eq!(heartbeat.beat(300 + timeout * 200, INTERVALS), Beat::Ping);
+        }
+        assert_eq!(heartbeat.beat(2_300, INTERVALS), Beat::Dead);
+    }
+
+    #[test]
+    fn a_trickle_is_no_life_nor_is_what_was_taken_before_the_ping() {
+        let mut heartbeat = Heartbeat::new(0, INTERVALS);
+        heartbeat.progress(10 * PROGRESS);
+        assert_eq!(heartbeat.beat(300, INTERVALS), Beat::Ping);
+        heartbeat.progress(PROGRESS - 1);
+        assert_eq!(heartbeat.beat(500, INTERVALS), Beat::Dead);
+    }
+
+    #[test]
+    fn a_late_pong_starts_over_as_well() {
+        let mut heartbeat = Heartbeat::new(0, INTERVALS);
+        assert_eq!(heartbeat.beat(300, INTERVALS), Beat::Ping);
+        heartbeat.progress(PROGRESS);
+        assert_eq!(heartbeat.beat(500, INTERVALS), Beat::Ping);
+        heartbeat.pong(510, INTERVALS);
+        assert_eq!(heartbeat.beat(700, INTERVALS), Beat::Wait(810));
+        assert_eq!(heartbeat.beat(810, INTERVALS), Beat::Ping);
+        assert_eq!(heartbeat.beat(1_010, INTERVALS), Beat::Dead);
     }
 
     #[test]

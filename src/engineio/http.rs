@@ -157,7 +157,7 @@ impl<H: Handler> Engine<H> {
         let session = self.open(&handshake, None);
         self.handler.opened(&session);
         let open = String::from(self.open_packet(session.sid(), true));
-        Ok(super::polling::answer(open.into_bytes(), request.headers()))
+        Ok(respond(StatusCode::OK, super::polling::TEXT, open.into_bytes()))
     }
 
     fn may_open(&self, headers: &HeaderMap) -> bool {
@@ -192,8 +192,8 @@ impl<H: Handler> Engine<H> {
 }
 
 /// A whole answer that no cache may keep.
-pub(super) fn respond(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response<Body> {
-    let mut response = Response::new(Body::from(body));
+pub(super) fn respond(status: StatusCode, kind: &'static str, body: impl Into<Body>) -> Response<Body> {
+    let mut response = Response::new(body.into());
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

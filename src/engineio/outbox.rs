@@ -5,9 +5,10 @@ use std::{
     io::{self, ErrorKind, IoSlice},
 };
 
+use bytes::Bytes;
 use tokio::net::TcpStream;
 
-use super::frame::Frame;
+use super::frame::{Frame, SEPARATOR};
 
 /// Frames handed to the kernel in one call. Linux takes 1,024; this many cover any usual burst and fit the stack.
 const SLICES: usize = 64;
@@ -22,15 +23,35 @@ const PAYLOAD: usize = 1 << 20;
 /// Slots kept allocated in an empty outbox.
 const SLOTS_KEPT: usize = 4;
 
+/// What a frame is to the bound of its outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Counts.
+    Message,
+    /// Does not count: replayed messages are shared with the log, and a client that was cut for reading slowly must be
+    /// able to catch up.
+    Replayed,
+    /// Does not count, as at most one of each sort waits, and goes before the others.
+    Control,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    frame: Frame,
+    kind: Kind,
+}
+
 /// Frames in order, the first perhaps sent in part.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    frames: VecDeque<Frame>,
+    frames: VecDeque<Waiting>,
     /// Bytes of the first frame that are sent already.
     sent: usize,
+    /// Frames that count against the bound, and their weight.
+    counted: usize,
     bytes: usize,
-    /// Bytes that do not count against the bound, see [`Outbox::excuse`].
-    excused: usize,
+    /// Replayed frames that wait.
+    replayed: usize,
 }
 
 impl Outbox {
@@ -43,78 +64,106 @@ impl Outbox {
         self.sent == 0
     }
 
-    pub(super) fn extend(&mut self, frames: &[&Frame]) {
-        self.bytes += frames.iter().map(|frame| weight(frame)).sum::<usize>();
-        self.frames.extend(frames.iter().copied().cloned());
+    /// Appends frames; the first `replayed` do not count against the bound, unless some of an earlier replay still wait:
+    /// a client must not fill the memory by asking again and again.
+    pub(super) fn extend(&mut self, frames: &[&Frame], replayed: usize) {
+        let (replayed, messages) = frames.split_at(if self.replayed == 0 { replayed.min(frames.len()) } else { 0 });
+        self.replayed += replayed.len();
+        self.counted += messages.len();
+        self.bytes += messages.iter().map(|frame| weight(frame)).sum::<usize>();
+        let waiting = |kind| move |frame: &&Frame| Waiting { frame: (*frame).clone(), kind };
+        self.frames.extend(replayed.iter().map(waiting(Kind::Replayed)));
+        self.frames.extend(messages.iter().map(waiting(Kind::Message)));
     }
 
-    /// The next `frames` do not count against the bound: replayed messages are shared with the log, and a client that
-    /// was cut for reading slowly must be able to catch up. Not twice, though, before all of it is gone.
-    pub(super) fn excuse(&mut self, frames: &[&Frame]) {
-        if self.excused == 0 {
-            self.excused = frames.iter().map(|frame| weight(frame)).sum();
+    /// Puts a control frame before all that is not begun, in place of one like it that still waits there.
+    pub(super) fn put_first(&mut self, control: &Frame) {
+        let begun = usize::from(!self.at_boundary());
+        let mut controls = self.frames.iter_mut().skip(begun).take_while(|waiting| waiting.kind == Kind::Control);
+        match controls.find(|waiting| waiting.frame.is_like(control)) {
+            Some(waiting) => waiting.frame = control.clone(),
+            None => self.frames.insert(begun, Waiting { frame: control.clone(), kind: Kind::Control }),
         }
     }
 
     /// Whether more than `limit` bytes wait. A single message may be larger.
     pub(super) fn exceeds(&self, limit: usize) -> bool {
-        self.frames.len() > 1 && self.bytes - self.excused.min(self.bytes) > limit
+        self.counted > 1 && self.bytes > limit
     }
 
-    /// Sends `frames` after what waits, as far as the socket takes them now, and keeps the rest.
-    pub(super) fn send(&mut self, stream: &TcpStream, frames: &[&Frame]) -> io::Result<()> {
-        let mut rest = frames;
+    /// Sends `frames` after what waits, as far as the socket takes them now, and keeps the rest as [`Outbox::extend`].
+    pub(super) fn send(&mut self, stream: &TcpStream, frames: &[&Frame], replayed: usize) -> io::Result<()> {
+        let mut done = 0;
         if self.is_empty() {
             let mut sent = 0;
-            while !rest.is_empty() {
-                let Some(written) = write(stream, rest.iter().copied(), sent)? else { break };
+            while done < frames.len() {
+                let Some(written) = write(stream, frames[done..].iter().copied(), sent)? else { break };
                 sent += written;
-                while let Some(first) = rest.first().filter(|first| sent >= first.len()) {
+                while let Some(first) = frames.get(done).filter(|first| sent >= first.len()) {
                     sent -= first.len();
-                    self.excused = self.excused.saturating_sub(weight(first));
-                    rest = &rest[1..];
+                    done += 1;
                 }
             }
             self.sent = sent;
-            self.bytes = 0;
         }
-        self.extend(rest);
+        self.extend(&frames[done..], replayed.saturating_sub(done));
         Ok(())
     }
 
-    /// Sends what waits; returns whether all is gone.
-    pub(super) fn flush(&mut self, stream: &TcpStream) -> io::Result<bool> {
+    /// Sends a control frame as soon as no other is half sent.
+    pub(super) fn send_first(&mut self, stream: &TcpStream, control: &Frame) -> io::Result<()> {
+        let idle = self.is_empty();
+        self.put_first(control);
+        if idle {
+            self.flush(stream)?;
+        }
+        Ok(())
+    }
+
+    /// Sends what waits, as far as the socket takes it now; returns how many bytes it took.
+    pub(super) fn flush(&mut self, stream: &TcpStream) -> io::Result<usize> {
+        let mut taken = 0;
         while !self.frames.is_empty() {
-            let Some(written) = write(stream, self.frames.iter(), self.sent)? else { return Ok(false) };
+            let frames = self.frames.iter().map(|waiting| &waiting.frame);
+            let Some(written) = write(stream, frames, self.sent)? else { return Ok(taken) };
+            taken += written;
             self.sent += written;
-            while let Some(first) = self.frames.front().filter(|first| self.sent >= first.len()) {
-                self.sent -= first.len();
+            while let Some(first) = self.frames.front().filter(|first| self.sent >= first.frame.len()) {
+                self.sent -= first.frame.len();
                 self.gone();
             }
         }
         self.emptied();
-        Ok(true)
+        Ok(taken)
     }
 
-    /// What waits as one polling payload, the rest of a lot for the next.
-    pub(super) fn take_payload(&mut self) -> Vec<u8> {
-        let mut payload = Vec::new();
-        while let Some(frame) = self.frames.front() {
-            if !payload.is_empty() && payload.len() + frame.len() > PAYLOAD {
-                return payload;
+    /// The packets of one polling payload from what waits, the rest of a lot for the next.
+    pub(super) fn take_payload(&mut self) -> Vec<Bytes> {
+        let (mut packets, mut length) = (Vec::new(), 0);
+        while let Some(first) = self.frames.front() {
+            if length > 0 && length + first.frame.len() > PAYLOAD {
+                return packets;
             }
-            frame.append_to_payload(&mut payload);
+            if let Some(packet) = first.frame.polled() {
+                length += packet.len() + SEPARATOR.len();
+                packets.push(packet);
+            }
             self.gone();
         }
         self.emptied();
-        payload
+        packets
     }
 
     /// The first frame is sent.
     fn gone(&mut self) {
-        let weight = self.frames.pop_front().as_ref().map_or(0, weight);
-        self.bytes -= weight;
-        self.excused = self.excused.saturating_sub(weight);
+        match self.frames.pop_front() {
+            Some(Waiting { frame, kind: Kind::Message }) => {
+                self.counted -= 1;
+                self.bytes -= weight(&frame);
+            }
+            Some(Waiting { kind: Kind::Replayed, .. }) => self.replayed -= 1,
+            Some(Waiting { kind: Kind::Control, .. }) | None => {}
+        }
     }
 
     fn emptied(&mut self) {
@@ -153,6 +202,7 @@ fn write<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use engineioxide_core::Packet;
     use tokio::{io::AsyncReadExt, net::TcpListener};
 
     async fn pair() -> (TcpStream, TcpStream) {
@@ -168,7 +218,7 @@ mod tests {
         let frames: Vec<Frame> = (0..2_000u32).map(|n| Frame::binary(&n.to_be_bytes().repeat(1_000))).collect();
         let expected: Vec<u8> = frames.iter().flat_map(|frame| frame.wire().to_vec()).collect();
         for batch in frames.chunks(150) {
-            outbox.send(&server, &batch.iter().collect::<Vec<_>>()).unwrap();
+            outbox.send(&server, &batch.iter().collect::<Vec<_>>(), 0).unwrap();
         }
         assert!(outbox.exceeds(1 << 20), "nobody reads yet");
         let length = expected.len();
@@ -178,7 +228,8 @@ mod tests {
             received
         };
         let writer = async {
-            while !outbox.flush(&server).unwrap() {
+            while !outbox.is_empty() {
+                outbox.flush(&server).unwrap();
                 server.writable().await.unwrap();
             }
         };
@@ -187,31 +238,84 @@ mod tests {
         assert_eq!((outbox.bytes, outbox.sent, outbox.frames.capacity() <= SLOTS_KEPT), (0, 0, true));
     }
 
-    #[test]
-    fn what_is_excused_does_not_count_but_only_once() {
-        let mut outbox = Outbox::default();
-        let frame = Frame::binary(&[0; 100]);
-        outbox.extend(&[&frame]);
-        assert!(!outbox.exceeds(10), "a single message may be larger");
-        outbox.extend(&[&frame]);
-        assert!(outbox.exceeds(10));
-        let mut outbox = Outbox::default();
-        outbox.excuse(&[&frame, &frame]);
-        outbox.extend(&[&frame, &frame]);
-        assert!(!outbox.exceeds(10));
-        outbox.excuse(&[&frame]);
-        outbox.extend(&[&frame]);
-        assert!(outbox.exceeds(10));
+    /// Appends frames with these lengths to what waits.
+    fn extend(outbox: &mut Outbox, lengths: &[usize], replayed: usize) {
+        let frames: Vec<Frame> = lengths.iter().map(|&length| Frame::message(&[&vec![b'x'; length]])).collect();
+        outbox.extend(&frames.iter().collect::<Vec<_>>(), replayed);
     }
 
     #[test]
-    fn a_long_payload_comes_in_pieces() {
+    fn a_single_message_may_be_larger_than_the_bound() {
+        let mut outbox = Outbox::default();
+        extend(&mut outbox, &[100], 0);
+        outbox.put_first(&Frame::packet(Packet::Ping));
+        assert!(!outbox.exceeds(10));
+        extend(&mut outbox, &[100], 0);
+        assert!(outbox.exceeds(10) && !outbox.exceeds(1_000));
+    }
+
+    #[test]
+    fn what_is_replayed_does_not_count_until_it_is_asked_for_again() {
+        let mut outbox = Outbox::default();
+        extend(&mut outbox, &[5], 0);
+        extend(&mut outbox, &[1_000, 1_000, 5], 2);
+        assert!(!outbox.exceeds(300));
+        extend(&mut outbox, &[1_000], 1);
+        assert!(outbox.exceeds(300), "some of the first replay still waits");
+        assert_eq!(outbox.take_payload().len(), 5);
+        extend(&mut outbox, &[1_000, 1_000], 2);
+        assert!(!outbox.exceeds(300), "all of the first replay is gone");
+        assert_eq!((outbox.counted, outbox.bytes, outbox.replayed), (0, 0, 2));
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_at_once_is_not_excused_of_what_is_not() {
+        let (server, _client) = pair().await;
+        let frame = Frame::binary(&vec![0; 100_000]);
+        let frames = vec![&frame; 1_000];
+        let mut outbox = Outbox::default();
+        outbox.send(&server, &frames, 400).unwrap();
+        assert!(outbox.replayed < 400, "the socket took some");
+        assert_eq!((outbox.counted, outbox.bytes), (600, 600 * weight(&frame)));
+    }
+
+    #[test]
+    fn control_frames_go_first_and_one_of_each_sort() {
+        let ping = Frame::packet(Packet::Ping);
+        for (sent, expected) in [(0, "32|b|c"), (1, "b|32|c")] {
+            let mut outbox = Outbox { sent, ..Outbox::default() };
+            outbox.extend(&[&Frame::message(&[b"b"]), &Frame::message(&[b"c"])], 0);
+            for control in [&ping, &Frame::pong(b"1"), &ping, &Frame::pong(b"2"), &ping, &Frame::pong(b"3")] {
+                outbox.put_first(control);
+            }
+            let order: Vec<_> = outbox.frames.iter().map(|waiting| waiting.frame.wire()[2..].to_vec()).collect();
+            let expected: Vec<_> = expected.replace("32", "3|2").replace('b', "4b").replace('c', "4c").into_bytes();
+            assert_eq!(order, expected.split(|byte| *byte == b'|').collect::<Vec<_>>(), "{sent}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_control_frame_that_does_not_fit_goes_before_what_comes_later() {
+        let (server, _client) = pair().await;
+        let mut outbox = Outbox::default();
+        let frame = Frame::binary(&vec![0; 100_000]);
+        while outbox.is_empty() {
+            outbox.send(&server, &[&frame], 0).unwrap();
+        }
+        outbox.send_first(&server, &Frame::packet(Packet::Ping)).unwrap();
+        outbox.send(&server, &[&frame], 0).unwrap();
+        let waiting: Vec<_> = outbox.frames.iter().map(|waiting| waiting.kind).collect();
+        assert_eq!(waiting, [Kind::Message, Kind::Control, Kind::Message]);
+    }
+
+    #[test]
+    fn a_long_payload_comes_in_pieces_and_shares_its_bytes() {
         let mut outbox = Outbox::default();
         let frame = Frame::message(&[&vec![b'x'; 400_000]]);
-        outbox.extend(&[&frame; 5]);
-        let lengths: Vec<usize> =
-            std::iter::from_fn(|| (!outbox.is_empty()).then(|| outbox.take_payload().len())).collect();
-        assert_eq!(lengths, [800_003, 800_003, 400_001]);
-        assert_eq!(outbox.bytes, 0);
+        outbox.extend(&[&frame; 5], 0);
+        let payloads: Vec<_> = std::iter::from_fn(|| (!outbox.is_empty()).then(|| outbox.take_payload())).collect();
+        assert_eq!(payloads.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 1]);
+        assert!(payloads.concat().iter().all(|packet| packet.as_ptr() == frame.polled().unwrap().as_ptr()));
+        assert_eq!((outbox.counted, outbox.bytes), (0, 0));
     }
 }

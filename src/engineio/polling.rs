@@ -1,10 +1,10 @@
 //! HTTP long-polling: a GET waits for packets, a POST brings them.
 
-use std::{io::Write, pin::pin, sync::Arc, time::Duration};
+use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
 
 use axum::body::{Body, HttpBody};
+use bytes::Bytes;
 use engineioxide_core::{Packet, PacketParseError, ProtocolVersion, payload};
-use flate2::{Compression, write::GzEncoder};
 use futures_util::StreamExt;
 use http::{
     HeaderMap, HeaderValue, Response, StatusCode,
@@ -14,11 +14,17 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     CloseReason, Engine, Handler, Session,
+    delivery::Delivery,
+    frame::SEPARATOR,
+    gzip::{Member, Pieces},
     http::{Refusal, respond},
     session::Poll,
 };
 
-/// Answers at least this long are compressed for clients that take it, as by Node.
+/// Type of a payload.
+pub(super) const TEXT: &str = "text/plain; charset=UTF-8";
+
+/// Payloads at least this long are compressed for clients that take it, as by Node.
 const COMPRESS_FROM: usize = 1_024;
 
 /// Packets in one POST; a browser sends a handful.
@@ -27,17 +33,42 @@ const MAX_PACKETS: usize = 10_000;
 impl<H: Handler> Engine<H> {
     /// A GET: what waits for the client, or the next thing to come.
     pub(super) async fn poll(&self, session: &Arc<Session<H>>, headers: &HeaderMap) -> Result<Response<Body>, Refusal> {
-        let payload = match session.poll() {
-            Poll::Now(payload) => payload,
-            Poll::Later(payload) => {
-                let mut pending = Pending(Some(session));
-                let payload = payload.await.map_err(|_| Refusal::BadRequest)?;
-                pending.0 = None;
-                payload
-            }
+        let poll = session.poll();
+        if matches!(poll, Poll::Refused) {
+            return Err(Refusal::BadRequest);
+        }
+        // From here on the session ends when its client goes away, as what is sent to it could be lost.
+        let delivery = Delivery::to(session);
+        let packets = match poll {
+            Poll::Now(packets) => packets,
+            Poll::Later(packets) => packets.await.map_err(|_| Refusal::BadRequest)?,
             Poll::Refused => return Err(Refusal::BadRequest),
         };
-        Ok(answer(payload, headers))
+        let separators = packets.len().saturating_sub(1) * SEPARATOR.len();
+        let length = separators + packets.iter().map(Bytes::len).sum::<usize>();
+        if length < COMPRESS_FROM || !accepts_gzip(headers) {
+            return Ok(respond(StatusCode::OK, TEXT, Body::new(delivery.of(joined(packets)))));
+        }
+        let compressed = self.gzipped(packets).await;
+        let mut response = respond(StatusCode::OK, TEXT, Body::new(delivery.of(compressed)));
+        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        response.headers_mut().append(VARY, HeaderValue::from_static("Accept-Encoding"));
+        Ok(response)
+    }
+
+    /// A payload as a gzip stream, of which each packet is compressed once for all clients.
+    async fn gzipped(&self, packets: Vec<Bytes>) -> VecDeque<Bytes> {
+        let mut member = Member::new();
+        for (place, (packet, segment)) in self.compressor.compress(packets, self.now()).await.into_iter().enumerate() {
+            if place > 0 {
+                member.store(Bytes::from_static(SEPARATOR));
+            }
+            match segment {
+                Some(segment) => member.append(&segment),
+                None => member.store(packet),
+            }
+        }
+        member.finish()
     }
 
     /// A POST: packets from the client, handled in order.
@@ -112,34 +143,16 @@ pub(super) async fn packets(body: Body, max: usize) -> Result<Vec<Packet>, Packe
     if packets.is_empty() { Err(PacketParseError::InvalidPacketLen) } else { Ok(packets) }
 }
 
-/// A GET that waits. When its client goes away, the session ends, as what is sent from now on could be lost.
-struct Pending<'a, H: Handler>(Option<&'a Arc<Session<H>>>);
-
-impl<H: Handler> Drop for Pending<'_, H> {
-    fn drop(&mut self) {
-        if let Some(session) = self.0 {
-            session.close(CloseReason::TransportClose);
+/// A payload as it is.
+fn joined(packets: Vec<Bytes>) -> VecDeque<Bytes> {
+    let mut pieces = Pieces::default();
+    for (place, packet) in packets.into_iter().enumerate() {
+        if place > 0 {
+            pieces.copy(SEPARATOR);
         }
+        pieces.push(packet);
     }
-}
-
-/// An answer to a GET, compressed where that pays.
-pub(super) fn answer(payload: Vec<u8>, request: &HeaderMap) -> Response<Body> {
-    const TEXT: &str = "text/plain; charset=UTF-8";
-    if payload.len() < COMPRESS_FROM || !accepts_gzip(request) {
-        return respond(StatusCode::OK, TEXT, payload);
-    }
-    let mut encoder = GzEncoder::new(Vec::with_capacity(payload.len() / 2), Compression::fast());
-    let compressed = encoder.write_all(&payload).and_then(|()| encoder.finish());
-    match compressed {
-        Ok(compressed) => {
-            let mut response = respond(StatusCode::OK, TEXT, compressed);
-            response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            response.headers_mut().append(VARY, HeaderValue::from_static("Accept-Encoding"));
-            response
-        }
-        Err(_) => respond(StatusCode::OK, TEXT, payload),
-    }
+    pieces.finish()
 }
 
 fn accepts_gzip(request: &HeaderMap) -> bool {
@@ -172,12 +185,6 @@ mod tests {
             assert_eq!(accepts_gzip(&headers(encoding)), accepted, "{encoding}");
         }
         assert!(!accepts_gzip(&HeaderMap::new()));
-    }
-
-    #[test]
-    fn short_answers_stay_as_they_are() {
-        let encoded = |length| answer(vec![b'4'; length], &headers("gzip")).headers().contains_key(CONTENT_ENCODING);
-        assert_eq!([encoded(COMPRESS_FROM - 1), encoded(COMPRESS_FROM)], [false, true]);
     }
 
     async fn parsed(body: &'static str) -> Option<Vec<Packet>> {

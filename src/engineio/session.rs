@@ -9,15 +9,20 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
+use bytes::Bytes;
 use engineioxide_core::{Packet, Sid};
 use socket2::SockRef;
 use tokio::{net::TcpStream, sync::oneshot};
 
 use super::{
     CloseReason, Engine, Frame, Handler,
-    heartbeat::{Beat, Heartbeat},
+    heartbeat::{Beat, Heartbeat, PROGRESS},
+    narrow::Narrow,
     outbox::Outbox,
 };
+
+/// Bytes that wait for a client that is behind. A burst of less is sent in the kernel's own, larger steps.
+const BEHIND: usize = 1 << 20;
 
 /// How a client is reached.
 enum Transport {
@@ -29,7 +34,7 @@ enum Transport {
 #[derive(Default)]
 struct Polling {
     /// The pending GET, if there is one.
-    waiting: Option<oneshot::Sender<Vec<u8>>>,
+    waiting: Option<oneshot::Sender<Vec<Bytes>>>,
     /// A POST is being read.
     posting: bool,
     /// A WebSocket has sent its probe.
@@ -42,12 +47,14 @@ struct Inner {
     heartbeat: Heartbeat,
     /// A task waits for the socket to take more.
     flushing: bool,
+    narrow: Narrow,
 }
 
 /// Answer to a GET of a polling client.
 pub(super) enum Poll {
-    Now(Vec<u8>),
-    Later(oneshot::Receiver<Vec<u8>>),
+    /// Packets.
+    Now(Vec<Bytes>),
+    Later(oneshot::Receiver<Vec<Bytes>>),
     /// Not a polling session (any more).
     Refused,
 }
@@ -70,6 +77,7 @@ impl<H: Handler> Session<H> {
             outbox: Outbox::default(),
             heartbeat: Heartbeat::new(engine.now(), engine.intervals),
             flushing: false,
+            narrow: Narrow::default(),
         };
         Self { sid: Sid::new(), engine, state, stream: weak, inner: Mutex::new(inner) }
     }
@@ -107,12 +115,20 @@ impl<H: Handler> Session<H> {
         }
     }
 
-    /// As [`Session::send`], but the first `excused` frames do not count against the bound, if none wait already that do
-    /// not.
+    /// Sends a control frame before all that is not begun yet.
+    pub(super) fn send_first(self: &Arc<Self>, control: &Frame) {
+        self.write(|inner| inner.send_first(control));
+    }
+
+    /// As [`Session::send`], but the first `excused` frames, which are replayed, do not count against the bound. When
+    /// some of an earlier replay still wait, they do.
     pub fn send_excused(self: &Arc<Self>, frames: &[&Frame], excused: usize) {
+        self.write(|inner| inner.send(frames, excused));
+    }
+
+    fn write(self: &Arc<Self>, put: impl FnOnce(&mut Inner) -> io::Result<()>) {
         let mut inner = self.lock();
-        inner.outbox.excuse(&frames[..excused.min(frames.len())]);
-        let sent = inner.send(frames);
+        let sent = put(&mut inner);
         let slow = inner.outbox.exceeds(self.engine.options.outbox_bytes);
         let blocked = inner.blocked();
         drop(inner);
@@ -132,11 +148,21 @@ impl<H: Handler> Session<H> {
         loop {
             let ready = stream.writable().await;
             let mut inner = self.lock();
-            let Inner { transport: Transport::WebSocket(_), outbox, flushing, .. } = &mut *inner else { return };
+            let Inner { transport: Transport::WebSocket(_), outbox, heartbeat, flushing, narrow } = &mut *inner else {
+                return;
+            };
             match ready.and_then(|()| outbox.flush(stream)) {
-                Ok(false) => {}
-                Ok(true) => {
+                Ok(taken) if !outbox.is_empty() => {
+                    heartbeat.progress(taken);
+                    if outbox.exceeds(BEHIND) {
+                        narrow.set(stream, true);
+                    }
+                }
+                Ok(_) => {
+                    // However little it was, it was all.
+                    heartbeat.progress(PROGRESS);
                     *flushing = false;
+                    narrow.set(stream, false);
                     return;
                 }
                 Err(_) => {
@@ -161,16 +187,18 @@ impl<H: Handler> Session<H> {
         let mut inner = self.lock();
         let transport = std::mem::replace(&mut inner.transport, Transport::Closed);
         let outbox = std::mem::take(&mut inner.outbox);
+        let mut narrow = inner.narrow;
         drop(inner);
         match transport {
             Transport::Closed => return,
             Transport::Polling(polling) => {
                 let packet = if reason == CloseReason::ClientClose { Packet::Noop } else { Packet::Close };
                 if let Some(waiting) = polling.waiting {
-                    let _ = waiting.send(String::from(packet).into_bytes());
+                    let _ = waiting.send(vec![String::from(packet).into()]);
                 }
             }
             Transport::WebSocket(stream) => {
+                narrow.set(&stream, false);
                 if outbox.at_boundary() {
                     let _ = stream.try_write(Frame::close(reason.code()).wire());
                 }
@@ -197,7 +225,7 @@ impl<H: Handler> Session<H> {
             Beat::Ping => {
                 let due = inner.heartbeat.due();
                 drop(inner);
-                self.send(&[&self.engine.ping]);
+                self.send_first(&self.engine.ping);
                 Some(due)
             }
             Beat::Dead => {
@@ -211,6 +239,16 @@ impl<H: Handler> Session<H> {
     pub(super) fn pong(&self) {
         let now = self.engine.now();
         self.lock().heartbeat.pong(now, self.engine.intervals);
+    }
+
+    /// Bytes that waited for the client have left.
+    pub(super) fn progress(&self, bytes: usize) {
+        self.lock().heartbeat.progress(bytes);
+    }
+
+    /// Whether nothing waits to be sent.
+    pub(super) fn is_drained(&self) -> bool {
+        self.lock().outbox.is_empty()
     }
 
     pub(super) fn is_polling(&self) -> bool {
@@ -302,17 +340,43 @@ impl<H: Handler> Session<H> {
 }
 
 impl Inner {
-    fn send(&mut self, frames: &[&Frame]) -> io::Result<()> {
+    fn send(&mut self, frames: &[&Frame], replayed: usize) -> io::Result<()> {
         match &mut self.transport {
-            Transport::WebSocket(stream) => self.outbox.send(stream, frames),
-            Transport::Polling(polling) => {
-                self.outbox.extend(frames);
-                if let Some(waiting) = polling.waiting.take() {
-                    let _ = waiting.send(self.outbox.take_payload());
+            Transport::WebSocket(stream) => {
+                if replayed > 0 {
+                    self.narrow.set(stream, true);
                 }
-                Ok(())
+                self.outbox.send(stream, frames, replayed)?;
+                if self.outbox.is_empty() {
+                    self.narrow.set(stream, false);
+                }
             }
-            Transport::Closed => Ok(()),
+            Transport::Polling(_) => {
+                self.outbox.extend(frames, replayed);
+                self.answer();
+            }
+            Transport::Closed => {}
+        }
+        Ok(())
+    }
+
+    fn send_first(&mut self, control: &Frame) -> io::Result<()> {
+        match &mut self.transport {
+            Transport::WebSocket(stream) => self.outbox.send_first(stream, control)?,
+            Transport::Polling(_) => {
+                self.outbox.put_first(control);
+                self.answer();
+            }
+            Transport::Closed => {}
+        }
+        Ok(())
+    }
+
+    /// Gives what waits to the GET that waits.
+    fn answer(&mut self) {
+        let Transport::Polling(polling) = &mut self.transport else { return };
+        if let Some(waiting) = polling.waiting.take() {
+            let _ = waiting.send(self.outbox.take_payload());
         }
     }
 
@@ -328,6 +392,6 @@ impl Inner {
     }
 }
 
-fn noop() -> Vec<u8> {
-    String::from(Packet::Noop).into_bytes()
+fn noop() -> Vec<Bytes> {
+    vec![String::from(Packet::Noop).into()]
 }

@@ -120,7 +120,7 @@ impl<H: Handler> Engine<H> {
     async fn converse(self: Arc<Self>, session: Arc<Session<H>>, stream: Arc<TcpStream>, mut decoder: Decoder) {
         // Also when the handler panics: nobody else would notice that this client is no longer read.
         let _closer = Closer(&session);
-        let pong = |data: &[u8]| session.send_if_idle(&Frame::pong(data));
+        let pong = |data: &[u8]| session.send_first(&Frame::pong(data));
         let max = self.options.max_payload;
         let reason = read(&stream, &mut decoder, max, pong, |event| self.event(&session, &event)).await;
         session.close_from_reader(reason.unwrap_or_else(|end| match end {

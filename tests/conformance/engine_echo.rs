@@ -9,6 +9,7 @@ use loomio_channels::{
     engineio::{CloseReason, Engine, Frame, Handler, Handshake, Malformed, Message, Options, Session},
     lifecycle::{Lifecycle, Signals},
     listener,
+    metrics::Metrics,
 };
 
 struct Echo;
@@ -41,7 +42,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         ping_timeout: Duration::from_millis(200),
         ..Options::default()
     };
-    let engine = Engine::new(Echo, options, lifecycle.tasks().clone());
+    let engine = Engine::new(Echo, options, lifecycle.tasks().clone(), Metrics::new());
     let handler = Arc::clone(&engine);
     let router =
         Router::new().route("/engine.io/", any(move |request: Request<Body>| Arc::clone(&handler).handle(request)));

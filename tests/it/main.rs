@@ -4,6 +4,7 @@
 
 mod cli;
 mod collab_auth;
+mod compression;
 mod corpora;
 mod harness;
 mod hostile;
@@ -21,6 +22,7 @@ mod recovery;
 mod redis_url;
 mod screen;
 mod slow;
+mod slow_return;
 mod stop;
 mod stress;
 mod tickets;

@@ -84,6 +84,11 @@ impl WebSocket {
         .await
     }
 
+    /// The next Engine.IO packet, which may be a ping; it is not answered.
+    pub(crate) async fn packet_or_ping(&mut self) -> Result<String, Ended> {
+        within("a packet or a ping", self.message()).await
+    }
+
     /// Reads on until the connection ends.
     pub(crate) async fn end(&mut self) -> Ended {
         loop {

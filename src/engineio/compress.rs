@@ -1,0 +1,253 @@
+//! Compresses each polled message once, whatever the number of clients that get it.
+//!
+//! Answers for this: the first request for a message starts the job, all others wait for the same one (single-flight),
+//! and the result is kept for a while for those that come later. Jobs run on threads of their own, and a client that
+//! goes away does not cancel the job for the others.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, future::Shared};
+use tokio::sync::{Semaphore, oneshot};
+
+use super::gzip::Segment;
+use crate::{
+    lifecycle::Tasks,
+    metrics::{Counter, Metrics},
+};
+
+/// Messages shorter than this are not worth their own segment: deflate finds nothing in them.
+const SHORTEST: usize = 256;
+
+/// Jobs at a time. Compression must never take all processors from delivery, and a small machine has two.
+const JOBS: usize = 1;
+
+/// Jobs that wait for their turn, each with at most one payload of messages. When it is full, messages go out as they
+/// are.
+const QUEUE: usize = 64;
+
+/// Bytes of messages kept with their compressed form, which is smaller, but for a single larger message: a burst to one
+/// room, of which every client is at another place.
+const KEPT_BYTES: usize = 8 << 20;
+
+/// What a kept message is counted with beside its bytes.
+const OVERHEAD: usize = 256;
+
+/// How long a message is kept in milliseconds. A client that polls comes back for the next message within seconds.
+const KEPT_MS: u64 = 10_000;
+
+/// A message, told by where its bytes are: they stay there as long as it is kept.
+type Key = (usize, usize);
+
+type Job = Shared<oneshot::Receiver<Arc<Segment>>>;
+
+struct Kept {
+    message: Bytes,
+    job: Job,
+    /// When it was asked for first.
+    at: u64,
+}
+
+#[derive(Default)]
+struct Cache {
+    kept: HashMap<Key, Kept>,
+    /// The oldest first.
+    order: VecDeque<Key>,
+    bytes: usize,
+}
+
+/// Compressed messages, done and under way.
+pub(super) struct Compressor {
+    cache: Mutex<Cache>,
+    queue: Arc<Semaphore>,
+    jobs: Arc<Semaphore>,
+    tasks: Tasks,
+    metrics: Metrics,
+}
+
+impl Compressor {
+    pub(super) fn new(tasks: Tasks, metrics: Metrics) -> Self {
+        let (queue, jobs) = (Arc::new(Semaphore::new(QUEUE)), Arc::new(Semaphore::new(JOBS)));
+        Self { cache: Mutex::default(), queue, jobs, tasks, metrics }
+    }
+
+    /// The messages, each with its compressed form, or without one when it has to go out as it is.
+    pub(super) async fn compress(&self, messages: Vec<Bytes>, now: u64) -> Vec<(Bytes, Option<Arc<Segment>>)> {
+        let jobs = self.jobs(&messages, now);
+        let mut compressed = Vec::with_capacity(messages.len());
+        for (message, job) in messages.into_iter().zip(jobs) {
+            let segment = match job {
+                Some(job) => job.await.ok(),
+                None => None,
+            };
+            compressed.push((message, segment));
+        }
+        compressed
+    }
+
+    /// Forgets what has been kept for long enough.
+    pub(super) fn forget(&self, now: u64) {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        while cache.oldest().is_some_and(|oldest| oldest.at + KEPT_MS <= now) {
+            cache.pop();
+        }
+    }
+
+    /// The jobs of these messages; those that nobody asked for before become one new job together.
+    fn jobs(&self, messages: &[Bytes], now: u64) -> Vec<Option<Job>> {
+        let (mut jobs, mut new, mut place) = (Vec::with_capacity(messages.len()), Vec::new(), None);
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        for message in messages {
+            let job = if message.len() < SHORTEST {
+                None
+            } else if let Some(kept) = cache.kept.get(&key(message)) {
+                Some(kept.job.clone())
+            } else {
+                if place.is_none() {
+                    place = Arc::clone(&self.queue).try_acquire_owned().ok();
+                }
+                place.as_ref().map(|_| {
+                    let (sender, receiver) = oneshot::channel();
+                    new.push((message.clone(), sender));
+                    cache.keep(message, receiver.shared(), now)
+                })
+            };
+            jobs.push(job);
+        }
+        drop(cache);
+        if let Some(place) = place {
+            let (turns, tasks, metrics) = (Arc::clone(&self.jobs), self.tasks.clone(), self.metrics.clone());
+            self.tasks.spawn(async move {
+                let turn = turns.acquire_owned().await;
+                tasks.spawn_blocking(move || {
+                    let _until_done = (turn, place);
+                    for (message, sender) in new {
+                        if let Ok(segment) = Segment::new(&message) {
+                            metrics.count(Counter::Compressed);
+                            // Nobody may wait any more.
+                            let _ = sender.send(Arc::new(segment));
+                        }
+                    }
+                });
+            });
+        }
+        jobs
+    }
+}
+
+impl Cache {
+    fn keep(&mut self, message: &Bytes, job: Job, at: u64) -> Job {
+        let key = key(message);
+        self.bytes += message.len() + OVERHEAD;
+        self.order.push_back(key);
+        self.kept.insert(key, Kept { message: message.clone(), job: job.clone(), at });
+        while self.bytes > KEPT_BYTES && self.order.len() > 1 {
+            self.pop();
+        }
+        job
+    }
+
+    fn oldest(&self) -> Option<&Kept> {
+        self.kept.get(self.order.front()?)
+    }
+
+    fn pop(&mut self) {
+        let oldest = self.order.pop_front().and_then(|key| self.kept.remove(&key));
+        self.bytes -= oldest.map_or(0, |oldest| oldest.message.len() + OVERHEAD);
+    }
+}
+
+fn key(message: &Bytes) -> Key {
+    (message.as_ptr().addr(), message.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+
+    use super::*;
+
+    fn compressor() -> (Compressor, Metrics) {
+        let metrics = Metrics::new();
+        (Compressor::new(Tasks::current(), metrics.clone()), metrics)
+    }
+
+    fn message(length: usize) -> Bytes {
+        vec![b'x'; length].into()
+    }
+
+    async fn is_compressed(compressor: &Compressor, message: &Bytes, now: u64) -> bool {
+        compressor.compress(vec![message.clone()], now).await[0].1.is_some()
+    }
+
+    #[tokio::test]
+    async fn a_message_is_compressed_once_for_all_who_ask_for_it() {
+        let (compressor, metrics) = compressor();
+        let (message, other) = (message(300_000), message(300_000));
+        // The first to ask goes away at once.
+        assert!(compressor.compress(vec![message.clone()], 0).now_or_never().is_none());
+        let all = join_all((0..100).map(|_| compressor.compress(vec![message.clone(), other.clone()], 0))).await;
+        let first = all[0][0].1.as_ref().unwrap();
+        assert!(all.iter().all(|messages| Arc::ptr_eq(messages[0].1.as_ref().unwrap(), first)));
+        assert_eq!(metrics.get(Counter::Compressed), 2);
+    }
+
+    #[tokio::test]
+    async fn short_messages_stay_as_they_are() {
+        let (compressor, metrics) = compressor();
+        assert!(!is_compressed(&compressor, &message(SHORTEST - 1), 0).await);
+        assert!(is_compressed(&compressor, &message(SHORTEST), 0).await);
+        assert_eq!(metrics.get(Counter::Compressed), 1);
+    }
+
+    #[tokio::test]
+    async fn messages_are_forgotten_in_time() {
+        let (compressor, metrics) = compressor();
+        let message = message(1_000);
+        for (now, times) in [(0, 1), (KEPT_MS - 1, 1), (KEPT_MS, 2)] {
+            compressor.forget(now);
+            assert!(is_compressed(&compressor, &message, now).await);
+            assert_eq!(metrics.get(Counter::Compressed), times, "{now}");
+        }
+        compressor.forget(2 * KEPT_MS);
+        let cache = compressor.cache.lock().unwrap();
+        assert_eq!((cache.bytes, cache.order.len(), cache.kept.len()), (0, 0, 0));
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_is_bounded() {
+        let (compressor, metrics) = compressor();
+        let messages: Vec<Bytes> = (0..20).map(|_| message(1 << 20)).collect();
+        for message in &messages {
+            assert!(is_compressed(&compressor, message, 0).await);
+        }
+        let (bytes, kept) = {
+            let cache = compressor.cache.lock().unwrap();
+            (cache.bytes, cache.kept.len())
+        };
+        assert!(bytes <= KEPT_BYTES, "{bytes}");
+        assert!(is_compressed(&compressor, &messages[20 - kept], 0).await);
+        assert_eq!(metrics.get(Counter::Compressed), 20, "still kept");
+        let large = message(2 * KEPT_BYTES);
+        assert!(is_compressed(&compressor, &large, 0).await && is_compressed(&compressor, &large, 0).await);
+        assert_eq!(metrics.get(Counter::Compressed), 21, "a single message may be larger");
+    }
+
+    #[tokio::test]
+    async fn past_the_bound_of_the_queue_messages_go_out_as_they_are() {
+        let (compressor, metrics) = compressor();
+        let turns = compressor.jobs.acquire_many(u32::try_from(JOBS).unwrap()).await.unwrap();
+        let messages: Vec<Bytes> = (0..QUEUE).map(|_| message(1_000)).collect();
+        let mut waiting: Vec<_> =
+            messages.iter().map(|message| Box::pin(compressor.compress(vec![message.clone()], 0))).collect();
+        assert!(waiting.iter_mut().all(|job| job.now_or_never().is_none()));
+        assert!(!is_compressed(&compressor, &message(1_000), 0).await);
+        drop(turns);
+        assert!(join_all(waiting).await.iter().all(|messages| messages[0].1.is_some()));
+        assert_eq!(metrics.get(Counter::Compressed), QUEUE as u64);
+        assert!(is_compressed(&compressor, &message(1_000), 0).await);
+    }
+}
