@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Instant};
 
 use crate::{
     auth::EVERYONE,
-    bus::{Inbound, Rejected, Source, Update, decode},
+    bus::{Gap, Inbound, Rejected, Source, Update, decode},
     hub::{Hub, Offset, Subscriber, fingerprint},
     metrics::{Counter, Metrics},
     telemetry::Throttle,
@@ -30,11 +30,17 @@ pub async fn run<S: Subscriber>(mut source: Source, hub: Arc<Hub<S>>, encode: En
                 metrics.count(Counter::MessagesReceived);
                 reject(&channel, Rejected::TooLarge, &metrics);
             }
-            Inbound::Subscribed => hub.note_gap(),
-            Inbound::Lost => {
-                metrics.count(Counter::Gaps);
-                hub.note_gap();
+            Inbound::Subscribed { gap } => {
+                match gap {
+                    Gap::Start => {}
+                    Gap::Empty => metrics.count(Counter::GapsEmpty),
+                    Gap::Possible => metrics.count(Counter::Gaps),
+                }
+                if gap != Gap::Empty {
+                    hub.note_gap();
+                }
             }
+            Inbound::Lost | Inbound::Drained => {}
         }
     }
 }

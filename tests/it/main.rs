@@ -5,6 +5,7 @@
 mod cli;
 mod collab_auth;
 mod corpora;
+mod gap;
 mod harness;
 mod hostile;
 mod layers;
