@@ -21,6 +21,9 @@ pub const RECORDS: &str = "/records";
 /// Channel of notices for everyone.
 pub const SYSTEM_NOTICE: &str = "/system_notice";
 
+/// Channels of messages for the bot, as a pattern.
+pub const BOT: &str = "chatbot/*";
+
 /// What the bus brings.
 #[derive(Debug)]
 pub enum Inbound {
@@ -36,8 +39,35 @@ pub enum Inbound {
         /// The channel it came on.
         channel: Bytes,
     },
-    /// From now on messages come; some may have been missed before.
-    Subscribed,
+    /// From now on messages come.
+    Subscribed {
+        /// What was before.
+        gap: Gap,
+    },
     /// From now on messages may be missed.
     Lost,
+    /// All that Redis executed before it answered a [drain](Source::drain) has been yielded, or was lost.
+    Drained,
+}
+
+/// Whether messages were missed before a subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gap {
+    /// It is the first one of this process.
+    Start,
+    /// Nothing was published while no connection was subscribed: Redis' own count proves it.
+    Empty,
+    /// Something may have been missed.
+    Possible,
+}
+
+impl Gap {
+    /// As the log has it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Empty => "empty",
+            Self::Possible => "possible",
+        }
+    }
 }

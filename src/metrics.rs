@@ -31,6 +31,8 @@ counters! {
     MessagesRejected,
     /// Times the subscription was lost, and with it perhaps messages.
     Gaps,
+    /// Times the subscription was lost, and nothing was published before it was there again.
+    GapsEmpty,
     /// Browsers that joined.
     Connects,
     /// Browsers that came back and had missed nothing that they were not given.

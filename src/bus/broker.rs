@@ -17,11 +17,12 @@ mod store;
 mod tests;
 mod wire;
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use rand::RngExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
@@ -52,6 +53,11 @@ struct Shared {
     subscriptions: Mutex<Subscriptions>,
     slots: Arc<Semaphore>,
     last_client: AtomicI64,
+    /// Messages that were published.
+    publishes: AtomicU64,
+    /// Different for each broker, as redis has one for each start.
+    run_id: String,
+    started: Instant,
 }
 
 impl Shared {
@@ -62,6 +68,13 @@ impl Shared {
 
     fn subscriptions(&self) -> MutexGuard<'_, Subscriptions> {
         self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counted under the lock, so that a subscriber that asks for the count has been sent everything in it.
+    fn publish(&self, channel: &Bytes, payload: &Bytes) -> usize {
+        let subscriptions = self.subscriptions();
+        self.publishes.fetch_add(1, Ordering::Relaxed);
+        subscriptions.publish(channel, payload)
     }
 
     fn clients(&self) -> usize {
@@ -84,6 +97,9 @@ impl Broker {
                 subscriptions: Mutex::default(),
                 slots: Arc::new(Semaphore::new(MAX_CLIENTS)),
                 last_client: AtomicI64::new(0),
+                publishes: AtomicU64::new(0),
+                run_id: format!("{:040x}", rand::rng().random::<u128>()),
+                started: Instant::now(),
             }),
         }
     }
@@ -136,7 +152,7 @@ impl Broker {
     #[expect(clippy::needless_pass_by_value, reason = "callers hand the message over and are done with it")]
     pub fn publish(&self, channel: &str, payload: Bytes) -> usize {
         let channel = Bytes::copy_from_slice(channel.as_bytes());
-        self.shared.subscriptions().publish(&channel, &payload)
+        self.shared.publish(&channel, &payload)
     }
 }
 

@@ -6,6 +6,7 @@ mod cli;
 mod collab_auth;
 mod compression;
 mod corpora;
+mod gap;
 mod harness;
 mod hostile;
 mod layers;

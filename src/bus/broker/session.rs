@@ -5,9 +5,10 @@
 //! Must not know: sockets, buffers, the clock.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::Shared;
@@ -102,7 +103,7 @@ impl Session {
             Command::Expire { key, after } => Reply::Integer(i64::from(self.shared.store().expire(&key, after, now))),
             Command::Get(key) => self.shared.store().get(&key, now).map_or(Reply::Null, Reply::Bulk),
             Command::Hello { protocol, user, name } => self.hello(protocol, user, name),
-            Command::Info => Reply::Text(self.info()),
+            Command::Info => return self.info(),
             Command::Ping(message) if self.speaks_only_pubsub() => {
                 Reply::Array(vec![Reply::bulk("pong"), Reply::Bulk(message.unwrap_or_default())])
             }
@@ -146,7 +147,7 @@ impl Session {
         if channel.len() > MAX_NAME_BYTES {
             return too_long();
         }
-        Reply::count(self.shared.subscriptions().publish(channel, payload))
+        Reply::count(self.shared.publish(channel, payload))
     }
 
     fn client(&mut self, command: ClientCommand) -> Reply {
@@ -182,15 +183,27 @@ impl Session {
         ])
     }
 
-    fn info(&self) -> String {
-        format!(
+    fn info(&self) -> Outcome {
+        let (keys, clients) = (self.shared.store().len(), self.shared.clients());
+        // The count and its place among the messages are taken in one moment: a subscriber relies on it that all that
+        // is counted, and nothing else, comes before.
+        let subscriptions = self.shared.subscriptions();
+        let text = format!(
             "# Server\r\nredis_version:{REDIS_VERSION}\r\nredis_mode:standalone\r\nserver_name:loomio-channels\r\n\
-             \r\n# Clients\r\nconnected_clients:{}\r\n\
+             run_id:{}\r\nuptime_in_seconds:{}\r\n\
+             \r\n# Clients\r\nconnected_clients:{clients}\r\n\
              \r\n# Replication\r\nrole:master\r\n\
-             \r\n# Keyspace\r\ndb0:keys={}\r\n",
-            self.shared.clients(),
-            self.shared.store().len(),
-        )
+             \r\n# Commandstats\r\ncmdstat_publish:calls={},usec=0\r\n\
+             \r\n# Keyspace\r\ndb0:keys={keys}\r\n",
+            self.shared.run_id,
+            self.shared.started.elapsed().as_secs(),
+            self.shared.publishes.load(Ordering::Relaxed),
+        );
+        let mut wire = BytesMut::new();
+        Reply::Text(text).encode(self.protocol(), &mut wire);
+        self.outbox.push(wire.freeze());
+        drop(subscriptions);
+        many(Vec::new())
     }
 
     fn subscribe(&mut self, names: &[Bytes], kind: Kind) -> Outcome {

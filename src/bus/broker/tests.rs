@@ -136,6 +136,50 @@ async fn resp3_subscribers_may_say_anything() {
 }
 
 #[tokio::test]
+async fn publishes_are_counted_in_the_place_of_the_answer_among_messages() {
+    let running = Running::start().await;
+    let mut stream = running.raw().await;
+    stream.write_all(b"HELLO 3\r\nSUBSCRIBE a\r\n").await.unwrap();
+    let (broker, stop) = (running.broker.clone(), running.stop.clone());
+    let mut missed = None;
+    // From another thread, so that messages come at any moment.
+    let publisher = std::thread::spawn(move || {
+        while !stop.is_cancelled() {
+            broker.publish("a", Bytes::from_static(b"x"));
+            // Slow enough for the reader to keep up, or it is dropped.
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    });
+    let (mut read, mut messages, mut counts) = (BytesMut::new(), 0, Vec::<i64>::new());
+    timeout(SOON, async {
+        // Until many messages came before one answer or another.
+        while counts.first().zip(counts.last()).is_none_or(|(first, last)| last - first < 200) {
+            stream.write_all(b"INFO\r\n").await.unwrap();
+            let asked = counts.len();
+            while counts.len() == asked {
+                let Some(end) = read.iter().position(|&byte| byte == b'\n') else {
+                    assert_ne!(stream.read_buf(&mut read).await.unwrap(), 0);
+                    continue;
+                };
+                let line = read.split_to(end + 1);
+                if &line[..] == b"x\r\n" {
+                    messages += 1;
+                } else if let Some(calls) = line.strip_prefix(b"cmdstat_publish:calls=") {
+                    let calls: i64 = str::from_utf8(calls).unwrap().split(',').next().unwrap().parse().unwrap();
+                    counts.push(calls);
+                    // The others were published before the subscription.
+                    assert_eq!(calls - messages, *missed.get_or_insert(calls - messages));
+                }
+            }
+        }
+    })
+    .await
+    .unwrap();
+    running.stop.cancel();
+    publisher.join().unwrap();
+}
+
+#[tokio::test]
 async fn no_message_follows_the_end_of_its_subscription() {
     let running = Running::start().await;
     let answer = running.until_closed(b"SUBSCRIBE a\r\nUNSUBSCRIBE a\r\nPUBLISH a x\r\nRESET\r\nQUIT\r\n").await;

@@ -1,26 +1,36 @@
 //! One connection that is subscribed: its bytes, its replies, and whether it is still alive.
 
-use std::{io, time::Duration};
+use std::{collections::VecDeque, future::poll_fn, io, pin::Pin, pin::pin, task::Poll, time::Duration};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWrite},
     task::consume_budget,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 
-use super::reply::{Malformed, Reply, ReplyDecoder};
+use super::{
+    info::{CommandStats, Process},
+    ledger::{Ledger, Unproved},
+    reply::{Malformed, Reply, ReplyDecoder},
+};
 use crate::{
-    bus::{MAX_PAYLOAD, RECORDS, SYSTEM_NOTICE},
+    bus::{BOT, MAX_PAYLOAD, RECORDS, SYSTEM_NOTICE},
     redis_client::{ConnectionError, Connector, Stream},
 };
 
-/// After this long without a byte it is asked whether it is alive, and how long it may take to answer.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the connection is asked for a sign of life, which is also how far Redis has counted, and how long it may
+/// say nothing after that.
+const ASK_INTERVAL: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is read at once: a hundred messages as Rails writes them.
 const CHUNK_BYTES: usize = 64 * 1024;
+
+/// Most bytes of messages that are kept while the first answers are under way, so that they are passed on after it is
+/// known whether something was missed before them. Subscription and questions leave together, so that more than a few
+/// are rare. When there are more, the answers are not waited for, and something may have been missed.
+const EARLY_BYTES: usize = 2 * MAX_PAYLOAD;
 
 /// Why a subscription cannot be had, or is one no more.
 #[derive(Debug, thiserror::Error)]
@@ -31,20 +41,87 @@ pub(super) enum SubscriptionError {
     Refused(String),
     #[error("redis closed the connection")]
     Closed,
+    #[error("redis closed the connection within a message")]
+    Truncated,
     #[error("the connection to redis broke")]
     Io(#[from] io::Error),
-    #[error("redis is silent, and does not answer a ping within {} s", PING_TIMEOUT.as_secs())]
+    #[error("redis was silent for {} s", (ASK_INTERVAL + ANSWER_TIMEOUT).as_secs())]
     Silent,
     #[error(transparent)]
     Malformed(#[from] Malformed),
+}
+
+impl SubscriptionError {
+    /// Whether Redis was reached and all that it sent has been read.
+    pub(super) fn is_orderly_end(&self) -> bool {
+        matches!(self, Self::Closed)
+    }
+
+    /// Whether nothing listens where Redis should.
+    pub(super) fn is_refused_dial(&self) -> bool {
+        use io::ErrorKind::{ConnectionRefused, NotFound};
+        // A Unix socket is gone with its Redis.
+        matches!(self, Self::Connection(ConnectionError::Io(error)) if matches!(error.kind(), ConnectionRefused | NotFound))
+    }
+}
+
+/// What a subscription brings.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    /// A message on one of the channels that are wanted.
+    Message { channel: Bytes, payload: Bytes },
+    /// The same with a larger payload.
+    TooLarge { channel: Bytes },
+    /// All that Redis executed before it answered the [drain](Subscription::drain) has been passed on.
+    Drained,
+    /// Redis does not answer. Messages may still come.
+    Silent,
+    /// It says something again.
+    Alive,
+}
+
+/// What was asked, in the order in which Redis answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ask {
+    Hello,
+    Channel,
+    Pattern,
+    CommandStats,
+    Process,
+    Ping,
+    Drain,
+}
+
+/// What Redis takes of what it is asked for beside the messages that browsers need.
+#[derive(Clone, Copy, Debug, Default)]
+struct Granted {
+    /// RESP3, in which a subscriber may also ask.
+    resp3: bool,
+    bot: bool,
+    info: bool,
 }
 
 pub(super) struct Subscription {
     stream: Stream,
     buffer: BytesMut,
     decoder: ReplyDecoder,
-    /// Whether the buffer has grown for a large message.
+    /// Whether the buffer has grown for a large reply.
     grown: bool,
+    /// Commands that the socket has not taken yet. A few hundred bytes: see `asked`.
+    outgoing: BytesMut,
+    flushed: bool,
+    /// Unanswered commands: those of the beginning, then one sign of life and one drain at most.
+    asked: VecDeque<Ask>,
+    granted: Granted,
+    ledger: Ledger,
+    /// Messages that came before the first answers, at most [`EARLY_BYTES`].
+    early: VecDeque<Event>,
+    /// When a sign of life is asked for.
+    ask_at: Instant,
+    /// When Redis is silent, while there is something unanswered.
+    silent_at: Option<Instant>,
+    silent: bool,
+    since: Instant,
 }
 
 impl Subscription {
@@ -53,152 +130,227 @@ impl Subscription {
         Self::over(connector.stream().await?).await
     }
 
-    /// Subscribes. What comes before all is confirmed was missed, like everything before.
+    /// Subscribes, and has the first answers. All commands leave together: what Redis refuses of them is an answer too.
     async fn over(stream: Stream) -> Result<Self, SubscriptionError> {
-        let decoder = ReplyDecoder::new(MAX_PAYLOAD);
-        let mut this = Self { stream, buffer: BytesMut::new(), decoder, grown: false };
-        let channels = [RECORDS, SYSTEM_NOTICE];
-        this.send(redis::cmd("SUBSCRIBE").arg(&channels)).await?;
-        let mut confirmed = 0;
-        while confirmed < channels.len() {
-            match this.next().await? {
-                Reply::Subscribed => confirmed += 1,
-                Reply::Error { text } => return Err(SubscriptionError::Refused(text.escape_ascii().to_string())),
-                Reply::Message { .. } | Reply::TooLarge { .. } | Reply::Other => {}
+        let now = Instant::now();
+        let mut this = Self {
+            stream,
+            buffer: BytesMut::new(),
+            decoder: ReplyDecoder::new(MAX_PAYLOAD),
+            grown: false,
+            outgoing: BytesMut::new(),
+            flushed: true,
+            asked: VecDeque::new(),
+            granted: Granted::default(),
+            ledger: Ledger::default(),
+            early: VecDeque::new(),
+            ask_at: now + ASK_INTERVAL,
+            silent_at: None,
+            silent: false,
+            since: now,
+        };
+        this.ask(&[Ask::Hello], redis::cmd("HELLO").arg(3));
+        this.ask(&[Ask::Channel; 2], redis::cmd("SUBSCRIBE").arg(&[RECORDS, SYSTEM_NOTICE]));
+        this.ask(&[Ask::Pattern], redis::cmd("PSUBSCRIBE").arg(BOT));
+        this.ask(&[Ask::CommandStats], redis::cmd("INFO").arg("commandstats"));
+        this.ask(&[Ask::Process], redis::cmd("INFO").arg("server"));
+        let (mut early, mut bytes) = (VecDeque::new(), 0);
+        while !this.asked.is_empty() && bytes < EARLY_BYTES {
+            if let Some(event) = this.step().await? {
+                bytes += size_of::<Event>();
+                match &event {
+                    Event::Message { channel, payload } => bytes += channel.len() + payload.len(),
+                    Event::TooLarge { channel } => bytes += channel.len(),
+                    Event::Silent => return Err(SubscriptionError::Silent),
+                    Event::Alive | Event::Drained => continue,
+                }
+                early.push_back(event);
             }
         }
+        this.early = early;
+        this.since = Instant::now();
         Ok(this)
     }
 
-    /// The next reply.
-    pub(super) async fn next(&mut self) -> Result<Reply<Bytes>, SubscriptionError> {
-        // Reading from the buffer waits for nothing, and others want this thread as well.
-        consume_budget().await;
+    /// The next message or change. Loses nothing when it is cancelled: what was read stays in the buffer until it is
+    /// decoded, and what was decoded is returned without another wait.
+    pub(super) async fn next(&mut self) -> Result<Event, SubscriptionError> {
+        if let Some(event) = self.early.pop_front() {
+            return Ok(event);
+        }
         loop {
-            if let Some(reply) = self.decoder.decode(&mut self.buffer)? {
-                self.grown |= matches!(&reply, Reply::Message { payload, .. } if payload.len() > CHUNK_BYTES);
-                return Ok(reply);
+            if let Some(event) = self.step().await? {
+                return Ok(event);
             }
-            self.read().await?;
         }
     }
 
-    /// Waits for more bytes, and asks for a sign of life when none come.
-    async fn read(&mut self) -> Result<(), SubscriptionError> {
+    /// Asks for [`Event::Drained`].
+    pub(super) fn drain(&mut self) {
+        if !self.asked.contains(&Ask::Drain) {
+            self.ask(&[Ask::Drain], &redis::cmd("PING"));
+        }
+    }
+
+    /// What was received beside what was counted.
+    pub(super) fn ledger(&mut self) -> &mut Ledger {
+        &mut self.ledger
+    }
+
+    /// Whether Redis does not answer.
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent
+    }
+
+    /// Since when it is subscribed.
+    pub(super) fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// What keeps gaps from being proved empty, with the mend, for the log; `None` when nothing does.
+    pub(super) fn limit(&self) -> Option<&'static str> {
+        match self.ledger.proves() {
+            _ if !self.granted.resp3 => Some(
+                "gaps cannot be proved empty: redis refuses HELLO 3 and speaks RESP2 only; use Redis 6 or later, and \
+                 allow HELLO for its user and in proxies",
+            ),
+            _ if !self.granted.info => {
+                Some("gaps cannot be proved empty: the redis user may not use INFO; grant it +info")
+            }
+            Err(Unproved::Cluster) => {
+                Some("gaps cannot be proved empty: redis is a cluster, whose nodes count apart; use a single Redis")
+            }
+            Err(Unproved::NoAnswer | Unproved::NoCount) => {
+                Some("gaps cannot be proved empty: redis does not count PUBLISH in INFO commandstats")
+            }
+            Ok(()) if !self.granted.bot => Some(
+                "gaps in which the bot is sent a message cannot be proved empty: the redis user may not subscribe to \
+                 chatbot/*; grant it +psubscribe &chatbot/*",
+            ),
+            Ok(()) => None,
+        }
+    }
+
+    /// Decodes or reads once.
+    async fn step(&mut self) -> Result<Option<Event>, SubscriptionError> {
+        // Reading from the buffer waits for nothing, and others want this thread as well.
+        consume_budget().await;
+        match self.decoder.decode(&mut self.buffer)? {
+            Some(reply) => self.take(reply),
+            None => self.read().await,
+        }
+    }
+
+    fn take(&mut self, reply: Reply<Bytes>) -> Result<Option<Event>, SubscriptionError> {
+        let event = match reply {
+            Reply::Message { channel, payload } => {
+                self.grown |= payload.len() > CHUNK_BYTES;
+                Event::Message { channel, payload }
+            }
+            Reply::TooLarge { channel } => Event::TooLarge { channel },
+            answer => return self.answer(&answer),
+        };
+        self.ledger.message();
+        let (Event::Message { channel, .. } | Event::TooLarge { channel }) = &event else { return Ok(Some(event)) };
+        Ok((!is_for_the_bot(channel)).then_some(event))
+    }
+
+    /// Matches an answer to what was asked.
+    fn answer(&mut self, answer: &Reply<Bytes>) -> Result<Option<Event>, SubscriptionError> {
+        let ask = self.asked.pop_front().ok_or(Malformed)?;
+        if self.asked.is_empty() {
+            self.silent_at = None;
+        }
+        match (ask, answer) {
+            (Ask::Channel, Reply::Error { text }) => {
+                return Err(SubscriptionError::Refused(text.escape_ascii().to_string()));
+            }
+            (Ask::Drain, Reply::Other | Reply::Error { .. }) => return Ok(Some(Event::Drained)),
+            (Ask::Channel, Reply::Subscribed) | (Ask::Ping, Reply::Other) | (_, Reply::Error { .. }) => {}
+            (Ask::Pattern, Reply::Subscribed) => self.granted.bot = true,
+            (Ask::Hello, Reply::Other) => self.granted.resp3 = true,
+            (Ask::CommandStats, Reply::Text { text }) => {
+                self.grown |= text.len() > CHUNK_BYTES;
+                self.granted.info = true;
+                self.ledger.counted(CommandStats::parse(text));
+            }
+            (Ask::Process, Reply::Text { text }) => self.ledger.process(Process::parse(text)),
+            _ => return Err(Malformed.into()),
+        }
+        Ok(None)
+    }
+
+    /// Reads more bytes, and asks for a sign of life when it is time to.
+    async fn read(&mut self) -> Result<Option<Event>, SubscriptionError> {
         if self.grown && self.buffer.len() < CHUNK_BYTES {
             self.buffer = BytesMut::from(&self.buffer[..]);
             self.grown = false;
         }
         self.buffer.reserve(CHUNK_BYTES);
-        let (mut deadline, mut asked) = (Instant::now() + PING_INTERVAL, false);
-        loop {
-            match timeout_at(deadline, self.stream.read_buf(&mut self.buffer)).await {
-                Ok(Ok(0)) => return Err(SubscriptionError::Closed),
-                Ok(read) => return read.map(drop).map_err(SubscriptionError::Io),
-                Err(_) if asked => return Err(SubscriptionError::Silent),
-                Err(_) => {
-                    let ping = redis::cmd("PING");
-                    timeout(PING_TIMEOUT, self.send(&ping)).await.map_err(|_| SubscriptionError::Silent)??;
-                    (deadline, asked) = (Instant::now() + PING_TIMEOUT, true);
+        if self.asked.is_empty() && Instant::now() >= self.ask_at {
+            if self.granted.info {
+                self.ask(&[Ask::CommandStats], redis::cmd("INFO").arg("commandstats"));
+            } else {
+                self.ask(&[Ask::Ping], &redis::cmd("PING"));
+            }
+        }
+        let read = if self.silent {
+            self.exchange().await
+        } else {
+            let deadline = self.silent_at.unwrap_or(self.ask_at);
+            let Ok(read) = timeout_at(deadline, self.exchange()).await else {
+                self.silent = self.silent_at.is_some();
+                return Ok(self.silent.then_some(Event::Silent));
+            };
+            read
+        };
+        match read? {
+            0 if self.decoder.is_between_replies(&self.buffer) => Err(SubscriptionError::Closed),
+            0 => Err(SubscriptionError::Truncated),
+            _ => {
+                if let Some(silent_at) = &mut self.silent_at {
+                    *silent_at = Instant::now() + ANSWER_TIMEOUT;
                 }
+                Ok(std::mem::take(&mut self.silent).then_some(Event::Alive))
             }
         }
     }
 
-    async fn send(&mut self, command: &redis::Cmd) -> io::Result<()> {
-        self.stream.write_all(&command.get_packed_command()).await?;
-        self.stream.flush().await
+    /// Puts a command behind those that leave next.
+    fn ask(&mut self, answers: &[Ask], command: &redis::Cmd) {
+        let now = Instant::now();
+        self.ask_at = now + ASK_INTERVAL;
+        self.silent_at = Some(now + ANSWER_TIMEOUT);
+        self.asked.extend(answers);
+        self.outgoing.extend_from_slice(&command.get_packed_command());
+        self.flushed = false;
     }
+
+    /// Reads more bytes, and writes meanwhile what waits to be: Redis may not take it, and still send.
+    async fn exchange(&mut self) -> io::Result<usize> {
+        poll_fn(|context| {
+            if !self.flushed {
+                let mut stream = Pin::new(&mut self.stream);
+                while !self.outgoing.is_empty() {
+                    match stream.as_mut().poll_write(context, &self.outgoing) {
+                        Poll::Ready(Ok(written @ 1..)) => self.outgoing.advance(written),
+                        // What was sent before the connection broke can still be read, and then how it ended.
+                        Poll::Ready(_) => self.outgoing.clear(),
+                        Poll::Pending => break,
+                    }
+                }
+                self.flushed = self.outgoing.is_empty() && stream.poll_flush(context).is_ready();
+            }
+            pin!(self.stream.read_buf(&mut self.buffer)).poll(context)
+        })
+        .await
+    }
+}
+
+/// These are subscribed so that they can be told from what was missed, and not used yet.
+fn is_for_the_bot(channel: &[u8]) -> bool {
+    BOT.strip_suffix('*').is_some_and(|prefix| channel.starts_with(prefix.as_bytes()))
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::{
-        io::{DuplexStream, duplex},
-        time::{advance, sleep},
-    };
-
-    use super::*;
-
-    const CONFIRMED: &[u8] = b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n*3\r\n$9\r\nsubscribe\r\n$1\r\nb\r\n:2\r\n";
-    const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
-
-    /// One that is confirmed, and the server's side of it with nothing unread.
-    async fn subscribed() -> (Subscription, DuplexStream) {
-        let (client, mut server) = duplex(1 << 24);
-        server.write_all(CONFIRMED).await.unwrap();
-        let subscription = Subscription::over(Box::new(client)).await.unwrap();
-        let mut asked = vec![0; 1024];
-        let length = server.read(&mut asked).await.unwrap();
-        assert_eq!(&asked[..length], redis::cmd("SUBSCRIBE").arg(&[RECORDS, SYSTEM_NOTICE]).get_packed_command());
-        (subscription, server)
-    }
-
-    async fn pinged(server: &mut DuplexStream) -> Instant {
-        let mut asked = [0; PING.len()];
-        server.read_exact(&mut asked).await.unwrap();
-        assert_eq!(asked, *PING);
-        Instant::now()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn any_answer_to_a_ping_is_a_sign_of_life() {
-        let (mut subscription, mut server) = subscribed().await;
-        let mut heard = Instant::now();
-        for answer in ["*2\r\n$4\r\npong\r\n$0\r\n\r\n", "-NOPERM no\r\n", "-BUSY a script\r\n", "+PONG\r\n"] {
-            let serve = async {
-                let asked = pinged(&mut server).await;
-                assert_eq!(asked - heard, PING_INTERVAL);
-                sleep(PING_TIMEOUT * 9 / 10).await;
-                server.write_all(answer.as_bytes()).await.unwrap();
-            };
-            let (reply, ()) = tokio::join!(subscription.next(), serve);
-            assert!(matches!(reply.unwrap(), Reply::Other | Reply::Error { .. }), "{answer}");
-            heard = Instant::now();
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_does_not_answer_a_ping_in_time_is_given_up() {
-        let (mut subscription, _server) = subscribed().await;
-        let started = Instant::now();
-        assert!(matches!(subscription.next().await, Err(SubscriptionError::Silent)));
-        assert_eq!(started.elapsed(), PING_INTERVAL + PING_TIMEOUT);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn there_is_time_to_answer_even_when_this_process_stood_still() {
-        let (mut subscription, mut server) = subscribed().await;
-        let serve = async {
-            advance(PING_INTERVAL * 10).await;
-            pinged(&mut server).await;
-            sleep(PING_TIMEOUT / 2).await;
-            server.write_all(b"+PONG\r\n").await.unwrap();
-        };
-        assert_eq!(tokio::join!(subscription.next(), serve).0.unwrap(), Reply::Other);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_refusal_is_told() {
-        let (client, mut server) = duplex(1 << 16);
-        server.write_all(b"-DENIED \x1b").await.unwrap();
-        server.write_all(&[b'x'; 1_058]).await.unwrap();
-        server.write_all(b"\r\n").await.unwrap();
-        let refused = Subscription::over(Box::new(client)).await.err().unwrap().to_string();
-        assert!(refused.contains(r"DENIED \x1bxxx"), "{refused}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn memory_of_large_messages_is_not_kept() {
-        let (mut subscription, mut server) = subscribed().await;
-        for length in [MAX_PAYLOAD, 10, MAX_PAYLOAD, CHUNK_BYTES + 1, 10] {
-            let head = format!("*3\r\n$7\r\nmessage\r\n$1\r\na\r\n${length}\r\n");
-            server.write_all(&[head.as_bytes(), &vec![b'x'; length], b"\r\n"].concat()).await.unwrap();
-            let Reply::Message { payload, .. } = subscription.next().await.unwrap() else { panic!("no message") };
-            assert_eq!(payload.len(), length);
-        }
-        server.write_all(b"+PONG\r\n").await.unwrap();
-        assert_eq!(subscription.next().await.unwrap(), Reply::Other);
-        assert!(subscription.buffer.capacity() <= 2 * CHUNK_BYTES, "{}", subscription.buffer.capacity());
-    }
-}
+mod tests;

@@ -30,14 +30,25 @@ pub(crate) struct Redis {
     process: Option<Child>,
     link: Mutex<Option<MultiplexedConnection>>,
     published: AtomicU64,
+    arguments: Vec<String>,
 }
 
 impl Redis {
     /// One that answers.
     pub(crate) async fn start() -> Self {
-        let directory = TempDir::new().unwrap();
-        let mut redis =
-            Self { port: free_port(), directory, process: None, link: Mutex::default(), published: AtomicU64::new(0) };
+        Self::start_with(&[]).await
+    }
+
+    /// The same with more of a command line.
+    pub(crate) async fn start_with(arguments: &[&str]) -> Self {
+        let mut redis = Self {
+            port: free_port(),
+            directory: TempDir::new().unwrap(),
+            process: None,
+            link: Mutex::default(),
+            published: AtomicU64::new(0),
+            arguments: arguments.iter().map(ToString::to_string).collect(),
+        };
         redis.up().await;
         redis
     }
@@ -63,6 +74,7 @@ impl Redis {
             .arg(self.directory.path())
             .arg("--unixsocket")
             .arg(self.socket())
+            .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
@@ -131,6 +143,41 @@ impl Redis {
     /// Publishes for everyone.
     pub(crate) async fn notice(&self, payload: impl AsRef<[u8]>) {
         self.publish("/system_notice", payload.as_ref()).await;
+    }
+
+    /// Publishes for the bot, which no browser sees.
+    pub(crate) async fn bot(&self, payload: impl AsRef<[u8]>) {
+        self.query::<()>(redis::cmd("PUBLISH").arg("chatbot/publish").arg(payload.as_ref())).await;
+    }
+
+    /// Closes the connections of all subscribers, and publishes a record before any of them can be back.
+    pub(crate) async fn kill_subscribers_and_publish(&self, payload: impl AsRef<[u8]>) {
+        let mut pipe = redis::pipe();
+        pipe.atomic().cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub").ignore();
+        pipe.cmd("PUBLISH").arg("/records").arg(payload.as_ref());
+        let mut link = self.link().await;
+        let received: (u64,) = within("redis", pipe.query_async(&mut link)).await.unwrap();
+        assert_eq!(received, (0,));
+    }
+
+    /// The other way round: the message is counted as received, and thrown away with the connection before it is sent.
+    pub(crate) async fn publish_and_kill_subscribers(&self, payload: impl AsRef<[u8]>) {
+        let mut pipe = redis::pipe();
+        pipe.atomic().cmd("PUBLISH").arg("/records").arg(payload.as_ref());
+        pipe.cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub");
+        let mut link = self.link().await;
+        let (received, killed): (u64, u64) = within("redis", pipe.query_async(&mut link)).await.unwrap();
+        assert_eq!((received, killed), (1, 1));
+    }
+
+    /// Ends it in order.
+    pub(crate) async fn shut_down(&mut self) {
+        // The answer to success is the end of the connection.
+        let mut link = self.link().await;
+        let _: redis::RedisResult<()> = within("redis", redis::cmd("SHUTDOWN").query_async(&mut link)).await;
+        let process = self.process.as_mut().expect("it is up");
+        until("the end of redis", async || process.try_wait().unwrap().is_some()).await;
+        self.kill();
     }
 
     async fn publish(&self, channel: &str, payload: &[u8]) {

@@ -74,8 +74,15 @@ impl Server {
 
     /// Waits until it has lost its subscription so often, and has it again.
     pub(crate) async fn resubscribed(&self, times: u64) {
-        self.counted(Counter::Gaps, times).await;
+        let gaps = || self.gaps().iter().sum::<u64>();
+        until(&format!("{times} gaps"), async || gaps() >= times).await;
+        assert_eq!(gaps(), times);
         self.ready().await;
+    }
+
+    /// How many gaps may not have been empty, and how many were.
+    pub(crate) fn gaps(&self) -> [u64; 2] {
+        [Counter::Gaps, Counter::GapsEmpty].map(|counter| self.count(counter))
     }
 
     /// Begins the soft stop.

@@ -1,0 +1,116 @@
+//! Whether something was published while no connection was subscribed: told from Redis' own count of `PUBLISH` calls.
+//!
+//! Pure: knows no connection and no clock. On one connection Redis sends answers and messages in the order in which it
+//! executed what caused them. So when an answer says that `PUBLISH` was called N times, every message of these N that
+//! was meant for this connection has been read from it. Channels and patterns that are subscribed must be disjoint: a
+//! call brings at most one message.
+//!
+//! At the last answer on a connection the count was C, and m messages came after it, of any channel. On the next
+//! connection to the same process, r messages came before the first answer, which says N. Then N - r - (C + m) calls
+//! were made of which no connection got a message. Some of these may have been on channels that nobody here wants; when
+//! there were none, nothing was missed.
+
+use std::time::Duration;
+
+use super::info::{CommandStats, Process};
+use crate::bus::Gap;
+
+/// What the uptime of Redis may be off by: it is the difference of two times in whole seconds.
+const UPTIME_PRECISION: Duration = Duration::from_secs(1);
+
+/// What one connection has received, beside what Redis has counted.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ledger {
+    process: Option<Process>,
+    /// The last answer.
+    counted: Option<CommandStats>,
+    /// Messages since that answer, or since the beginning.
+    since: u64,
+    /// Messages before the first answer.
+    early: u64,
+    /// Redis delivers what it does not count, so that its counts prove nothing.
+    wrong: bool,
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// With Redis itself: it was closed between two replies, all of it was read, and from then on until this connection
+    /// nothing listened.
+    Exited,
+    /// In another way: something that was sent on it may be lost, or Redis went on without it.
+    Cut,
+}
+
+/// Why the first answers on a connection do not help to prove that a gap was empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unproved {
+    /// There were none.
+    NoAnswer,
+    /// They have no counts, or none that hold.
+    NoCount,
+    /// A node counts what is published at it, and delivers what is published anywhere.
+    Cluster,
+}
+
+impl Ledger {
+    /// A message came.
+    pub(super) fn message(&mut self) {
+        self.since = self.since.saturating_add(1);
+    }
+
+    /// Redis said which process it is.
+    pub(super) fn process(&mut self, process: Option<Process>) {
+        self.process = process;
+    }
+
+    /// Redis said what it has counted. An answer without counts leaves what is known as it is.
+    pub(super) fn counted(&mut self, stats: Option<CommandStats>) {
+        let Some(stats) = stats else { return };
+        match &self.counted {
+            None => self.early = self.since,
+            Some(last) => {
+                let received = last.publishes.checked_add(self.since);
+                self.wrong |= last.continues_as(&stats) && received.is_none_or(|received| received > stats.publishes);
+            }
+        }
+        self.since = 0;
+        self.counted = Some(stats);
+    }
+
+    /// Whether a gap before or after this connection may be proved empty.
+    pub(super) fn proves(&self) -> Result<(), Unproved> {
+        match (&self.process, &self.counted) {
+            (Some(Process { cluster: true, .. }), _) => Err(Unproved::Cluster),
+            _ if self.wrong => Err(Unproved::NoCount),
+            (Some(_), Some(_)) => Ok(()),
+            (None, None) => Err(Unproved::NoAnswer),
+            _ => Err(Unproved::NoCount),
+        }
+    }
+
+    /// What the gap between `before` and this connection was. `ended` says how `before` did, and how long ago that was
+    /// when this connection had its first answers. To be asked once, right after these.
+    pub(super) fn gap_after(&mut self, before: &Ledger, ended: (End, Duration)) -> Gap {
+        self.wrong |= before.wrong;
+        if self.is_complete_after(before, ended) == Some(true) { Gap::Empty } else { Gap::Possible }
+    }
+
+    fn is_complete_after(&self, before: &Ledger, (end, ago): (End, Duration)) -> Option<bool> {
+        self.proves().and_then(|()| before.proves()).ok()?;
+        let (process, stats) = (self.process.as_ref()?, self.counted.as_ref()?);
+        let (last_process, last_stats) = (before.process.as_ref()?, before.counted.as_ref()?);
+        let missed_or_known = stats.publishes.checked_sub(self.early)?;
+        Some(if process.run_id == last_process.run_id {
+            last_stats.continues_as(stats) && Some(missed_or_known) == last_stats.publishes.checked_add(before.since)
+        } else {
+            // Between the two no Redis ran, unless this one ran before the other had ended: then it is not the same one
+            // restarted, and what was published on the other may not have come here.
+            let restarted = process.uptime <= ago + UPTIME_PRECISION;
+            end == End::Exited && restarted && stats.were_never_reset() && missed_or_known == 0
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

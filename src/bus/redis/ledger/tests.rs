@@ -1,0 +1,274 @@
+//! The arithmetic beside a small model of Redis that knows what was really missed.
+
+use proptest::{collection::vec, prelude::*};
+
+use super::*;
+
+fn stats(publishes: u64, resets: u64) -> Option<CommandStats> {
+    let resets = match resets {
+        0 => String::new(),
+        times => format!("cmdstat_config|resetstat:calls=1,usec={times}\r\n"),
+    };
+    CommandStats::parse(format!("cmdstat_publish:calls={publishes},usec=1\r\n{resets}").as_bytes())
+}
+
+fn process(run_id: u64, uptime: u64) -> Process {
+    Process { run_id: run_id.to_string().into_bytes().into(), uptime: Duration::from_secs(uptime), cluster: false }
+}
+
+/// A connection to process 1 whose first answer says `publishes`, with `early` messages before it and `since` after.
+fn ledger(early: u64, publishes: u64, since: u64) -> Ledger {
+    let mut ledger = Ledger::default();
+    (0..early).for_each(|_| ledger.message());
+    ledger.counted(stats(publishes, 0));
+    ledger.process(Some(process(1, 1_000)));
+    (0..since).for_each(|_| ledger.message());
+    ledger
+}
+
+fn restarted(early: u64, publishes: u64, uptime: u64) -> Ledger {
+    let mut ledger = ledger(early, publishes, 0);
+    ledger.process(Some(process(2, uptime)));
+    ledger
+}
+
+const EXITED: (End, Duration) = (End::Exited, Duration::from_secs(10));
+const CUT: (End, Duration) = (End::Cut, Duration::from_secs(10));
+
+#[test]
+fn a_gap_is_empty_when_every_call_is_accounted_for() {
+    for (before, mut after, gap) in [
+        (ledger(0, 5, 0), ledger(0, 5, 0), Gap::Empty),
+        (ledger(0, 5, 2), ledger(0, 7, 0), Gap::Empty),
+        (ledger(3, 5, 2), ledger(1, 8, 0), Gap::Empty),
+        (ledger(0, 5, 2), ledger(0, 8, 0), Gap::Possible),
+        (ledger(0, 5, 2), ledger(2, 8, 0), Gap::Possible),
+        (ledger(0, 5, 2), ledger(0, 6, 0), Gap::Possible),
+        (ledger(0, 0, 0), ledger(1, 0, 0), Gap::Possible),
+        (ledger(0, u64::MAX, 1), ledger(0, u64::MAX, 0), Gap::Possible),
+    ] {
+        for ended in [EXITED, CUT] {
+            assert_eq!(after.gap_after(&before, ended), gap, "{before:?}, {after:?}");
+        }
+    }
+}
+
+#[test]
+fn a_restarted_redis_is_complete_when_nothing_was_published_before_the_subscription() {
+    let before = ledger(0, 5, 2);
+    for (mut after, ended, gap) in [
+        (restarted(0, 0, 9), EXITED, Gap::Empty),
+        (restarted(2, 2, 11), EXITED, Gap::Empty),
+        (restarted(0, 1, 9), EXITED, Gap::Possible),
+        (restarted(0, 7, 9), EXITED, Gap::Possible),
+        (restarted(0, 0, 9), CUT, Gap::Possible),
+        // It ran beside the other one: a replica that was promoted, or another server at the same address.
+        (restarted(0, 0, 12), EXITED, Gap::Possible),
+    ] {
+        assert_eq!(after.gap_after(&before, ended), gap, "{after:?}, {ended:?}");
+    }
+}
+
+#[test]
+fn counts_that_were_reset_prove_nothing_even_where_they_agree() {
+    let (before, mut after) = (ledger(0, 5, 0), ledger(0, 5, 0));
+    after.counted = stats(5, 1);
+    assert_eq!(after.gap_after(&before, EXITED), Gap::Possible);
+    let mut after = restarted(0, 0, 9);
+    after.counted = stats(0, 1);
+    assert_eq!(after.gap_after(&before, EXITED), Gap::Possible);
+    // On a connection that lives, it is only another zero to count from.
+    let mut before = ledger(0, 5, 1);
+    before.counted(stats(0, 1));
+    let mut after = ledger(0, 0, 0);
+    after.counted = stats(0, 1);
+    assert_eq!(after.gap_after(&before, EXITED), Gap::Empty);
+}
+
+#[test]
+fn answers_that_are_missing_prove_nothing() {
+    let nothing = Ledger::default();
+    let mut no_process = ledger(0, 5, 0);
+    no_process.process(None);
+    let mut cluster = ledger(0, 5, 0);
+    cluster.process.as_mut().unwrap().cluster = true;
+    let mut no_count = Ledger::default();
+    no_count.process(Some(process(1, 1)));
+    for (unproved, reason) in [
+        (nothing, Unproved::NoAnswer),
+        (no_process, Unproved::NoCount),
+        (no_count, Unproved::NoCount),
+        (cluster, Unproved::Cluster),
+    ] {
+        assert_eq!(unproved.proves(), Err(reason));
+        assert_eq!(unproved.clone().gap_after(&ledger(0, 5, 0), EXITED), Gap::Possible);
+        assert_eq!(ledger(0, 5, 0).gap_after(&unproved, EXITED), Gap::Possible);
+    }
+}
+
+#[test]
+fn an_answer_without_counts_leaves_what_is_known() {
+    let mut before = ledger(0, 5, 2);
+    before.counted(None);
+    assert_eq!(ledger(0, 7, 0).gap_after(&before, EXITED), Gap::Empty);
+}
+
+#[test]
+fn a_redis_that_delivers_what_it_does_not_count_is_not_believed_again() {
+    let mut before = ledger(0, 5, 2);
+    before.counted(stats(6, 0));
+    assert_eq!(before.proves(), Err(Unproved::NoCount));
+    let mut after = ledger(0, 6, 0);
+    assert_eq!(after.gap_after(&before, EXITED), Gap::Possible);
+    assert_eq!(ledger(0, 6, 0).gap_after(&after, EXITED), Gap::Possible);
+}
+
+/// What happens to the model, in turn.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// On a channel that is subscribed.
+    Publish,
+    /// On another one.
+    PublishElsewhere,
+    /// The subscriber asks for the count.
+    Ask,
+    /// The subscription ends, and the last messages that were sent on it are lost.
+    Cut {
+        lost: usize,
+    },
+    /// A new connection is subscribed; its first answer comes after some messages.
+    Subscribe {
+        early: usize,
+    },
+    Reset,
+    Restart,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => Just(Step::Publish),
+        1 => Just(Step::PublishElsewhere),
+        2 => Just(Step::Ask),
+        2 => (0_usize..3).prop_map(|lost| Step::Cut { lost }),
+        3 => (0_usize..3).prop_map(|early| Step::Subscribe { early }),
+        1 => Just(Step::Reset),
+        1 => Just(Step::Restart),
+    ];
+    vec(step, 0..40)
+}
+
+struct Model {
+    run_id: u64,
+    publishes: u64,
+    resets: u64,
+    /// The subscriber's side, with the messages it has been sent and has not read.
+    live: Option<(Ledger, usize)>,
+    before: Option<(Ledger, End)>,
+    /// Messages for the subscriber that it did not get, and calls on other channels, since the last subscription.
+    missed: usize,
+    elsewhere: usize,
+    /// Statistics were set to zero, or Redis ended, since the last answer on the last connection.
+    reset: bool,
+    restarted: bool,
+}
+
+impl Model {
+    /// The subscriber reads `unread` messages.
+    fn read(&mut self) {
+        if let Some((ledger, unread)) = &mut self.live {
+            (0..std::mem::take(unread)).for_each(|_| ledger.message());
+        }
+    }
+
+    fn publish(&mut self, elsewhere: bool) {
+        self.publishes += 1;
+        match &mut self.live {
+            _ if elsewhere => self.elsewhere += 1,
+            Some((_, unread)) => *unread += 1,
+            None => self.missed += 1,
+        }
+    }
+
+    fn ask(&mut self) {
+        self.read();
+        if let Some((ledger, _)) = &mut self.live {
+            ledger.counted(stats(self.publishes, self.resets));
+            (self.reset, self.restarted, self.elsewhere) = (false, false, 0);
+        }
+    }
+
+    fn cut(&mut self, lost: usize) {
+        let Some((_, unread)) = &mut self.live else { return };
+        let lost = lost.min(*unread);
+        *unread -= lost;
+        self.read();
+        self.missed += lost;
+        self.before = self.live.take().map(|(ledger, _)| (ledger, End::Cut));
+    }
+
+    /// What the gap is taken for, if there was one, and whether more than was missed speaks against its being empty.
+    fn subscribe(&mut self, early: usize) -> Option<(Gap, usize, bool)> {
+        if self.live.is_some() {
+            return None;
+        }
+        self.live = Some((Ledger::default(), 0));
+        (0..early).for_each(|_| self.publish(false));
+        self.read();
+        let (ledger, _) = self.live.as_mut()?;
+        ledger.counted(stats(self.publishes, self.resets));
+        ledger.process(Some(process(self.run_id, 1)));
+        let missed = std::mem::take(&mut self.missed);
+        let blurred = self.reset || self.elsewhere > 0;
+        let gap = self.before.take().map(|(before, end)| {
+            let blurred = blurred || self.restarted && end == End::Cut;
+            (ledger.gap_after(&before, (end, Duration::from_secs(10))), missed, blurred)
+        });
+        (self.reset, self.restarted, self.elsewhere) = (false, false, 0);
+        gap
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_gap_that_is_taken_for_empty_was_empty(steps in steps()) {
+        let mut model = Model {
+            run_id: 1, publishes: 0, resets: 0, live: None, before: None, missed: 0, elsewhere: 0, reset: false,
+            restarted: false,
+        };
+        for step in steps {
+            match step {
+                Step::Publish => model.publish(false),
+                Step::PublishElsewhere => model.publish(true),
+                Step::Ask => model.ask(),
+                Step::Cut { lost } => model.cut(lost),
+                Step::Reset => {
+                    model.publishes = 0;
+                    model.resets += 1;
+                    model.reset = true;
+                }
+                Step::Restart => {
+                    let was_live = model.live.is_some();
+                    model.cut(0);
+                    if let Some((_, end)) = &mut model.before {
+                        // Dials in between have met a Redis that was started after the subscription had ended.
+                        *end = if was_live { End::Exited } else { End::Cut };
+                    }
+                    // What is published while it is down fails at the publisher.
+                    (model.run_id, model.publishes, model.resets) = (model.run_id + 1, 0, 0);
+                    model.restarted = true;
+                }
+                Step::Subscribe { early } => {
+                    if let Some((gap, missed, blurred)) = model.subscribe(early) {
+                        match gap {
+                            Gap::Empty => prop_assert_eq!(missed, 0),
+                            gap => {
+                                prop_assert_eq!(gap, Gap::Possible);
+                                prop_assert!(missed > 0 || blurred, "a gap is taken for not empty without a reason");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

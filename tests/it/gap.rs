@@ -1,0 +1,225 @@
+//! Whether something was missed while no connection was subscribed: what Redis can prove is proved, and the rest is
+//! taken for missed.
+
+use std::time::Duration;
+
+use loomio_channels::{
+    bus::{Gap, Inbound, Source},
+    lifecycle::Readiness,
+    redis_client::Connector,
+};
+use tokio::time::sleep;
+
+use crate::{
+    harness::{Browser, Redis, Server, get, numbers, record, start, start_behind_proxy, within},
+    process::Running,
+};
+
+/// What is counted of one gap.
+const POSSIBLE: [u64; 2] = [1, 0];
+const EMPTY: [u64; 2] = [0, 1];
+
+#[tokio::test]
+async fn nothing_published_is_nothing_missed() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[]).await;
+    let mut browser = Browser::connect(&server, "ada").await;
+    for (number, times) in (1..=3).zip(1..) {
+        redis.records(record("user-1", number)).await;
+        redis.bot("{}").await;
+        assert_eq!(browser.number().await, number);
+        redis.kill_subscribers().await;
+        server.resubscribed(times).await;
+        assert_eq!(server.gaps(), [0, times]);
+    }
+    // Messages for the bot are taken and not counted.
+    server.caught_up(&redis).await;
+}
+
+#[tokio::test]
+async fn something_published_is_something_missed() {
+    let (redis, server) = start().await;
+    redis.kill_subscribers_and_publish(record("user-1", 1)).await;
+    server.resubscribed(1).await;
+    assert_eq!(server.gaps(), POSSIBLE);
+    redis.kill_subscribers().await;
+    server.resubscribed(2).await;
+    assert_eq!(server.gaps(), [1, 1]);
+}
+
+#[tokio::test]
+async fn a_message_that_redis_threw_away_with_the_connection_is_missed() {
+    let (redis, server) = start().await;
+    redis.publish_and_kill_subscribers(record("user-1", 1)).await;
+    server.resubscribed(1).await;
+    assert_eq!(server.gaps(), POSSIBLE);
+}
+
+#[tokio::test]
+async fn a_redis_that_is_restarted_in_order_lost_nothing() {
+    let (mut redis, server) = start().await;
+    redis.user("ada", 1, &[]).await;
+    let mut browser = Browser::connect(&server, "ada").await;
+    redis.records(record("user-1", 1)).await;
+    redis.shut_down().await;
+    server.unready().await;
+    redis.up().await;
+    server.resubscribed(1).await;
+    assert_eq!(server.gaps(), EMPTY);
+    redis.records(record("user-1", 2)).await;
+    assert_eq!([browser.number().await, browser.number().await], [1, 2]);
+}
+
+#[tokio::test]
+async fn a_redis_that_is_restarted_after_the_subscription_was_cut_proves_nothing() {
+    let (mut redis, proxy, server) = start_behind_proxy().await;
+    proxy.hold();
+    proxy.cut();
+    server.unready().await;
+    redis.records(record("user-1", 1)).await;
+    redis.shut_down().await;
+    redis.up().await;
+    proxy.release();
+    server.resubscribed(1).await;
+    assert_eq!(server.gaps(), POSSIBLE);
+}
+
+#[tokio::test]
+async fn counts_that_were_reset_prove_nothing() {
+    let (redis, server) = start().await;
+    redis.command(&["CONFIG", "RESETSTAT"]).await;
+    redis.kill_subscribers().await;
+    server.resubscribed(1).await;
+    assert_eq!(server.gaps(), POSSIBLE);
+    redis.kill_subscribers().await;
+    server.resubscribed(2).await;
+    assert_eq!(server.gaps(), [1, 1]);
+}
+
+/// The binary with a Redis that does not grant all: says why a gap is never empty, once, and works.
+async fn without_proof(redis: &Redis, login: &str, reason: &str) {
+    let url = format!("redis://{login}127.0.0.1:{}/0", redis.port());
+    let said = Running::start(&[], &[("PORT", "0"), ("REDIS_URL", &url)]).await.says("cannot be proved empty").await;
+    assert!(said.contains(reason), "{said}");
+    let server = Server::start(&url, &[]).await;
+    server.ready().await;
+    redis.user("ada", 1, &[]).await;
+    let mut browser = Browser::connect(&server, "ada").await;
+    redis.bot("{}").await;
+    redis.records(record("user-1", 1)).await;
+    assert_eq!(browser.number().await, 1);
+    redis.kill_subscribers().await;
+    server.resubscribed(1).await;
+    assert_eq!(server.gaps(), POSSIBLE);
+    redis.records(record("user-1", 2)).await;
+    assert_eq!(browser.number().await, 2);
+}
+
+#[tokio::test]
+async fn a_user_without_info_is_told_what_to_grant() {
+    let redis = Redis::start().await;
+    let rights = ["on", ">secret", "allkeys", "allchannels", "+@all", "-info"];
+    redis.command(&[&["ACL", "SETUSER", "ada"], &rights[..]].concat()).await;
+    without_proof(&redis, "ada:secret@", "+info").await;
+}
+
+#[tokio::test]
+async fn a_redis_that_speaks_resp2_only_will_do() {
+    let redis = Redis::start_with(&["--rename-command", "HELLO", ""]).await;
+    without_proof(&redis, "", "RESP2").await;
+}
+
+#[tokio::test]
+async fn a_redis_that_stalls_loses_nothing() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[]).await;
+    let mut browser = Browser::connect(&server, "ada").await;
+    redis.freeze();
+    let publish = redis.many_records((0..100).map(|number| record("user-1", number)));
+    let stall = async {
+        server.unready().await;
+        // A dial beside it has been given up by then, and another one is under way.
+        sleep(Duration::from_secs(6)).await;
+        assert_eq!(get(server.address(), "/health/live").await.status, 200);
+        redis.thaw();
+    };
+    tokio::join!(publish, stall);
+    server.ready().await;
+    redis.fence("end").await;
+    assert_eq!(numbers(&browser.upto("end").await), (0..100).collect::<Vec<_>>());
+    assert_eq!(server.gaps(), [0, 0]);
+}
+
+#[tokio::test]
+async fn a_subscription_that_hangs_is_replaced_and_its_gap_may_be_empty() {
+    let (redis, proxy, server) = start_behind_proxy().await;
+    redis.user("ada", 1, &[]).await;
+    let mut browser = Browser::connect(&server, "ada").await;
+    redis.records(record("user-1", 1)).await;
+    assert_eq!(browser.number().await, 1);
+    proxy.hang();
+    server.unready().await;
+    server.resubscribed(1).await;
+    assert_eq!(server.gaps(), EMPTY);
+    redis.records(record("user-1", 2)).await;
+    assert_eq!(browser.number().await, 2);
+}
+
+#[tokio::test]
+async fn subscriptions_that_flap_are_dialled_again_and_each_gap_is_told_as_it_was() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[]).await;
+    let mut browser = Browser::connect(&server, "ada").await;
+    let mut empty = 0;
+    for round in 0..60 {
+        redis.records(record("user-1", 1)).await;
+        redis.kill_subscribers().await;
+        if round % 2 == 0 {
+            server.resubscribed(round + 1).await;
+        }
+        redis.records(record("user-1", 2)).await;
+        server.resubscribed(round + 1).await;
+        redis.fence(&round.to_string()).await;
+        let arrived = numbers(&browser.upto(&round.to_string()).await);
+        assert!(arrived.starts_with(&[1]), "Redis had sent it before it cut the connection");
+        empty += u64::from(arrived == [1, 2]);
+        assert_eq!(server.gaps(), [round + 1 - empty, empty], "{arrived:?}");
+    }
+    assert!(empty >= 30);
+}
+
+/// What `source` yields up to [`Inbound::Drained`], in short.
+async fn drained(source: &mut Source) -> Vec<String> {
+    let mut yielded = Vec::new();
+    loop {
+        match within("what redis has executed", source.next()).await {
+            Inbound::Message { payload, .. } => yielded.push(String::from_utf8(payload.to_vec()).unwrap()),
+            Inbound::Drained => return yielded,
+            other => yielded.push(format!("{other:?}")),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_drain_yields_all_that_was_published_before() {
+    for arguments in [&["--rename-command", "HELLO", ""][..], &[]] {
+        let redis = Redis::start_with(arguments).await;
+        let mut source = Source::new(Connector::to(&redis.url()).unwrap(), Readiness::default());
+        source.drain();
+        assert!(drained(&mut source).await.is_empty(), "there is no subscription yet");
+        assert!(matches!(source.next().await, Inbound::Subscribed { gap: Gap::Start }));
+        let sent: Vec<_> = (0..2_000).map(|number| record("user-1", number)).collect();
+        redis.many_records(sent.clone()).await;
+        redis.bot("{}").await;
+        source.drain();
+        source.drain();
+        assert_eq!(drained(&mut source).await, sent);
+        redis.records("after").await;
+        source.drain();
+        assert_eq!(drained(&mut source).await, ["after"], "one answer for both");
+        redis.records("last").await;
+        redis.kill_subscribers().await;
+        source.drain();
+        assert_eq!(drained(&mut source).await, ["last", "Lost"]);
+    }
+}
