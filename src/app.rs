@@ -15,26 +15,34 @@ use axum::{
     routing::any,
 };
 use rand::RngExt;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::sleep};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin,
     auth::{Key, Tickets, Users, check_rights, rails::Rails},
     bus::{Source, broker::Broker},
     collab_auth,
-    config::Config,
-    demo, dispatch,
+    config::{Config, GapNotice},
+    demo,
+    dispatch::Dispatch,
     engineio::{CloseReason, Cors, Engine, Options},
     hub::{self, Bounds, Clock, Epoch, Hub, OffsetKey},
     lifecycle::{Lifecycle, Readiness, Signals, Stop},
     listener,
     metrics::Metrics,
     redis_client::{Connector, Link},
-    socketio::{Parts, SocketIo, wire},
+    socketio::{Member, Parts, SocketIo, wire},
 };
 
 /// How long the tasks have to end after the stop. Container runtimes kill after ten seconds.
 const DRAIN: Duration = Duration::from_secs(8);
+
+/// How long browsers have, after the stop, to take what was accepted for them before it.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether the hub has delivered that.
+const FLUSH_TICK: Duration = Duration::from_millis(5);
 
 /// Memory beyond the recovery log's for messages that a busy shard has not delivered yet: some seconds of the largest
 /// bursts. What is more is dropped, and browsers that have not got it are cut and come back.
@@ -100,8 +108,9 @@ pub struct App {
     listener: TcpListener,
     demo: Option<(Broker, TcpListener)>,
     engine: Arc<Engine<SocketIo>>,
-    hub: Arc<Hub<crate::socketio::Member>>,
+    hub: Arc<Hub<Member>>,
     source: Source,
+    gap_notice: GapNotice,
     /// For the check of rights alone.
     rights: Link,
     collab_auth: Router,
@@ -156,7 +165,8 @@ impl App {
         let engine = Engine::new(SocketIo::new(parts), options(&config)?, lifecycle.tasks().clone(), metrics.clone());
         let rails = Rails::new(&config.rails, metrics.clone(), lifecycle.tasks().clone(), lifecycle.stop().clone());
         let collab_auth = collab_auth::routes(rails, &config.collab, metrics.clone());
-        Ok(Self { lifecycle, listener, demo, engine, hub, source, rights, collab_auth, readiness, metrics })
+        let gap_notice = config.recovery.gap_notice;
+        Ok(Self { lifecycle, listener, demo, engine, hub, source, gap_notice, rights, collab_auth, readiness, metrics })
     }
 
     /// The address that was taken.
@@ -188,7 +198,19 @@ impl App {
     /// # Errors
     /// When a part ended that must not.
     pub async fn run(self) -> Result<(), AppError> {
-        let Self { lifecycle, listener, demo, engine, hub, source, rights, collab_auth, readiness, metrics } = self;
+        let Self {
+            lifecycle,
+            listener,
+            demo,
+            engine,
+            hub,
+            source,
+            gap_notice,
+            rights,
+            collab_auth,
+            readiness,
+            metrics,
+        } = self;
         let stop = lifecycle.stop();
         let mut signals = Signals::listen().map_err(system("cannot listen to signals"))?;
         let mut router = admin::routes(readiness).merge(collab_auth).merge(engine_routes(&engine));
@@ -199,13 +221,13 @@ impl App {
             let (tracker, stop) = (lifecycle.tasks().tracker(), stop.clone());
             lifecycle.spawn_critical("broker", async move { broker.serve(listener, tracker, stop).await });
         }
-        let dispatch = {
-            let (hub, stop) = (Arc::clone(&hub), stop.clone());
-            async move {
-                stop.run_until_cancelled(dispatch::run(source, hub, wire::event, metrics)).await;
-            }
-        };
-        lifecycle.spawn_critical("dispatch", dispatch);
+        let dispatch = Dispatch::new(Arc::clone(&hub), wire::event, &gap_notice, metrics);
+        let dispatched = CancellationToken::new();
+        let (dispatch, ended) = (dispatch.run(source, stop.clone()), dispatched.clone().drop_guard());
+        lifecycle.spawn_critical("dispatch", async move {
+            dispatch.await;
+            drop(ended);
+        });
         let check = {
             let stop = stop.clone();
             async move {
@@ -220,14 +242,24 @@ impl App {
 
         let why = lifecycle.stopped(&mut signals).await;
         let browsers = engine.sessions();
+        let flushed = lifecycle.within(FLUSH, &mut signals, flush(&dispatched, &hub, &engine)).await;
         engine.close_all(CloseReason::Shutdown);
         let finished = lifecycle.finished(DRAIN, &mut signals).await;
-        tracing::info!(browsers, finished, "stopped");
+        tracing::info!(browsers, flushed, finished, "stopped");
         match why {
             Stop::Requested => Ok(()),
             Stop::Crashed(task) => Err(AppError::Crashed(task)),
         }
     }
+}
+
+/// Waits until browsers have all that Redis had accepted for them when the stop came.
+async fn flush(dispatched: &CancellationToken, hub: &Hub<Member>, engine: &Engine<SocketIo>) {
+    dispatched.cancelled().await;
+    while !hub.is_delivered() {
+        sleep(FLUSH_TICK).await;
+    }
+    engine.drained(FLUSH).await;
 }
 
 fn engine_routes(engine: &Arc<Engine<SocketIo>>) -> Router {

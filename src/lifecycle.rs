@@ -109,6 +109,19 @@ impl Lifecycle {
         why
     }
 
+    /// Waits for `future`, at most for `deadline` or until a second signal; returns whether it ended.
+    pub async fn within(&self, deadline: Duration, signals: &mut Signals, future: impl Future<Output = ()>) -> bool {
+        tokio::select! {
+            () = future => true,
+            () = tokio::time::sleep(deadline) => false,
+            signal = signals.next() => {
+                // For the one who waits for the tasks next.
+                signals.seen = Some(signal);
+                false
+            }
+        }
+    }
+
     /// Waits for all tasks, at most for `deadline` or until a second signal; returns whether all ended.
     pub async fn finished(&self, deadline: Duration, signals: &mut Signals) -> bool {
         self.tasks.tracker.close();
@@ -146,6 +159,8 @@ impl Default for Lifecycle {
 pub struct Signals {
     terminate: unix::Signal,
     interrupt: unix::Signal,
+    /// One that came while something else was waited for.
+    seen: Option<&'static str>,
 }
 
 impl Signals {
@@ -154,12 +169,15 @@ impl Signals {
     /// # Errors
     /// When the system does not let it.
     pub fn listen() -> std::io::Result<Self> {
-        let terminate = unix::signal(unix::SignalKind::terminate())?;
-        Ok(Self { terminate, interrupt: unix::signal(unix::SignalKind::interrupt())? })
+        let [terminate, interrupt] = [unix::SignalKind::terminate(), unix::SignalKind::interrupt()].map(unix::signal);
+        Ok(Self { terminate: terminate?, interrupt: interrupt?, seen: None })
     }
 
     /// The name of the next one.
     async fn next(&mut self) -> &'static str {
+        if let Some(signal) = self.seen.take() {
+            return signal;
+        }
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
