@@ -62,7 +62,7 @@ pub(super) static UNVOUCHED_MAX: Variable =
 pub(super) static GAP_NOTICE: Variable = plain(
     "GAP_NOTICE",
     "reload",
-    "what pages show when updates may have been lost: reload, off, or a text shown with the reload button",
+    "told to pages when updates may be lost: reload, off, or a text beside the reload button",
 );
 pub(super) static CHANNELS_SECRET: Variable = secret(
     "CHANNELS_SECRET",
