@@ -24,6 +24,9 @@ pub type Encode<M> = fn(&str, &str, &str) -> M;
 /// again and again does not flood every browser.
 const NOTICE_PAUSE: Duration = Duration::from_secs(10);
 
+/// How long Redis may take to say what it had accepted when the stop came.
+const DRAIN: Duration = Duration::from_millis(500);
+
 /// The way from the bus to the hub.
 pub struct Dispatch<S: Subscriber> {
     hub: Arc<Hub<S>>,
@@ -40,7 +43,7 @@ impl<S: Subscriber> Dispatch<S> {
 
     /// Takes messages from `source` until `stop`, and then all that Redis had accepted by that time.
     pub async fn run(mut self, mut source: Source, stop: CancellationToken) {
-        let (mut stopped, mut draining) = (pin!(stop.cancelled()), false);
+        let (mut stopped, mut draining, mut end) = (pin!(stop.cancelled()), false, Instant::now());
         loop {
             let due = self.notices.due;
             tokio::select! {
@@ -50,9 +53,10 @@ impl<S: Subscriber> Dispatch<S> {
                     inbound => self.take(inbound),
                 },
                 () = &mut stopped, if !draining => {
-                    draining = true;
+                    (draining, end) = (true, Instant::now() + DRAIN);
                     source.drain();
                 }
+                () = sleep_until(end), if draining => return,
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.notify(),
             }
         }

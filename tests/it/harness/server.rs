@@ -28,7 +28,8 @@ impl Server {
     pub(crate) async fn start(redis: &str, settings: &[(&str, &str)]) -> Self {
         // Browsers and their server share this process's limit.
         rlimit::increase_nofile_limit(u64::MAX).unwrap();
-        let defaults = [("BIND", "127.0.0.1"), ("PORT", "0"), ("REDIS_URL", redis), ("SHARDS", "2")];
+        let defaults =
+            [("BIND", "127.0.0.1"), ("PORT", "0"), ("REDIS_URL", redis), ("SHARDS", "2"), ("GAP_NOTICE", "off")];
         let environment: Environment = defaults.iter().chain(settings).copied().collect();
         let lifecycle = Lifecycle::new();
         let app = App::bind(Config::from_env(&environment).unwrap(), Mode::Serve, lifecycle.clone()).await.unwrap();
