@@ -25,7 +25,7 @@ pub const SYSTEM_NOTICE: &str = "/system_notice";
 pub const BOT: &str = "chatbot/*";
 
 /// What the bus brings.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Inbound {
     /// A message.
     Message {

@@ -12,7 +12,10 @@ mod subscription;
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    task::consume_budget,
+    time::{Instant, sleep_until},
+};
 
 #[doc(hidden)]
 pub use self::reply::fuzz_replies;
@@ -75,9 +78,12 @@ impl Source {
 
     /// The next message or change. Waits, and dials again, as long as it takes.
     ///
-    /// Loses nothing when it is cancelled, as in a `select!`: all that is under way is kept for the next call.
+    /// Loses nothing when it is cancelled, as in a `select!`: all that is under way is kept for the next call, and what
+    /// was decoded is returned without another wait.
     pub async fn next(&mut self) -> Inbound {
         loop {
+            // Decoding waits for nothing, and other tasks want this thread as well.
+            consume_budget().await;
             let Some(live) = &mut self.live else {
                 if std::mem::take(&mut self.draining) {
                     return Inbound::Drained;
@@ -90,44 +96,48 @@ impl Source {
             };
             // Not before the caller knows of the subscription.
             self.readiness.set(!live.is_silent());
-            let event = if live.is_silent() {
-                let until = self.standby.as_ref().map(|(_, until)| *until);
-                tokio::select! {
-                    // What the old connection has to say comes before what is decided without it.
-                    biased;
-                    event = live.next() => event,
-                    standby = self.dialler.next(), if until.is_none() => {
-                        self.standby = Some((standby, Instant::now() + GRACE));
-                        continue;
-                    }
-                    () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
-                        Err(SubscriptionError::Silent)
-                    }
-                }
-            } else {
-                live.next().await
+            let event = match live.decoded() {
+                Ok(None) if live.is_silent() => self.read_silent().await,
+                Ok(None) => live.read().await,
+                decoded => decoded,
             };
             match event {
-                Ok(Event::Message { channel, payload }) => return Inbound::Message { channel, payload },
-                Ok(Event::TooLarge { channel }) => return Inbound::TooLarge { channel },
-                Ok(Event::Drained) => {
-                    self.draining = false;
-                    return Inbound::Drained;
+                Ok(Some(Event::Inbound(inbound))) => {
+                    self.draining &= !matches!(inbound, Inbound::Drained);
+                    return inbound;
                 }
-                Ok(Event::Silent) => {
+                Ok(Some(Event::Silent)) => {
                     tracing::warn!("redis does not answer; dialling beside the subscription, browsers stay connected");
                     self.dialler.restart(Duration::MAX);
                 }
-                Ok(Event::Alive) => {
+                Ok(Some(Event::Alive)) => {
                     tracing::info!("redis answers again; nothing was lost");
                     self.dialler.cancel();
                     self.standby = None;
                 }
+                Ok(None) => {}
                 Err(error) => {
                     self.lose(&error);
                     return Inbound::Lost;
                 }
             }
+        }
+    }
+
+    /// Reads on from a connection that is silent, dials beside it, and gives it up when another one is subscribed and
+    /// the grace is over.
+    async fn read_silent(&mut self) -> Result<Option<Event>, SubscriptionError> {
+        let Some(live) = &mut self.live else { return Ok(None) };
+        let until = self.standby.as_ref().map(|(_, until)| *until);
+        tokio::select! {
+            // What the old connection has to say comes before what is decided without it.
+            biased;
+            event = live.read() => event,
+            standby = self.dialler.next(), if until.is_none() => {
+                self.standby = Some((standby, Instant::now() + GRACE));
+                Ok(None)
+            }
+            () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => Err(SubscriptionError::Silent),
         }
     }
 

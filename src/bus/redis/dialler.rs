@@ -19,9 +19,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// dials would be taken for one that was never there.
 const LONGEST_REFUSED_PAUSE: Duration = Duration::from_millis(100);
 
-/// Longest time between two dials that failed in which no Redis can have come and gone unnoticed: it would have to
-/// start, be found by Rails, take a message and end.
-const UNWATCHED: Duration = Duration::from_millis(500);
+/// Longest time between the loss and a dial that failed, or between two of these, in which no Redis can have come and
+/// gone unnoticed: it would have to start, be found by Rails, take a message and end.
+const UNWATCHED: Duration = Duration::from_secs(1);
 
 /// A subscription that was cut after less than this is not dialled again before a short pause, so that a Redis that
 /// cuts every subscription at once is not dialled as fast as it can answer. What is published in the pause is missed.
@@ -49,9 +49,9 @@ pub(super) struct Dialler {
     /// Since when there is no subscription.
     started: Instant,
     reminded: Option<Instant>,
-    /// When the last dial failed.
-    failed: Option<Instant>,
-    /// Whether nothing listened at any dial since the beginning, and dials were never far apart. `None` when none failed.
+    /// When the last dial failed; before the first one, when the subscription was lost.
+    looked: Instant,
+    /// Whether nothing listened at any dial since then, and these were never far apart. `None` when none failed.
     absent: Option<bool>,
 }
 
@@ -67,7 +67,7 @@ impl Dialler {
             pause: FIRST_PAUSE,
             started: now,
             reminded: None,
-            failed: None,
+            looked: now,
             absent: None,
         }
     }
@@ -77,7 +77,7 @@ impl Dialler {
         let now = Instant::now();
         let pause = if lived < SHORT_LIFE { SHORT_PAUSE } else { Duration::ZERO };
         (self.dial, self.at, self.pause) = (None, now + pause, FIRST_PAUSE);
-        (self.started, self.reminded, self.failed, self.absent) = (now, None, None, None);
+        (self.started, self.reminded, self.looked, self.absent) = (now, None, now, None);
     }
 
     /// Gives up the dial under way.
@@ -112,9 +112,9 @@ impl Dialler {
         }
     }
 
-    /// To be called when a dial begins and when it has failed: notes when the last failure was too long ago.
+    /// To be called when a dial begins and when it has failed: notes when the last look was too long ago.
     fn watch(&mut self) {
-        if self.failed.is_some_and(|at| at.elapsed() > UNWATCHED) {
+        if self.looked.elapsed() > UNWATCHED {
             self.absent = Some(false);
         }
     }
@@ -129,7 +129,7 @@ impl Dialler {
         let now = Instant::now();
         let refused = error.is_refused_dial();
         self.absent = Some(self.absent.unwrap_or(true) && refused);
-        self.failed = Some(now);
+        self.looked = now;
         let longest = if refused { LONGEST_REFUSED_PAUSE } else { LONGEST_PAUSE };
         let part = rand::rng().random_range(0.75..1.25);
         self.at = now + self.pause.min(longest).mul_f64(part);

@@ -15,7 +15,7 @@ use super::{
     reply::{Malformed, Reply, ReplyDecoder},
 };
 use crate::{
-    bus::{BOT, MAX_PAYLOAD, RECORDS, SYSTEM_NOTICE},
+    bus::{BOT, Inbound, MAX_PAYLOAD, RECORDS, SYSTEM_NOTICE},
     redis_client::{ConnectionError, Connector, Stream},
 };
 
@@ -68,12 +68,8 @@ impl SubscriptionError {
 /// What a subscription brings.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Event {
-    /// A message on one of the channels that are wanted.
-    Message { channel: Bytes, payload: Bytes },
-    /// The same with a larger payload.
-    TooLarge { channel: Bytes },
-    /// All that Redis executed before it answered the [drain](Subscription::drain) has been passed on.
-    Drained,
+    /// To be passed on: a message on one of the channels that are wanted, or the end of a [drain](Subscription::drain).
+    Inbound(Inbound),
     /// Redis does not answer. Messages may still come.
     Silent,
     /// It says something again.
@@ -156,36 +152,41 @@ impl Subscription {
         this.ask(&[Ask::Process], redis::cmd("INFO").arg("server"));
         let (mut early, mut bytes) = (VecDeque::new(), 0);
         while !this.asked.is_empty() && bytes < EARLY_BYTES {
-            if let Some(event) = this.step().await? {
-                bytes += size_of::<Event>();
-                match &event {
-                    Event::Message { channel, payload } => bytes += channel.len() + payload.len(),
-                    Event::TooLarge { channel } => bytes += channel.len(),
-                    Event::Silent => return Err(SubscriptionError::Silent),
-                    Event::Alive | Event::Drained => continue,
-                }
-                early.push_back(event);
+            // Other tasks want this thread as well.
+            consume_budget().await;
+            let event = match this.decoder.decode(&mut this.buffer)? {
+                Some(reply) => this.take(reply)?,
+                None => this.read().await?,
+            };
+            let Some(event) = event else { continue };
+            bytes += size_of::<Event>();
+            match &event {
+                Event::Inbound(Inbound::Message { channel, payload }) => bytes += channel.len() + payload.len(),
+                Event::Inbound(_) => {}
+                Event::Silent => return Err(SubscriptionError::Silent),
+                Event::Alive => continue,
             }
+            early.push_back(event);
         }
         this.early = early;
         this.since = Instant::now();
         Ok(this)
     }
 
-    /// The next message or change. Loses nothing when it is cancelled: what was read stays in the buffer until it is
-    /// decoded, and what was decoded is returned without another wait.
-    pub(super) async fn next(&mut self) -> Result<Event, SubscriptionError> {
+    /// The next message or change in what was read so far; `None` when [more](Self::read) is needed.
+    pub(super) fn decoded(&mut self) -> Result<Option<Event>, SubscriptionError> {
         if let Some(event) = self.early.pop_front() {
-            return Ok(event);
+            return Ok(Some(event));
         }
-        loop {
-            if let Some(event) = self.step().await? {
-                return Ok(event);
+        while let Some(reply) = self.decoder.decode(&mut self.buffer)? {
+            if let Some(event) = self.take(reply)? {
+                return Ok(Some(event));
             }
         }
+        Ok(None)
     }
 
-    /// Asks for [`Event::Drained`].
+    /// Asks for [`Inbound::Drained`].
     pub(super) fn drain(&mut self) {
         if !self.asked.contains(&Ask::Drain) {
             self.ask(&[Ask::Drain], &redis::cmd("PING"));
@@ -231,28 +232,19 @@ impl Subscription {
         }
     }
 
-    /// Decodes or reads once.
-    async fn step(&mut self) -> Result<Option<Event>, SubscriptionError> {
-        // Reading from the buffer waits for nothing, and others want this thread as well.
-        consume_budget().await;
-        match self.decoder.decode(&mut self.buffer)? {
-            Some(reply) => self.take(reply),
-            None => self.read().await,
-        }
-    }
-
     fn take(&mut self, reply: Reply<Bytes>) -> Result<Option<Event>, SubscriptionError> {
-        let event = match reply {
+        match reply {
             Reply::Message { channel, payload } => {
+                self.ledger.message();
                 self.grown |= payload.len() > CHUNK_BYTES;
-                Event::Message { channel, payload }
+                Ok((!is_for_the_bot(&channel)).then_some(Event::Inbound(Inbound::Message { channel, payload })))
             }
-            Reply::TooLarge { channel } => Event::TooLarge { channel },
-            answer => return self.answer(&answer),
-        };
-        self.ledger.message();
-        let (Event::Message { channel, .. } | Event::TooLarge { channel }) = &event else { return Ok(Some(event)) };
-        Ok((!is_for_the_bot(channel)).then_some(event))
+            Reply::TooLarge { channel } => {
+                self.ledger.message();
+                Ok((!is_for_the_bot(&channel)).then_some(Event::Inbound(Inbound::TooLarge { channel })))
+            }
+            answer => self.answer(&answer),
+        }
     }
 
     /// Matches an answer to what was asked.
@@ -265,7 +257,7 @@ impl Subscription {
             (Ask::Channel, Reply::Error { text }) => {
                 return Err(SubscriptionError::Refused(text.escape_ascii().to_string()));
             }
-            (Ask::Drain, Reply::Other | Reply::Error { .. }) => return Ok(Some(Event::Drained)),
+            (Ask::Drain, Reply::Other | Reply::Error { .. }) => return Ok(Some(Event::Inbound(Inbound::Drained))),
             (Ask::Channel, Reply::Subscribed) | (Ask::Ping, Reply::Other) | (_, Reply::Error { .. }) => {}
             (Ask::Pattern, Reply::Subscribed) => self.granted.bot = true,
             (Ask::Hello, Reply::Other) => self.granted.resp3 = true,
@@ -280,8 +272,9 @@ impl Subscription {
         Ok(None)
     }
 
-    /// Reads more bytes, and asks for a sign of life when it is time to.
-    async fn read(&mut self) -> Result<Option<Event>, SubscriptionError> {
+    /// Reads more bytes, and asks for a sign of life when it is time to. Loses nothing when it is cancelled: what was
+    /// read is in the buffer.
+    pub(super) async fn read(&mut self) -> Result<Option<Event>, SubscriptionError> {
         if self.grown && self.buffer.len() < CHUNK_BYTES {
             self.buffer = BytesMut::from(&self.buffer[..]);
             self.grown = false;

@@ -19,6 +19,21 @@ const RESP2: &str = "-ERR unknown command 'HELLO'\r\n\
                      *3\r\n$10\r\npsubscribe\r\n$1\r\nc\r\n:3\r\n\
                      -ERR Can't execute 'info'\r\n-ERR Can't execute 'info'\r\n";
 
+impl Subscription {
+    /// The next message or change, as the source comes by it.
+    async fn next(&mut self) -> Result<Event, SubscriptionError> {
+        loop {
+            let event = match self.decoded()? {
+                None => self.read().await?,
+                decoded => decoded,
+            };
+            if let Some(event) = event {
+                return Ok(event);
+            }
+        }
+    }
+}
+
 fn text(text: &str) -> String {
     format!("={}\r\ntxt:{text}\r\n", text.len() + 4)
 }
@@ -83,7 +98,7 @@ async fn say(server: &mut DuplexStream, words: &str) {
 /// The next event must be a message with this payload.
 async fn payload(subscription: &mut Subscription) -> Bytes {
     match subscription.next().await.unwrap() {
-        Event::Message { payload, .. } => payload,
+        Event::Inbound(Inbound::Message { payload, .. }) => payload,
         other => panic!("no message: {other:?}"),
     }
 }
@@ -218,7 +233,7 @@ async fn messages_before_the_first_answers_come_after_these_and_are_accounted_fo
     let (mut third, _server) = subscribed(&granted_at(13)).await;
     second.drain();
     say(&mut server, "+PONG\r\n").await;
-    assert_eq!(second.next().await.unwrap(), Event::Drained);
+    assert_eq!(second.next().await.unwrap(), Event::Inbound(Inbound::Drained));
     assert_eq!(
         third.ledger().gap_after(second.ledger(), ended),
         Gap::Possible,
@@ -252,7 +267,7 @@ async fn an_end_is_orderly_when_no_reply_is_cut_off() {
         assert_eq!(payload(&mut subscription).await, "1");
         let ended = loop {
             match subscription.next().await {
-                Ok(event) => assert!(matches!(event, Event::TooLarge { .. }), "{event:?}"),
+                Ok(event) => assert!(matches!(event, Event::Inbound(Inbound::TooLarge { .. })), "{event:?}"),
                 Err(error) => break error.is_orderly_end(),
             }
         };
@@ -300,7 +315,7 @@ async fn nothing_is_lost_by_cancelling() {
         server.write_all(piece).await.unwrap();
         // Polled once for each message that is whole, and once more in vain.
         while let Ok(event) = tokio::time::timeout(Duration::ZERO, subscription.next()).await {
-            let Event::Message { payload, .. } = event.unwrap() else { panic!("no message") };
+            let Event::Inbound(Inbound::Message { payload, .. }) = event.unwrap() else { panic!("no message") };
             assert_eq!(payload, got.to_string());
             got += 1;
         }
@@ -326,6 +341,6 @@ async fn memory_of_large_messages_is_not_kept() {
     }
     subscription.drain();
     say(&mut server, "+PONG\r\n").await;
-    assert_eq!(subscription.next().await.unwrap(), Event::Drained);
+    assert_eq!(subscription.next().await.unwrap(), Event::Inbound(Inbound::Drained));
     assert!(subscription.buffer.capacity() <= 2 * CHUNK_BYTES, "{}", subscription.buffer.capacity());
 }
