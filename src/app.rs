@@ -143,7 +143,8 @@ impl App {
         };
         let engine = Engine::new(SocketIo::new(parts), options(&config)?, lifecycle.tasks().clone());
         let rails = Rails::new(&config.rails, metrics.clone(), lifecycle.tasks().clone(), lifecycle.stop().clone());
-        let collab_auth = collab_auth::routes(rails, &config.collab, metrics.clone());
+        let collab_auth =
+            collab_auth::routes(rails, &config.collab, config.http.trusted_proxies.clone(), metrics.clone());
         Ok(Self { lifecycle, listener, demo, engine, hub, source, collab_auth, readiness, metrics })
     }
 

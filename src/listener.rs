@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of what is served.
 
+pub mod client;
 mod stream;
 
 use std::{
