@@ -51,7 +51,7 @@ pub fn routes(rails: Arc<Rails>, settings: &Collab, trusted: Networks, metrics: 
         metrics,
         nameless: Once::new(),
     });
-    let answer = move |Extension(Peer(peer)): Extension<Peer>, headers: HeaderMap, body: Body| {
+    let answer = move |Extension(Peer { address: peer, .. }): Extension<Peer>, headers: HeaderMap, body: Body| {
         let endpoint = Arc::clone(&endpoint);
         async move {
             let mut response = endpoint.answer(peer, &headers, body).await;

@@ -6,12 +6,16 @@
 //!
 //! Source of the protocol: `docs/engine.io-protocol/v4-current.md` in the public repository `socketio/socket.io`.
 
+mod budget;
+mod census;
 mod decoder;
 mod frame;
 mod heartbeat;
 mod http;
+mod options;
 mod outbox;
 mod polling;
+mod post;
 mod session;
 mod websocket;
 
@@ -19,7 +23,7 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     ops::ControlFlow,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -29,45 +33,22 @@ use futures_util::FutureExt;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-pub use self::{frame::Frame, http::Cors, session::Session};
 use self::{
+    budget::Budget,
+    census::{Census, Seat},
     heartbeat::{Intervals, Wheel},
     session::Session as Client,
 };
-use crate::lifecycle::Tasks;
-
-/// Behaviour of an [`Engine`]; the defaults are Node's.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// How often the server pings a client.
-    pub ping_interval: Duration,
-    /// How long it waits for the answer.
-    pub ping_timeout: Duration,
-    /// How long a WebSocket may take to prove itself before the upgrade is given up.
-    pub upgrade_timeout: Duration,
-    /// How long a POST may take.
-    pub post_timeout: Duration,
-    /// Largest message or POST from a client, in bytes.
-    pub max_payload: usize,
-    /// Most bytes that may wait for one client before it is closed as too slow.
-    pub outbox_bytes: usize,
-    /// Cross-origin rules, `None` for no header at all.
-    pub cors: Option<Cors>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            ping_interval: Duration::from_secs(25),
-            ping_timeout: Duration::from_secs(20),
-            upgrade_timeout: Duration::from_secs(10),
-            post_timeout: Duration::from_secs(30),
-            max_payload: 1_000_000,
-            outbox_bytes: 16 << 20,
-            cors: None,
-        }
-    }
-}
+pub use self::{
+    frame::Frame,
+    http::Cors,
+    options::{Options, Unproven},
+    session::Session,
+};
+use crate::{
+    lifecycle::Tasks,
+    metrics::{Counter, Metrics},
+};
 
 /// What a client sent.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,6 +80,12 @@ pub enum CloseReason {
     Violation(u16),
     /// The client did not read fast enough.
     Slow,
+    /// A message was not finished in time.
+    Late,
+    /// The unfinished messages of all clients take too much memory.
+    Exhausted,
+    /// The session did not prove itself in time, or had to make room.
+    Unproven,
     /// The handler ended it.
     Forced,
     /// The server stops.
@@ -111,7 +98,8 @@ impl CloseReason {
         match self {
             Self::Violation(code) => Some(code),
             Self::Shutdown => Some(1001),
-            Self::Slow => Some(1013),
+            Self::Slow | Self::Exhausted => Some(1013),
+            Self::Late => Some(1008),
             _ => None,
         }
     }
@@ -134,9 +122,6 @@ pub trait Handler: Send + Sync + Sized + 'static {
 
     /// A client opens a session.
     fn open(&self, handshake: &Handshake<'_>) -> Self::State;
-
-    /// The session is open.
-    fn opened(&self, session: &Arc<Session<Self>>);
 
     /// A message came.
     ///
@@ -161,15 +146,17 @@ pub struct Engine<H: Handler> {
     intervals: Intervals,
     ping: Frame,
     tasks: Tasks,
+    metrics: Metrics,
     started: Instant,
     sessions: Mutex<Sessions<H>>,
-    wheel: Mutex<Wheel<Client<H>>>,
+    census: Arc<Census<Client<H>>>,
+    budget: Budget,
+    wheel: Mutex<Wheel<Sid>>,
 }
 
 impl<H: Handler> Engine<H> {
     /// An engine without sessions. Needs [`Engine::run`] for its heartbeat.
-    pub fn new(handler: H, options: Options, tasks: Tasks) -> Arc<Self> {
-        let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 4);
+    pub fn new(handler: H, options: Options, tasks: Tasks, metrics: Metrics) -> Arc<Self> {
         let intervals =
             Intervals { ping: milliseconds(options.ping_interval), timeout: milliseconds(options.ping_timeout) };
         Arc::new(Self {
@@ -177,8 +164,11 @@ impl<H: Handler> Engine<H> {
             intervals,
             ping: Frame::packet(Packet::Ping),
             tasks,
+            metrics,
             started: Instant::now(),
             sessions: Mutex::new(Sessions { by_sid: HashMap::new(), closing: None }),
+            census: Census::new(options.bounds()),
+            budget: Budget::new(),
             wheel: Mutex::new(Wheel::new(tick(intervals))),
             options,
         })
@@ -194,18 +184,21 @@ impl<H: Handler> Engine<H> {
         self.lock().by_sid.len()
     }
 
-    /// Keeps the heartbeat going until `stop`.
+    /// Keeps the heartbeat going, and closes sessions that stay unproven, until `stop`.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut ticker = interval(Duration::from_millis(tick(self.intervals)));
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while stop.run_until_cancelled(ticker.tick()).await.is_some() {
             let now = self.now();
             let due = self.wheel.lock().unwrap_or_else(PoisonError::into_inner).due(now);
-            for session in due {
-                let next = session.upgrade().and_then(|session| session.beat(now));
-                if let Some(next) = next {
-                    self.wheel.lock().unwrap_or_else(PoisonError::into_inner).schedule(session, next);
+            for sid in due {
+                let session = self.lock().by_sid.get(&sid).cloned();
+                if let Some(next) = session.and_then(|session| session.beat(now)) {
+                    self.wheel.lock().unwrap_or_else(PoisonError::into_inner).schedule(sid, next);
                 }
+            }
+            for session in self.census.overdue(now) {
+                self.close_unproven(&session);
             }
         }
     }
@@ -222,9 +215,14 @@ impl<H: Handler> Engine<H> {
         }
     }
 
-    fn open(self: &Arc<Self>, handshake: &Handshake<'_>, stream: Option<Arc<tokio::net::TcpStream>>) -> Arc<Client<H>> {
+    fn open(
+        self: &Arc<Self>,
+        handshake: &Handshake<'_>,
+        stream: Option<Arc<tokio::net::TcpStream>>,
+        seat: Seat<Client<H>>,
+    ) -> Arc<Client<H>> {
         let state = self.handler.open(handshake);
-        let session = Arc::new(Client::new(Arc::clone(self), state, stream));
+        let session = Arc::new(Client::new(Arc::clone(self), state, stream, seat));
         let closing = {
             let mut sessions = self.lock();
             sessions.by_sid.insert(session.sid(), Arc::clone(&session));
@@ -233,9 +231,21 @@ impl<H: Handler> Engine<H> {
         if let Some(reason) = closing {
             session.close(reason);
         }
+        let weak = Arc::downgrade(&session);
+        if !session.seat().attach(Weak::clone(&weak)) {
+            self.close_unproven(&weak);
+        }
         let due = self.now() + self.intervals.ping;
-        self.wheel.lock().unwrap_or_else(PoisonError::into_inner).schedule(Arc::downgrade(&session), due);
+        self.wheel.lock().unwrap_or_else(PoisonError::into_inner).schedule(session.sid(), due);
         session
+    }
+
+    /// Closes a session that has to go; one that is about to begin finds out by itself.
+    fn close_unproven(&self, session: &Weak<Client<H>>) {
+        if let Some(session) = session.upgrade() {
+            self.metrics.count(Counter::UnprovenClosed);
+            session.close(CloseReason::Unproven);
+        }
     }
 
     /// The packet that opens a session; `upgrades` says whether the client may move to a WebSocket.
@@ -285,6 +295,10 @@ impl<H: Handler> Engine<H> {
     }
 }
 
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 4)
+}
+
 /// Resolution of the heartbeat: a twentieth of the shorter interval, 5 to 100 ms.
 fn tick(intervals: Intervals) -> u64 {
     (intervals.ping.min(intervals.timeout) / 20).clamp(5, 100)
@@ -294,8 +308,9 @@ fn tick(intervals: Intervals) -> u64 {
 #[doc(hidden)]
 pub fn fuzz_frames(data: &[u8], step: usize, max: usize) -> (Vec<String>, Option<u16>) {
     let (mut decoder, mut events) = (decoder::Decoder::default(), Vec::new());
+    let bounds = decoder::Bounds { max, budget: &Budget::new() };
     for piece in data.chunks(step) {
-        let fed = decoder.feed(&mut piece.to_vec(), max, |event| {
+        let fed = decoder.feed(&mut piece.to_vec(), bounds, |event| {
             events.push(format!("{event:?}"));
             ControlFlow::<()>::Continue(())
         });
@@ -311,6 +326,6 @@ pub fn fuzz_frames(data: &[u8], step: usize, max: usize) -> (Vec<String>, Option
 pub fn fuzz_payload(data: &[u8], step: usize, max: usize) -> Option<Vec<String>> {
     let pieces: Vec<_> = data.chunks(step).map(|piece| Ok::<_, Infallible>(piece.to_vec())).collect();
     let body = axum::body::Body::from_stream(futures_util::stream::iter(pieces));
-    let packets = polling::packets(body, max).now_or_never()?.ok()?;
+    let packets = post::packets(body, max, &Budget::new()).now_or_never()?.ok()?;
     Some(packets.into_iter().map(|packet| format!("{packet:?}")).collect())
 }

@@ -12,10 +12,9 @@ mod sessions;
 pub mod wire;
 
 use std::{
-    collections::VecDeque,
     pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -39,8 +38,8 @@ use crate::{
     metrics::{Counter, Metrics},
 };
 
-/// How often connections without a CONNECT are looked for.
-const DEADLINE_TICK: Duration = Duration::from_millis(100);
+/// How often the log is looked through.
+const EXPIRY_TICK: Duration = Duration::from_millis(100);
 
 /// Longest namespace in bytes that is named in a refusal.
 const MAX_NAMESPACE: usize = 256;
@@ -123,8 +122,6 @@ pub struct Parts {
     pub tasks: Tasks,
     /// Ends them.
     pub stop: CancellationToken,
-    /// How long a connection may go without CONNECT.
-    pub connect_timeout: Duration,
     /// How long a browser may be away and still have the rooms of its ticket.
     pub recovery_window: Duration,
 }
@@ -133,40 +130,21 @@ pub struct Parts {
 pub struct SocketIo {
     parts: Parts,
     sessions: Sessions<Session<Self>>,
-    /// Connections by when they must have sent CONNECT, the oldest first.
-    deadlines: Mutex<VecDeque<(Instant, Weak<Session<Self>>)>>,
 }
 
 impl SocketIo {
     /// A namespace without browsers.
     pub fn new(parts: Parts) -> Self {
-        Self { sessions: Sessions::new(parts.recovery_window), deadlines: Mutex::default(), parts }
+        Self { sessions: Sessions::new(parts.recovery_window), parts }
     }
 
-    /// Closes connections that never send CONNECT, and lets the log expire when nothing is published, until `stop`.
+    /// Lets the log expire when nothing is published, until `stop`.
     pub async fn tend(engine: Arc<Engine<Self>>, stop: CancellationToken) {
         let io = engine.handler();
-        let mut ticker = tokio::time::interval(DEADLINE_TICK);
+        let mut ticker = tokio::time::interval(EXPIRY_TICK);
         while stop.run_until_cancelled(ticker.tick()).await.is_some() {
-            let now = Instant::now();
-            io.parts.hub.expire(now);
-            while let Some(session) = io.overdue(now) {
-                if matches!(*session.state().phase(), Phase::Fresh) {
-                    session.close(CloseReason::Forced);
-                }
-            }
+            io.parts.hub.expire(Instant::now());
         }
-    }
-
-    fn overdue(&self, now: Instant) -> Option<Arc<Session<Self>>> {
-        let mut deadlines = self.deadlines.lock().unwrap_or_else(PoisonError::into_inner);
-        while deadlines.front().is_some_and(|(at, _)| *at <= now) {
-            let session = deadlines.pop_front().and_then(|(_, session)| session.upgrade());
-            if session.is_some() {
-                return session;
-            }
-        }
-        None
     }
 
     fn text(&self, session: &Arc<Session<Self>>, text: Str) -> Result<(), Malformed> {
@@ -259,11 +237,6 @@ impl Handler for SocketIo {
         let mut parameters = url::form_urlencoded::parse(handshake.query.as_bytes());
         let token = parameters.find(|(name, _)| name == "channel_token").and_then(|(_, token)| Token::parse(&token));
         Client { token, ..Client::default() }
-    }
-
-    fn opened(&self, session: &Arc<Session<Self>>) {
-        let deadline = (Instant::now() + self.parts.connect_timeout, Arc::downgrade(session));
-        self.deadlines.lock().unwrap_or_else(PoisonError::into_inner).push_back(deadline);
     }
 
     fn message(&self, session: &Arc<Session<Self>>, message: Message) -> Result<(), Malformed> {

@@ -166,6 +166,7 @@ impl SocketIo {
         let mut phase = socket.state().phase();
         let Phase::Connected { sid: slot, .. } = &mut *phase else { return };
         *slot = Some(sid);
+        socket.prove();
         let replaced = self.sessions.enter(sid, Arc::downgrade(socket));
         drop(phase);
         if let Some(replaced) = replaced.and_then(|replaced| replaced.upgrade()) {
