@@ -1,6 +1,7 @@
 //! Puts the program together, in three steps: build (no ports), bind (real addresses), run (until the stop).
 
 use std::{
+    future::{Ready, ready},
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -11,7 +12,7 @@ use axum::{
     body::Body,
     extract::Path,
     http::{Request, StatusCode},
-    response::IntoResponse,
+    response::{IntoResponse, Response},
     routing::any,
 };
 use rand::RngExt;
@@ -26,10 +27,10 @@ use crate::{
     config::{Config, GapNotice},
     demo,
     dispatch::Dispatch,
-    engineio::{CloseReason, Cors, Engine, Options},
+    engineio::{CloseReason, Cors, Engine, Options, Unproven},
     hub::{self, Bounds, Clock, Epoch, Hub, OffsetKey},
     lifecycle::{Lifecycle, Readiness, Signals, Stop},
-    listener,
+    listener::{self, Capacity},
     metrics::Metrics,
     redis_client::{Connector, Link},
     socketio::{Member, Parts, SocketIo, wire},
@@ -47,6 +48,12 @@ const FLUSH_TICK: Duration = Duration::from_millis(5);
 /// Memory beyond the recovery log's for messages that a busy shard has not delivered yet: some seconds of the largest
 /// bursts. What is more is dropped, and browsers that have not got it are cut and come back.
 const UNDELIVERED_BYTES: usize = 64 << 20;
+/// Longest message before CONNECT is acknowledged, in bytes. A CONNECT with the ticket of a user in thousands of groups
+/// fits in.
+const UNPROVEN_MESSAGE: usize = 64 * 1024;
+
+/// How long it may take from its first byte to its last.
+const UNPROVEN_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where messages come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +113,7 @@ pub fn run(config: Config, mode: Mode) -> Result<(), AppError> {
 pub struct App {
     lifecycle: Lifecycle,
     listener: TcpListener,
+    connections: usize,
     demo: Option<(Broker, TcpListener)>,
     engine: Arc<Engine<SocketIo>>,
     hub: Arc<Hub<Member>>,
@@ -158,15 +166,33 @@ impl App {
             metrics: metrics.clone(),
             tasks: lifecycle.tasks().clone(),
             stop: lifecycle.stop().clone(),
-            connect_timeout: config.engine.connect_timeout,
             recovery_window: config.recovery.window,
             unvouched_max: config.recovery.unvouched_max,
         };
-        let engine = Engine::new(SocketIo::new(parts), options(&config)?, lifecycle.tasks().clone(), metrics.clone());
+        let connections = connections(&config);
+        let engine = Engine::new(
+            SocketIo::new(parts),
+            options(&config, connections)?,
+            lifecycle.tasks().clone(),
+            metrics.clone(),
+        );
         let rails = Rails::new(&config.rails, metrics.clone(), lifecycle.tasks().clone(), lifecycle.stop().clone());
-        let collab_auth = collab_auth::routes(rails, &config.collab, metrics.clone());
+        let collab_auth = collab_auth::routes(rails, &config.collab, config.http.trusted_proxies, metrics.clone());
         let gap_notice = config.recovery.gap_notice;
-        Ok(Self { lifecycle, listener, demo, engine, hub, source, gap_notice, rights, collab_auth, readiness, metrics })
+        Ok(Self {
+            lifecycle,
+            listener,
+            connections,
+            demo,
+            engine,
+            hub,
+            source,
+            gap_notice,
+            rights,
+            collab_auth,
+            readiness,
+            metrics,
+        })
     }
 
     /// The address that was taken.
@@ -201,6 +227,7 @@ impl App {
         let Self {
             lifecycle,
             listener,
+            connections,
             demo,
             engine,
             hub,
@@ -213,6 +240,7 @@ impl App {
         } = self;
         let stop = lifecycle.stop();
         let mut signals = Signals::listen().map_err(system("cannot listen to signals"))?;
+        let overflow = admin::routes(readiness.clone()).fallback(refuse(&engine));
         let mut router = admin::routes(readiness).merge(collab_auth).merge(engine_routes(&engine));
         if let Some((broker, listener)) = demo {
             demo::seed(&broker);
@@ -221,6 +249,7 @@ impl App {
             let (tracker, stop) = (lifecycle.tasks().tracker(), stop.clone());
             lifecycle.spawn_critical("broker", async move { broker.serve(listener, tracker, stop).await });
         }
+        let site = listener::Site { router, overflow, connections, metrics: metrics.clone() };
         let dispatch = Dispatch::new(Arc::clone(&hub), wire::event, &gap_notice, metrics);
         let dispatched = CancellationToken::new();
         let (dispatch, ended) = (dispatch.run(source, stop.clone()), dispatched.clone().drop_guard());
@@ -237,7 +266,7 @@ impl App {
         lifecycle.tasks().spawn(check);
         lifecycle.spawn_critical("heartbeat", Arc::clone(&engine).run(stop.clone()));
         lifecycle.spawn_critical("namespace", SocketIo::tend(Arc::clone(&engine), stop.clone()));
-        let accept = listener::serve(listener, router, lifecycle.tasks().clone(), stop.clone());
+        let accept = listener::serve(listener, site, lifecycle.tasks().clone(), stop.clone());
         lifecycle.spawn_critical("listener", accept);
 
         let why = lifecycle.stopped(&mut signals).await;
@@ -301,7 +330,31 @@ fn hub_options(config: &Config, key: &Key) -> hub::Options {
     }
 }
 
-fn options(config: &Config) -> Result<Options, AppError> {
+/// For every path that cannot be answered while there is no place.
+fn refuse(engine: &Arc<Engine<SocketIo>>) -> impl Fn(Request<Body>) -> Ready<Response> + Clone + use<> {
+    let engine = Arc::clone(engine);
+    move |request| ready(engine.refuse(&request))
+}
+
+/// How many connections are served: what the limit of open files allows, and the settings.
+fn connections(config: &Config) -> usize {
+    // Without a limit that can be read there is none.
+    let open_files = rlimit::Resource::NOFILE.get_soft().unwrap_or(u64::MAX);
+    let wanted = config.limits.connections;
+    let Capacity { connections, needs_open_files } =
+        listener::capacity(open_files, wanted, config.rails.max_concurrency);
+    if let Some(needed) = needs_open_files {
+        tracing::warn!(
+            "{connections} connections are served: more need a limit of {needed} open files, which is {open_files}; \
+             raise it with `ulimit -n`, LimitNOFILE= of systemd, or --ulimit nofile= of docker"
+        );
+    }
+    let sessions = config.limits.sessions.unwrap_or(connections);
+    tracing::info!(connections, sessions, open_files, "limits");
+    connections
+}
+
+fn options(config: &Config, connections: usize) -> Result<Options, AppError> {
     let cors = match &config.http.allowed_origin {
         None => None,
         Some(allowed) => {
@@ -313,6 +366,14 @@ fn options(config: &Config) -> Result<Options, AppError> {
     Ok(Options {
         ping_interval: config.engine.ping_interval,
         ping_timeout: config.engine.ping_timeout,
+        unproven: Some(Unproven {
+            timeout: config.engine.connect_timeout,
+            message_timeout: UNPROVEN_MESSAGE_TIMEOUT,
+            max_payload: UNPROVEN_MESSAGE,
+        }),
+        max_sessions: config.limits.sessions.unwrap_or(connections),
+        max_sessions_per_address: config.limits.sessions_per_address,
+        trusted_proxies: config.http.trusted_proxies.clone(),
         outbox_bytes: config.engine.outbox_bytes,
         cors,
         ..Options::default()

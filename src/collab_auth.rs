@@ -4,7 +4,6 @@
 //! Answers for who may ask, how often and in which form. Must not know how Rails is asked.
 
 mod body;
-mod client;
 
 use std::{
     net::IpAddr,
@@ -27,7 +26,7 @@ use tokio::time::Instant;
 use crate::{
     auth::rails::{Check, Limits, Names, Rails, Verdict},
     config::{Collab, Networks},
-    listener::Peer,
+    listener::{Peer, client},
     metrics::{Counter, Metrics},
     telemetry::Throttle,
 };
@@ -43,16 +42,16 @@ struct Endpoint {
 }
 
 /// The one route. Requests have to carry the [`Peer`] they came from.
-pub fn routes(rails: Arc<Rails>, settings: &Collab, metrics: Metrics) -> Router {
+pub fn routes(rails: Arc<Rails>, settings: &Collab, trusted: Networks, metrics: Metrics) -> Router {
     let endpoint = Arc::new(Endpoint {
         rails,
         limits: Limits::new(settings.auth_per_minute),
         names: if settings.strict_names { Names::Known } else { Names::Any },
-        trusted: settings.trusted_proxies.clone(),
+        trusted,
         metrics,
         nameless: Once::new(),
     });
-    let answer = move |Extension(Peer(peer)): Extension<Peer>, headers: HeaderMap, body: Body| {
+    let answer = move |Extension(Peer { address: peer, .. }): Extension<Peer>, headers: HeaderMap, body: Body| {
         let endpoint = Arc::clone(&endpoint);
         async move {
             let mut response = endpoint.answer(peer, &headers, body).await;

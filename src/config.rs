@@ -28,7 +28,7 @@ pub use self::{
     rails::{RAILS_VARIABLES, Rails, RailsEndpoint},
     redis_url::{RedisTarget, RedisUrl},
     secret::Secret,
-    sections::{Collab, Engine, GapNotice, Http, Log, LogFormat, Recovery, Redis},
+    sections::{Collab, Engine, GapNotice, Http, Limits, Log, LogFormat, Recovery, Redis},
     variable::{VARIABLES, Variable, help_table, markdown_table},
 };
 
@@ -39,6 +39,8 @@ use self::reader::{Reader, Reported};
 pub struct Config {
     /// Where to listen, and whom to let in.
     pub http: Http,
+    /// How many may be served at a time.
+    pub limits: Limits,
     /// Where Rails publishes.
     pub redis: Redis,
     /// Heartbeats and the bound on slow browsers.
@@ -92,6 +94,7 @@ impl Config {
     /// Reads every section before it looks at the first failure: that is what brings all mistakes together.
     fn read_sections(reader: &mut Reader<'_>, environment: &Environment, demo: bool) -> Result<Self, Reported> {
         let http = Http::read(reader, demo);
+        let limits = Limits::read(reader);
         let redis = Redis::read(reader);
         let engine = Engine::read(reader);
         let recovery = Recovery::read(reader);
@@ -101,6 +104,7 @@ impl Config {
         let log = Log::read(reader);
         Ok(Self {
             http: http?,
+            limits: limits?,
             redis: redis?,
             engine: engine?,
             recovery: recovery?,

@@ -6,6 +6,8 @@
 //!
 //! Source of the protocol: `docs/engine.io-protocol/v4-current.md` in the public repository `socketio/socket.io`.
 
+mod budget;
+mod census;
 mod compress;
 mod decoder;
 mod delivery;
@@ -14,8 +16,10 @@ mod gzip;
 mod heartbeat;
 mod http;
 mod narrow;
+mod options;
 mod outbox;
 mod polling;
+mod post;
 mod session;
 mod websocket;
 
@@ -23,7 +27,7 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     ops::ControlFlow,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -34,48 +38,25 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    budget::Budget,
+    census::{Census, Seat},
     compress::Compressor,
     heartbeat::{Intervals, Wheel},
     session::Session as Client,
 };
-pub use self::{frame::Frame, http::Cors, session::Session};
-use crate::{lifecycle::Tasks, metrics::Metrics};
+pub use self::{
+    frame::Frame,
+    http::Cors,
+    options::{Options, Unproven},
+    session::Session,
+};
+use crate::{
+    lifecycle::Tasks,
+    metrics::{Counter, Metrics},
+};
 
 /// How often it is looked whether all is sent.
 const DRAIN_TICK: Duration = Duration::from_millis(10);
-
-/// Behaviour of an [`Engine`]; the defaults are Node's.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// How often the server pings a client.
-    pub ping_interval: Duration,
-    /// How long it waits for the answer.
-    pub ping_timeout: Duration,
-    /// How long a WebSocket may take to prove itself before the upgrade is given up.
-    pub upgrade_timeout: Duration,
-    /// How long a POST may take.
-    pub post_timeout: Duration,
-    /// Largest message or POST from a client, in bytes.
-    pub max_payload: usize,
-    /// Most bytes that may wait for one client before it is closed as too slow.
-    pub outbox_bytes: usize,
-    /// Cross-origin rules, `None` for no header at all.
-    pub cors: Option<Cors>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            ping_interval: Duration::from_secs(25),
-            ping_timeout: Duration::from_secs(20),
-            upgrade_timeout: Duration::from_secs(10),
-            post_timeout: Duration::from_secs(30),
-            max_payload: 1_000_000,
-            outbox_bytes: 16 << 20,
-            cors: None,
-        }
-    }
-}
 
 /// What a client sent.
 #[derive(Clone, Debug, PartialEq)]
@@ -107,6 +88,12 @@ pub enum CloseReason {
     Violation(u16),
     /// The client did not read fast enough.
     Slow,
+    /// A message was not finished in time.
+    Late,
+    /// The unfinished messages of all clients take too much memory.
+    Exhausted,
+    /// The session did not prove itself in time, or had to make room.
+    Unproven,
     /// The handler ended it.
     Forced,
     /// The server stops.
@@ -119,7 +106,8 @@ impl CloseReason {
         match self {
             Self::Violation(code) => Some(code),
             Self::Shutdown => Some(1001),
-            Self::Slow => Some(1013),
+            Self::Slow | Self::Exhausted => Some(1013),
+            Self::Late => Some(1008),
             _ => None,
         }
     }
@@ -142,9 +130,6 @@ pub trait Handler: Send + Sync + Sized + 'static {
 
     /// A client opens a session.
     fn open(&self, handshake: &Handshake<'_>) -> Self::State;
-
-    /// The session is open.
-    fn opened(&self, session: &Arc<Session<Self>>);
 
     /// A message came.
     ///
@@ -170,25 +155,30 @@ pub struct Engine<H: Handler> {
     ping: Frame,
     compressor: Compressor,
     tasks: Tasks,
+    metrics: Metrics,
     started: Instant,
     sessions: Mutex<Sessions<H>>,
-    wheel: Mutex<Wheel<Client<H>>>,
+    census: Arc<Census<Client<H>>>,
+    budget: Budget,
+    wheel: Mutex<Wheel<Sid>>,
 }
 
 impl<H: Handler> Engine<H> {
     /// An engine without sessions. Needs [`Engine::run`] for its heartbeat.
     pub fn new(handler: H, options: Options, tasks: Tasks, metrics: Metrics) -> Arc<Self> {
-        let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 4);
         let intervals =
             Intervals { ping: milliseconds(options.ping_interval), timeout: milliseconds(options.ping_timeout) };
         Arc::new(Self {
             handler,
             intervals,
             ping: Frame::packet(Packet::Ping),
-            compressor: Compressor::new(tasks.clone(), metrics),
+            compressor: Compressor::new(tasks.clone(), metrics.clone()),
             tasks,
+            metrics,
             started: Instant::now(),
             sessions: Mutex::new(Sessions { by_sid: HashMap::new(), closing: None }),
+            census: Census::new(options.bounds()),
+            budget: Budget::new(),
             wheel: Mutex::new(Wheel::new(tick(intervals))),
             options,
         })
@@ -215,7 +205,7 @@ impl<H: Handler> Engine<H> {
         timeout(deadline, drained).await.is_ok()
     }
 
-    /// Keeps the heartbeat going until `stop`.
+    /// Keeps the heartbeat going, and closes sessions that stay unproven, until `stop`.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut ticker = interval(Duration::from_millis(tick(self.intervals)));
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -223,11 +213,14 @@ impl<H: Handler> Engine<H> {
             let now = self.now();
             self.compressor.forget(now);
             let due = self.wheel.lock().unwrap_or_else(PoisonError::into_inner).due(now);
-            for session in due {
-                let next = session.upgrade().and_then(|session| session.beat(now));
-                if let Some(next) = next {
-                    self.wheel.lock().unwrap_or_else(PoisonError::into_inner).schedule(session, next);
+            for sid in due {
+                let session = self.lock().by_sid.get(&sid).cloned();
+                if let Some(next) = session.and_then(|session| session.beat(now)) {
+                    self.wheel.lock().unwrap_or_else(PoisonError::into_inner).schedule(sid, next);
                 }
+            }
+            for session in self.census.overdue(now) {
+                self.close_unproven(&session);
             }
         }
     }
@@ -244,9 +237,14 @@ impl<H: Handler> Engine<H> {
         }
     }
 
-    fn open(self: &Arc<Self>, handshake: &Handshake<'_>, stream: Option<Arc<tokio::net::TcpStream>>) -> Arc<Client<H>> {
+    fn open(
+        self: &Arc<Self>,
+        handshake: &Handshake<'_>,
+        stream: Option<Arc<tokio::net::TcpStream>>,
+        seat: Seat<Client<H>>,
+    ) -> Arc<Client<H>> {
         let state = self.handler.open(handshake);
-        let session = Arc::new(Client::new(Arc::clone(self), state, stream));
+        let session = Arc::new(Client::new(Arc::clone(self), state, stream, seat));
         let closing = {
             let mut sessions = self.lock();
             sessions.by_sid.insert(session.sid(), Arc::clone(&session));
@@ -255,9 +253,21 @@ impl<H: Handler> Engine<H> {
         if let Some(reason) = closing {
             session.close(reason);
         }
+        let weak = Arc::downgrade(&session);
+        if !session.seat().attach(Weak::clone(&weak)) {
+            self.close_unproven(&weak);
+        }
         let due = self.now() + self.intervals.ping;
-        self.wheel.lock().unwrap_or_else(PoisonError::into_inner).schedule(Arc::downgrade(&session), due);
+        self.wheel.lock().unwrap_or_else(PoisonError::into_inner).schedule(session.sid(), due);
         session
+    }
+
+    /// Closes a session that has to go; one that is about to begin finds out by itself.
+    fn close_unproven(&self, session: &Weak<Client<H>>) {
+        if let Some(session) = session.upgrade() {
+            self.metrics.count(Counter::UnprovenClosed);
+            session.close(CloseReason::Unproven);
+        }
     }
 
     /// The packet that opens a session; `upgrades` says whether the client may move to a WebSocket.
@@ -307,6 +317,10 @@ impl<H: Handler> Engine<H> {
     }
 }
 
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 4)
+}
+
 /// Resolution of the heartbeat: a twentieth of the shorter interval, 5 to 100 ms.
 fn tick(intervals: Intervals) -> u64 {
     (intervals.ping.min(intervals.timeout) / 20).clamp(5, 100)
@@ -316,8 +330,9 @@ fn tick(intervals: Intervals) -> u64 {
 #[doc(hidden)]
 pub fn fuzz_frames(data: &[u8], step: usize, max: usize) -> (Vec<String>, Option<u16>) {
     let (mut decoder, mut events) = (decoder::Decoder::default(), Vec::new());
+    let bounds = decoder::Bounds { max, budget: &Budget::new() };
     for piece in data.chunks(step) {
-        let fed = decoder.feed(&mut piece.to_vec(), max, |event| {
+        let fed = decoder.feed(&mut piece.to_vec(), bounds, |event| {
             events.push(format!("{event:?}"));
             ControlFlow::<()>::Continue(())
         });
@@ -333,13 +348,13 @@ pub fn fuzz_frames(data: &[u8], step: usize, max: usize) -> (Vec<String>, Option
 pub fn fuzz_payload(data: &[u8], step: usize, max: usize) -> Option<Vec<String>> {
     let pieces: Vec<_> = data.chunks(step).map(|piece| Ok::<_, Infallible>(piece.to_vec())).collect();
     let body = axum::body::Body::from_stream(futures_util::stream::iter(pieces));
-    let packets = polling::packets(body, max).now_or_never()?.ok()?;
+    let packets = post::packets(body, max, &Budget::new()).now_or_never()?.ok()?;
     Some(packets.into_iter().map(|packet| format!("{packet:?}")).collect())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{census::Origin, *};
 
     struct Deaf;
 
@@ -347,8 +362,6 @@ mod tests {
         type State = ();
 
         fn open(&self, _: &Handshake<'_>) {}
-
-        fn opened(&self, _: &Arc<Session<Self>>) {}
 
         fn message(&self, _: &Arc<Session<Self>>, _: Message) -> Result<(), Malformed> {
             Ok(())
@@ -362,7 +375,8 @@ mod tests {
         const DEADLINE: Duration = Duration::from_secs(5);
         let engine = Engine::new(Deaf, Options::default(), Tasks::current(), Metrics::new());
         let handshake = Handshake { query: "", headers: &HeaderMap::new() };
-        let [first, second] = [(); 2].map(|()| engine.open(&handshake, None));
+        let seat = || engine.census.admit(Origin::default(), engine.now()).unwrap_or_else(|_| panic!("no seat")).0;
+        let [first, second] = [(); 2].map(|()| engine.open(&handshake, None, seat()));
         assert!(engine.drained(DEADLINE).await);
         for session in [&first, &second] {
             session.send(&[&Frame::message(&[b"x"])]);

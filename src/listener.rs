@@ -1,16 +1,26 @@
-//! The port: accepts connections and serves HTTP/1.1 on them until told to stop.
+//! The port: accepts connections, as many as there are places, and serves HTTP/1.1 on them until told to stop.
 //!
 //! Knows nothing of what is served.
 
+mod capacity;
+pub mod client;
+mod places;
 mod stream;
 
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use axum::{Router, http::Request};
+use axum::{
+    Router,
+    http::{HeaderValue, Request, header::CONNECTION},
+    middleware::map_response,
+    response::Response,
+};
+use futures_util::future::{AbortHandle, Abortable};
 use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -19,13 +29,23 @@ use hyper_util::{
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
+    task::yield_now,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-pub use self::stream::Stream;
-use crate::{lifecycle::Tasks, telemetry::Throttle};
+use self::places::{Entry, Places, Silent, Zone};
+pub use self::{
+    capacity::{Capacity, capacity},
+    places::Place,
+    stream::Stream,
+};
+use crate::{
+    lifecycle::Tasks,
+    metrics::{Counter, Metrics},
+    telemetry::Throttle,
+};
 
 /// Connections that the kernel holds until they are accepted; it takes less where `somaxconn` is lower.
 const BACKLOG: i32 = 4096;
@@ -33,8 +53,11 @@ const BACKLOG: i32 = 4096;
 /// How long a client may take for the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Longest head of a request in bytes, and the size to which the buffer of a connection may grow.
-const HEAD_BYTES: usize = 32 * 1024;
+/// The same in the overflow, whose places have to be free again soon.
+const OVERFLOW_HEAD_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Longest head of a request in bytes, as in Node, and the size to which the buffer of a connection may grow.
+const HEAD_BYTES: usize = 16 * 1024;
 
 /// Pause when a connection cannot be accepted, as when file descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -45,10 +68,27 @@ pub const STUCK_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long requests may take to end after the stop.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// Who sent a request, as an extension of it: the address at the other end of the connection. IPv4 is IPv4, also
-/// where the port was taken for both.
+/// The connection on which a request came, as an extension of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer(pub IpAddr);
+pub struct Peer {
+    /// The address at the other end. IPv4 is IPv4, also where the port was taken for both.
+    pub address: IpAddr,
+    /// The number of the connection, which no other ever has.
+    pub connection: u64,
+}
+
+/// What is served, and to how many.
+#[derive(Debug)]
+pub struct Site {
+    /// Answers the requests of regular connections.
+    pub router: Router,
+    /// Answers requests while there is no place: refuses them, or says how it is. Each answer ends its connection.
+    pub overflow: Router,
+    /// Connections at a time.
+    pub connections: usize,
+    /// Counts the connections that are refused or have to go.
+    pub metrics: Metrics,
+}
 
 /// Takes a port on all interfaces, IPv6 and IPv4, or on one address. Port 0 takes a free one.
 ///
@@ -84,47 +124,132 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-static THROTTLE: Throttle = Throttle::new();
-
-/// Serves `router` until `stop`; then lets requests end.
-pub async fn serve(listener: TcpListener, router: Router, tasks: Tasks, stop: CancellationToken) {
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES);
+/// Serves `site` until `stop`; then lets requests end.
+pub async fn serve(listener: TcpListener, site: Site, tasks: Tasks, stop: CancellationToken) {
+    static FAILED: Throttle = Throttle::new();
+    let server = Server::new(site, stop.clone());
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, address)) => {
-                let peer = Peer(address.ip().to_canonical());
-                tasks.spawn(connection(http.clone(), stream, peer, router.clone(), stop.clone()));
+                let (handle, registration) = AbortHandle::new_pair();
+                let Some(Entry { place, silent, displaced }) = server.places.take(handle) else {
+                    server.refused();
+                    yield_now().await;
+                    continue;
+                };
+                let peer = Peer { address: address.ip().to_canonical(), connection: silent.number() };
+                let is_regular = place.zone() == Zone::Regular;
+                let connection = Abortable::new(server.connection(stream, place, silent, peer), registration);
+                tasks.spawn(async move {
+                    // A connection that has to go is dropped as it is.
+                    let _ = connection.await;
+                });
+                if !is_regular {
+                    server.refused();
+                }
+                if displaced || !is_regular {
+                    // The connection that has to go must go, and a short answer must be given, before the next comes.
+                    yield_now().await;
+                }
             }
             // Of one connection, which is gone already.
             Err(error) if is_of_peer(&error) => {}
             Err(error) => {
-                if THROTTLE.allow(Instant::now()).is_some() {
+                if FAILED.allow(Instant::now()).is_some() {
                     tracing::warn!(%error, "cannot accept connections; is the limit of open files too low?");
                 }
-                sleep(ACCEPT_PAUSE).await;
+                if server.places.displace() {
+                    yield_now().await;
+                } else {
+                    sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
 }
 
+/// What all connections share.
+struct Server {
+    regular: (http1::Builder, Router),
+    overflow: (http1::Builder, Router),
+    places: Arc<Places>,
+    connections: usize,
+    metrics: Metrics,
+    stop: CancellationToken,
+}
+
+impl Server {
+    fn new(site: Site, stop: CancellationToken) -> Self {
+        let Site { router, overflow, connections, metrics } = site;
+        let http = |head_timeout: Duration| {
+            let mut http = http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(HEAD_BYTES);
+            http
+        };
+        let places = Places::new(connections, metrics.clone());
+        let overflow = overflow.layer(map_response(end_connection));
+        Self {
+            regular: (http(HEAD_TIMEOUT), router),
+            overflow: (http(OVERFLOW_HEAD_TIMEOUT), overflow),
+            places,
+            connections,
+            metrics,
+            stop,
+        }
+    }
+
+    /// Notes that there was no place for a connection.
+    fn refused(&self) {
+        static REFUSED: Throttle = Throttle::new();
+        self.metrics.count(Counter::ConnectionsRefused);
+        if let Some(more_since_last) = REFUSED.allow(Instant::now()) {
+            tracing::warn!(
+                more_since_last,
+                connections = self.connections,
+                "refused a connection: all places are taken"
+            );
+        }
+    }
+
+    /// Serves a connection until it ends or is taken over by another protocol.
+    fn connection(
+        &self,
+        stream: TcpStream,
+        place: Place,
+        silent: Silent,
+        peer: Peer,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let (http, router) = match place.zone() {
+            Zone::Regular => &self.regular,
+            Zone::Overflow => &self.overflow,
+        };
+        let silent = Arc::new(silent);
+        let service = TowerToHyperService::new(router.clone().map_request(move |mut request: Request<Incoming>| {
+            silent.heard();
+            request.extensions_mut().insert(peer);
+            request
+        }));
+        let connection = http.serve_connection(TokioIo::new(Stream::new(stream, place)), service).with_upgrades();
+        let stop = self.stop.clone();
+        async move {
+            let mut connection = std::pin::pin!(connection);
+            // An error here is the client's: it went away or does not speak HTTP. It got its status where there is one.
+            if stop.run_until_cancelled(connection.as_mut()).await.is_none() {
+                connection.as_mut().graceful_shutdown();
+                let _ = timeout(DRAIN, connection).await;
+            }
+        }
+    }
+}
+
+async fn end_connection(mut response: Response) -> Response {
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
 fn is_of_peer(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
-}
-
-async fn connection(http: http1::Builder, stream: TcpStream, peer: Peer, router: Router, stop: CancellationToken) {
-    let service = TowerToHyperService::new(router.map_request(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(peer);
-        request
-    }));
-    let mut connection =
-        std::pin::pin!(http.serve_connection(TokioIo::new(Stream::new(stream)), service).with_upgrades());
-    // An error here is the client's: it went away or does not speak HTTP. It got its status where there is one.
-    if stop.run_until_cancelled(connection.as_mut()).await.is_none() {
-        connection.as_mut().graceful_shutdown();
-        let _ = timeout(DRAIN, connection).await;
-    }
 }
 
 #[cfg(test)]

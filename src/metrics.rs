@@ -51,6 +51,18 @@ counters! {
     SlowClosed,
     /// Browsers closed since they broke a protocol.
     MalformedClosed,
+    /// Connections that found no place.
+    ConnectionsRefused,
+    /// Connections that made no request and had to go, so that others had a place.
+    SilentDropped,
+    /// Sessions refused since there were too many.
+    SessionsRefused,
+    /// Sessions that nothing was heard from, closed so that others had room, or since so many waited.
+    UnprovenClosed,
+    /// Messages refused since the unfinished ones of all clients together were too large.
+    InboundRefused,
+    /// Messages that were not finished in time.
+    InboundLate,
     /// Checks of who may edit a document that ended with yes.
     ChecksGranted,
     /// The same, with no.

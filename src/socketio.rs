@@ -12,10 +12,9 @@ mod sessions;
 pub mod wire;
 
 use std::{
-    collections::VecDeque,
     pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -40,8 +39,8 @@ use crate::{
     metrics::{Counter, Metrics},
 };
 
-/// How often connections without a CONNECT are looked for.
-const DEADLINE_TICK: Duration = Duration::from_millis(100);
+/// How often the log is looked through.
+const EXPIRY_TICK: Duration = Duration::from_millis(100);
 
 /// Newcomers that wait for their shard at a time, so that what waits for a shard is bounded.
 const MAX_JOINING: usize = 1_024;
@@ -138,8 +137,6 @@ pub struct Parts {
     pub tasks: Tasks,
     /// Ends them.
     pub stop: CancellationToken,
-    /// How long a connection may go without CONNECT.
-    pub connect_timeout: Duration,
     /// How long a browser may be away and still have the rooms of its ticket.
     pub recovery_window: Duration,
     /// How long a ticket's rooms serve after Redis last said that they are its user's.
@@ -151,22 +148,19 @@ pub struct SocketIo {
     parts: Parts,
     sessions: Sessions<Session<Self>>,
     joining: Arc<Semaphore>,
-    /// Connections by when they must have sent CONNECT, the oldest first.
-    deadlines: Mutex<VecDeque<(Instant, Weak<Session<Self>>)>>,
 }
 
 impl SocketIo {
     /// A namespace without browsers.
     pub fn new(parts: Parts) -> Self {
         let (sessions, joining) = (Sessions::new(parts.recovery_window), Arc::new(Semaphore::new(MAX_JOINING)));
-        Self { sessions, joining, deadlines: Mutex::default(), parts }
+        Self { parts, sessions, joining }
     }
 
-    /// Closes connections that never send CONNECT, lets the log expire when nothing is published, and reminds browsers of
-    /// their offsets, until `stop`.
+    /// Lets the log expire when nothing is published, and reminds browsers of their offsets, until `stop`.
     pub async fn tend(engine: Arc<Engine<Self>>, stop: CancellationToken) {
         let io = engine.handler();
-        let mut ticker = tokio::time::interval(DEADLINE_TICK);
+        let mut ticker = tokio::time::interval(EXPIRY_TICK);
         let period = (io.parts.recovery_window / REMINDERS_PER_WINDOW).max(REMINDER_TICK);
         let parts = usize::try_from(period.as_secs()).unwrap_or(usize::MAX);
         // The first to come are the last in turn.
@@ -179,23 +173,7 @@ impl SocketIo {
                 reminded = now;
                 io.parts.hub.remind(reminders.next().unwrap_or_default(), parts, now, wire::prime);
             }
-            while let Some(session) = io.overdue(now) {
-                if matches!(*session.state().phase(), Phase::Fresh) {
-                    session.close(CloseReason::Forced);
-                }
-            }
         }
-    }
-
-    fn overdue(&self, now: Instant) -> Option<Arc<Session<Self>>> {
-        let mut deadlines = self.deadlines.lock().unwrap_or_else(PoisonError::into_inner);
-        while deadlines.front().is_some_and(|(at, _)| *at <= now) {
-            let session = deadlines.pop_front().and_then(|(_, session)| session.upgrade());
-            if session.is_some() {
-                return session;
-            }
-        }
-        None
     }
 
     fn text(&self, session: &Arc<Session<Self>>, text: Str) -> Result<(), Malformed> {
@@ -288,11 +266,6 @@ impl Handler for SocketIo {
         let mut parameters = url::form_urlencoded::parse(handshake.query.as_bytes());
         let token = parameters.find(|(name, _)| name == "channel_token").and_then(|(_, token)| Token::parse(&token));
         Client { token, ..Client::default() }
-    }
-
-    fn opened(&self, session: &Arc<Session<Self>>) {
-        let deadline = (Instant::now() + self.parts.connect_timeout, Arc::downgrade(session));
-        self.deadlines.lock().unwrap_or_else(PoisonError::into_inner).push_back(deadline);
     }
 
     fn message(&self, session: &Arc<Session<Self>>, message: Message) -> Result<(), Malformed> {

@@ -95,6 +95,7 @@ mod tests {
     use std::{net::TcpListener, thread};
 
     use super::*;
+    use crate::config::Networks;
 
     /// A server that answers one request with `answer`, and what the check made of it.
     fn verdict(answer: &'static str) -> Result<(), NotReady> {
@@ -113,7 +114,7 @@ mod tests {
     }
 
     fn http(bind: Option<IpAddr>, port: u16) -> Http {
-        Http { port, bind, allowed_origin: None, strict_origin: false }
+        Http { port, bind, allowed_origin: None, strict_origin: false, trusted_proxies: Networks::default() }
     }
 
     #[test]

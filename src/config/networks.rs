@@ -21,8 +21,8 @@ const PRIVATE_NETWORKS: [Network; 8] = [
     Network { base: IpAddr::V6(Ipv6Addr::from_bits(0xfe8 << 116)), bits: 10 },
 ];
 
-/// Addresses, as a set of networks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Addresses, as a set of networks; none of them by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Networks(Vec<Network>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

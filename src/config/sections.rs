@@ -9,8 +9,9 @@ use super::{
     reader::{Reader, Reported},
     variable::{
         BIND, CHANNELS_SECRET, COLLAB_AUTH_PER_MINUTE, COLLAB_STRICT_NAMES, CONNECT_TIMEOUT_MS, GAP_NOTICE, LOG_FORMAT,
-        OUTBOX_BYTES, PING_INTERVAL_MS, PING_TIMEOUT_MS, PORT, RECOVERY_LOG_BYTES, RECOVERY_WINDOW, REDIS_URL,
-        REPLAY_BYTES, RUST_LOG, SECRET_COOKIE_TOKEN, SHARDS, STRICT_ORIGIN, TRUSTED_PROXIES, UNVOUCHED_MAX,
+        MAX_CONNECTIONS, MAX_SESSIONS, MAX_SESSIONS_PER_ADDRESS, OUTBOX_BYTES, PING_INTERVAL_MS, PING_TIMEOUT_MS, PORT,
+        RECOVERY_LOG_BYTES, RECOVERY_WINDOW, REDIS_URL, REPLAY_BYTES, RUST_LOG, SECRET_COOKIE_TOKEN, SHARDS,
+        STRICT_ORIGIN, TRUSTED_PROXIES, UNVOUCHED_MAX,
     },
 };
 
@@ -24,6 +25,8 @@ const REPLAY: RangeInclusive<u64> = 4 << 10..=1 << 30;
 const UNVOUCHED: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(365 * 24);
 /// Each shard is a worker; beyond this, handing a message to all of them costs more than they save.
 const MOST_SHARDS: usize = 64;
+/// As many file descriptors as Linux gives to one process by default, and no fewer than one.
+const PLACES: RangeInclusive<usize> = 1..=1 << 20;
 /// One check in 60 ms, times 1,000, is more than any Rails answers.
 const PER_MINUTE: RangeInclusive<u32> = 1..=1_000_000;
 /// A ticket can be attacked offline, so a key that is easily guessed is none.
@@ -40,6 +43,19 @@ pub struct Http {
     pub allowed_origin: Option<AllowedOrigin>,
     /// Whether other origins are refused over WebSocket too. `STRICT_ORIGIN`, default 0.
     pub strict_origin: bool,
+    /// Whose `X-Forwarded-For` counts. `TRUSTED_PROXIES`, default private networks.
+    pub trusted_proxies: Networks,
+}
+
+/// How many may be served at a time.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Connections. `MAX_CONNECTIONS`, default as many as the limit of open files allows.
+    pub connections: Option<usize>,
+    /// Sessions. `MAX_SESSIONS`, default as many as connections.
+    pub sessions: Option<usize>,
+    /// Sessions of one client address. `MAX_SESSIONS_PER_ADDRESS`, default 4096.
+    pub sessions_per_address: usize,
 }
 
 /// Where Rails publishes.
@@ -98,8 +114,6 @@ pub struct Collab {
     pub auth_per_minute: u32,
     /// Whether document names of an unknown form are refused. `COLLAB_STRICT_NAMES`, default 0.
     pub strict_names: bool,
-    /// Whose `X-Forwarded-For` counts. `TRUSTED_PROXIES`, default private networks.
-    pub trusted_proxies: Networks,
 }
 
 /// What is logged, and in which form.
@@ -126,6 +140,7 @@ impl Http {
         let bind = reader.optional(&BIND, parse::address);
         let strict_origin = reader.value(&STRICT_ORIGIN, parse::switch);
         let allowed_origin = origin::read(reader);
+        let trusted_proxies = reader.value(&TRUSTED_PROXIES, Networks::parse);
         let (port, strict_origin, mut allowed_origin) = (port?, strict_origin?, allowed_origin?);
         if demo {
             allowed_origin
@@ -139,7 +154,16 @@ impl Http {
             reader.mistakes.push(Mistake::shown(STRICT_ORIGIN.name, "1", wrong));
             return Err(Reported);
         }
-        Ok(Self { port, bind: bind?, allowed_origin, strict_origin })
+        Ok(Self { port, bind: bind?, allowed_origin, strict_origin, trusted_proxies: trusted_proxies? })
+    }
+}
+
+impl Limits {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, Reported> {
+        let connections = reader.optional(&MAX_CONNECTIONS, parse::number(PLACES));
+        let sessions = reader.optional(&MAX_SESSIONS, parse::number(PLACES));
+        let sessions_per_address = reader.value(&MAX_SESSIONS_PER_ADDRESS, parse::number(PLACES));
+        Ok(Self { connections: connections?, sessions: sessions?, sessions_per_address: sessions_per_address? })
     }
 }
 
@@ -215,8 +239,7 @@ impl Collab {
     pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, Reported> {
         let auth_per_minute = reader.value(&COLLAB_AUTH_PER_MINUTE, parse::number(PER_MINUTE));
         let strict_names = reader.value(&COLLAB_STRICT_NAMES, parse::switch);
-        let trusted_proxies = reader.value(&TRUSTED_PROXIES, Networks::parse);
-        Ok(Self { auth_per_minute: auth_per_minute?, strict_names: strict_names?, trusted_proxies: trusted_proxies? })
+        Ok(Self { auth_per_minute: auth_per_minute?, strict_names: strict_names? })
     }
 }
 

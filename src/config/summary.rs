@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{
-    Config, Http, RAILS_VARIABLES, Rails,
+    Config, Http, Limits, RAILS_VARIABLES, Rails,
     parse::{show_bytes, show_duration},
 };
 
@@ -18,6 +18,7 @@ impl Config {
         let recovery = format!("{}, up to {}", show_duration(self.recovery.window), show_bytes(log_bytes));
         let lines = [
             ("listen", listen(&self.http)),
+            ("limits", limits(&self.limits)),
             ("redis", redis),
             ("origin", origin(&self.http)),
             ("rails", rails(&self.rails)),
@@ -41,6 +42,13 @@ fn listen(http: &Http) -> String {
         (None, 0) => "a free port on all interfaces".to_owned(),
         (None, port) => format!("port {port} on all interfaces"),
     }
+}
+
+/// The numbers that the limit of open files decides are said once that is known.
+fn limits(limits: &Limits) -> String {
+    let connections = limits.connections.map_or("as open files allow".to_owned(), |number| number.to_string());
+    let sessions = limits.sessions.map_or("as many".to_owned(), |number| number.to_string());
+    format!("connections: {connections}, sessions: {sessions}, {} from one address", limits.sessions_per_address)
 }
 
 fn rails(rails: &Rails) -> String {

@@ -32,7 +32,9 @@ fn defaults_are_those_of_the_table() {
     assert_eq!((config.rails.endpoint, config.rails.max_concurrency), (None, 16));
     assert_eq!(config.rails.hold, Duration::from_secs(30));
     assert_eq!((config.collab.auth_per_minute, config.collab.strict_names), (60, false));
-    assert!(config.collab.trusted_proxies.contains(std::net::Ipv4Addr::LOCALHOST.into()));
+    assert!(config.http.trusted_proxies.contains(std::net::Ipv4Addr::LOCALHOST.into()));
+    let limits = config.limits;
+    assert_eq!((limits.connections, limits.sessions, limits.sessions_per_address), (None, None, 4096));
     assert_eq!(config.shards, 6);
     assert_eq!((config.log.format, config.log.filter.as_str()), (LogFormat::Text, "info"));
     assert!(!config.demo && config.notes.is_empty());
@@ -85,11 +87,14 @@ fn all_mistakes_come_together() {
         ("COLLAB_AUTH_PER_MINUTE", "0"),
         ("COLLAB_STRICT_NAMES", "some"),
         ("TRUSTED_PROXIES", "proxy"),
+        ("MAX_CONNECTIONS", "0"),
+        ("MAX_SESSIONS", "unlimited"),
+        ("MAX_SESSIONS_PER_ADDRESS", "2000000"),
         ("SHARDS", "0"),
         ("LOG_FORMAT", "xml"),
         ("RUST_LOG", "info,=="),
     ]);
-    assert_eq!(found.len(), 20, "{found:#?}");
+    assert_eq!(found.len(), 23, "{found:#?}");
     assert_eq!(found[0], "PORT=\"70000\": out of range; give a whole number from 0 to 65535");
     assert!(found.iter().any(|mistake| mistake.starts_with("REDIS_URL: what follows the host")), "{found:#?}");
 }
@@ -168,6 +173,7 @@ fn the_start_block_can_be_read_at_a_glance() {
     ]);
     let expected = "
   listen     port 5000 on all interfaces
+  limits     connections: as open files allow, sessions: as many, 4096 from one address
   redis      redis://:***@redis:6379/0
   origin     https://loomio.example.org (from PUBLIC_APP_URL)
   rails      https://loomio.example.org/api/hocuspocus (from PUBLIC_APP_URL)

@@ -51,6 +51,12 @@ pub(super) static CONNECT_TIMEOUT_MS: Variable =
     plain("CONNECT_TIMEOUT_MS", "45000", "milliseconds a connection has to join its namespace");
 pub(super) static OUTBOX_BYTES: Variable =
     plain("OUTBOX_BYTES", "16MiB", "what one slow browser may have waiting before it is closed");
+pub(super) static MAX_CONNECTIONS: Variable =
+    plain("MAX_CONNECTIONS", "open files", "connections served at a time; at most what the limit of open files allows");
+pub(super) static MAX_SESSIONS: Variable =
+    plain("MAX_SESSIONS", "MAX_CONNECTIONS", "browsers with a session at a time, those that poll included");
+pub(super) static MAX_SESSIONS_PER_ADDRESS: Variable =
+    plain("MAX_SESSIONS_PER_ADDRESS", "4096", "the same for each client address, if it is known");
 pub(super) static RECOVERY_WINDOW: Variable =
     plain("RECOVERY_WINDOW", "30m", "how long a browser may be away and still miss nothing: 1800, 1800s, 30m, 2h");
 pub(super) static RECOVERY_LOG_BYTES: Variable =
@@ -87,7 +93,7 @@ pub(super) static RUST_LOG: Variable =
     plain("RUST_LOG", "info", "what is logged: error, warn, info, debug, or directives such as info,hyper=warn");
 
 /// Every variable that is read, in the order in which it is explained.
-pub static VARIABLES: [&Variable; 28] = [
+pub static VARIABLES: [&Variable; 31] = [
     &REDIS_URL,
     &PUBLIC_APP_URL,
     &PRIVATE_APP_URL,
@@ -104,6 +110,9 @@ pub static VARIABLES: [&Variable; 28] = [
     &REPLAY_BYTES,
     &UNVOUCHED_MAX,
     &GAP_NOTICE,
+    &MAX_CONNECTIONS,
+    &MAX_SESSIONS,
+    &MAX_SESSIONS_PER_ADDRESS,
     &OUTBOX_BYTES,
     &PING_INTERVAL_MS,
     &PING_TIMEOUT_MS,

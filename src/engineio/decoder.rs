@@ -4,7 +4,12 @@
 
 use std::ops::ControlFlow;
 
-use super::frame::{OPCODE_BINARY, OPCODE_CLOSE, OPCODE_PONG, OPCODE_TEXT};
+use tokio::time::Instant;
+
+use super::{
+    budget::{Budget, Buffer, Exhausted},
+    frame::{OPCODE_BINARY, OPCODE_CLOSE, OPCODE_PONG, OPCODE_TEXT},
+};
 
 const OPCODE_CONTINUATION: u8 = 0x0;
 const OPCODE_PING: u8 = 0x9;
@@ -35,6 +40,8 @@ pub(super) enum Violation {
     Encoding,
     #[error("message is too big")]
     TooBig,
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
 }
 
 impl Violation {
@@ -44,6 +51,7 @@ impl Violation {
             Self::Protocol => 1002,
             Self::Encoding => 1007,
             Self::TooBig => 1009,
+            Self::Exhausted(_) => 1013,
         }
     }
 }
@@ -58,61 +66,118 @@ struct Header {
     length: usize,
 }
 
-/// State between two reads.
+/// What holds for a message.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds<'a> {
+    /// Most bytes, all fragments together.
+    pub(super) max: usize,
+    /// What the unfinished messages of all clients may hold.
+    pub(super) budget: &'a Budget,
+}
+
+/// State between two reads: one pointer, as most connections have nothing unfinished.
 #[derive(Debug, Default)]
-pub(super) struct Decoder {
-    /// Start of a frame whose rest has not arrived.
-    partial: Vec<u8>,
+pub(super) struct Decoder(Option<Box<Incomplete>>);
+
+#[derive(Debug, Default)]
+struct Incomplete {
+    /// Start of a frame whose rest has not arrived, or what was left when a caller had enough.
+    rest: Buffer,
     /// The message being put together from fragments, with its opcode.
-    message: Option<(u8, Vec<u8>)>,
+    message: Option<(u8, Buffer)>,
+    /// When it must be complete.
+    deadline: Option<Instant>,
 }
 
 impl Decoder {
     /// A decoder that has `input` to read already.
-    pub(super) fn with(input: &[u8]) -> Self {
-        Self { partial: input.to_vec(), message: None }
+    ///
+    /// # Errors
+    /// When the budget is exhausted.
+    pub(super) fn with(input: &[u8], budget: &Budget) -> Result<Self, Exhausted> {
+        let mut decoder = Self::default();
+        let mut rest = Buffer::default();
+        rest.extend(budget, input, input.len())?;
+        decoder.keep(rest);
+        Ok(decoder)
+    }
+
+    /// When what is incomplete must be complete: `start` for a message that has just begun. `None` when nothing is
+    /// incomplete.
+    pub(super) fn deadline(&mut self, start: impl FnOnce() -> Instant) -> Option<Instant> {
+        self.0.as_mut().map(|incomplete| *incomplete.deadline.get_or_insert_with(start))
     }
 
     /// Takes what was read and calls `on` with every event it completes, until `on` breaks; what is left then stays
-    /// for the next call. `max` bounds a message in bytes. `input` is scratch space afterwards.
+    /// for the next call. `input` is scratch space afterwards.
     pub(super) fn feed<B>(
         &mut self,
-        input: &mut [u8],
-        max: usize,
+        mut input: &mut [u8],
+        bounds: Bounds<'_>,
         mut on: impl FnMut(Event<'_>) -> ControlFlow<B>,
     ) -> Result<ControlFlow<B>, Violation> {
-        if self.partial.is_empty() {
-            let (used, flow) = self.frames(input, max, &mut on)?;
-            self.partial.extend_from_slice(&input[used..]);
-            return Ok(flow);
+        let mut rest = self.0.as_mut().map(|incomplete| std::mem::take(&mut incomplete.rest)).unwrap_or_default();
+        while !rest.is_empty() {
+            let (used, flow) = self.frames(rest.bytes_mut(), bounds, &mut on)?;
+            rest.consume(used);
+            if flow.is_break() || input.is_empty() {
+                rest.extend(bounds.budget, input, rest.len() + input.len())?;
+                self.keep(rest);
+                return Ok(flow);
+            }
+            if !rest.is_empty() {
+                // No more than this frame needs, so that its buffer is never longer.
+                let missing = missing(rest.bytes());
+                let (now, later) = input.split_at_mut(missing.min(input.len()));
+                rest.extend(bounds.budget, now, rest.len() + missing)?;
+                input = later;
+            }
         }
-        let mut partial = std::mem::take(&mut self.partial);
-        partial.extend_from_slice(input);
-        let (used, flow) = self.frames(&mut partial, max, &mut on)?;
-        if used < partial.len() {
-            partial.drain(..used);
-            self.partial = partial;
-        }
+        let (used, flow) = self.frames(input, bounds, &mut on)?;
+        let left = &input[used..];
+        let whole = if flow.is_break() { left.len() } else { left.len() + missing(left) };
+        rest.extend(bounds.budget, left, whole)?;
+        self.keep(rest);
         Ok(flow)
+    }
+
+    /// Keeps the start of a frame for the next call, or nothing at all.
+    fn keep(&mut self, rest: Buffer) {
+        if !rest.is_empty() || self.message().is_some() {
+            self.0.get_or_insert_default().rest = rest;
+        } else {
+            self.0 = None;
+        }
+    }
+
+    fn message(&self) -> Option<&(u8, Buffer)> {
+        self.0.as_ref()?.message.as_ref()
     }
 
     /// Handles the whole frames at the start of `input`; returns how many bytes those were.
     fn frames<B>(
         &mut self,
         input: &mut [u8],
-        max: usize,
+        bounds: Bounds<'_>,
         on: &mut impl FnMut(Event<'_>) -> ControlFlow<B>,
     ) -> Result<(usize, ControlFlow<B>), Violation> {
         let mut used = 0;
-        while let Some(header) = Header::read(&input[used..], max)? {
+        loop {
+            let room = bounds.max.saturating_sub(self.message().map_or(0, |(_, message)| message.len()));
+            let Some(header) = Header::read(&input[used..], room)? else { break };
             let start = used + header.start;
             let Some(data) = input.get_mut(start..start + header.length) else { break };
             for (byte, mask) in data.iter_mut().zip(header.mask.iter().cycle()) {
                 *byte ^= mask;
             }
             used = start + header.length;
-            if let ControlFlow::Break(value) = self.frame(&header, data, max, on)? {
-                return Ok((used, ControlFlow::Break(value)));
+            let flow = self.frame(&header, data, bounds, on)?;
+            if let Some(incomplete) = self.0.as_mut().filter(|incomplete| incomplete.message.is_none()) {
+                // What comes next begins anew.
+                incomplete.deadline = None;
+            }
+            if flow.is_break() {
+                return Ok((used, flow));
             }
         }
         Ok((used, ControlFlow::Continue(())))
@@ -122,27 +187,30 @@ impl Decoder {
         &mut self,
         header: &Header,
         data: &[u8],
-        max: usize,
+        bounds: Bounds<'_>,
         on: &mut impl FnMut(Event<'_>) -> ControlFlow<B>,
     ) -> Result<ControlFlow<B>, Violation> {
         match header.opcode {
-            OPCODE_TEXT | OPCODE_BINARY if self.message.is_some() => Err(Violation::Protocol),
+            OPCODE_TEXT | OPCODE_BINARY if self.message().is_some() => Err(Violation::Protocol),
             OPCODE_TEXT | OPCODE_BINARY if header.fin => complete(header.opcode, data, on),
             OPCODE_TEXT | OPCODE_BINARY => {
-                self.message = Some((header.opcode, data.to_vec()));
+                let mut message = Buffer::default();
+                message.extend(bounds.budget, data, bounds.max)?;
+                self.0.get_or_insert_default().message = Some((header.opcode, message));
                 Ok(ControlFlow::Continue(()))
             }
             OPCODE_CONTINUATION => {
-                let (opcode, mut message) = self.message.take().ok_or(Violation::Protocol)?;
-                if message.len() + data.len() > max {
-                    return Err(Violation::TooBig);
+                let message = self.0.as_mut().and_then(|incomplete| incomplete.message.as_mut());
+                let (opcode, message) = message.ok_or(Violation::Protocol)?;
+                message.extend(bounds.budget, data, bounds.max)?;
+                if !header.fin {
+                    return Ok(ControlFlow::Continue(()));
                 }
-                message.extend_from_slice(data);
-                if header.fin {
-                    return complete(opcode, &message, on);
+                let (opcode, message) = (*opcode, std::mem::take(message));
+                if let Some(incomplete) = &mut self.0 {
+                    incomplete.message = None;
                 }
-                self.message = Some((opcode, message));
-                Ok(ControlFlow::Continue(()))
+                complete(opcode, message.bytes(), on)
             }
             OPCODE_PING => Ok(on(Event::Ping(data))),
             OPCODE_PONG => Ok(ControlFlow::Continue(())),
@@ -151,9 +219,30 @@ impl Decoder {
     }
 }
 
+/// How many bytes the header at the start of `input` has, as far as that can be told.
+fn header_length(input: &[u8]) -> usize {
+    MASK_LENGTH
+        + match input.get(1).map_or(0, |second| second & !MASKED) {
+            126 => 4,
+            127 => 10,
+            _ => 2,
+        }
+}
+
+/// How many bytes the frame at the start of `input`, whose header is not against the protocol, lacks at least: those of
+/// its header, or all that are left.
+fn missing(input: &[u8]) -> usize {
+    let known = if input.len() < 2 { 2 } else { header_length(input) };
+    let whole = match Header::read(input, usize::MAX) {
+        Ok(Some(header)) => header.start.saturating_add(header.length),
+        _ => known,
+    };
+    whole.saturating_sub(input.len())
+}
+
 impl Header {
-    /// The header at the start of `input`, if all of it is there.
-    fn read(input: &[u8], max: usize) -> Result<Option<Self>, Violation> {
+    /// The header at the start of `input`, if all of it is there. `room` bounds the data of a message.
+    fn read(input: &[u8], room: usize) -> Result<Option<Self>, Violation> {
         let &[first, second, ..] = input else { return Ok(None) };
         let (opcode, fin) = (first & 0xf, first & FIN != 0);
         let control = opcode >= OPCODE_CLOSE;
@@ -176,7 +265,7 @@ impl Header {
         if control && length > MAX_CONTROL {
             return Err(Violation::Protocol);
         }
-        if length > max {
+        if length > room && !control {
             return Err(Violation::TooBig);
         }
         let mask = input.get(start..start + MASK_LENGTH).and_then(|mask| mask.try_into().ok());
@@ -210,130 +299,4 @@ fn close_code(data: &[u8]) -> Result<Option<u16>, Violation> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const MAX: usize = 1_000;
-
-    fn masked(first: u8, data: &[u8]) -> Vec<u8> {
-        let mask = [1, 2, 3, 4];
-        let mut frame = vec![first];
-        match data.len() {
-            0..126 => frame.push(0x80 | u8::try_from(data.len()).unwrap()),
-            length => {
-                frame.push(MASKED | 0x7e);
-                frame.extend(u16::try_from(length).unwrap().to_be_bytes());
-            }
-        }
-        frame.extend(mask);
-        frame.extend(data.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
-        frame
-    }
-
-    /// What a decoder makes of `input` in pieces of `step` bytes.
-    fn decode(input: &[u8], step: usize) -> Result<Vec<String>, Violation> {
-        let (mut decoder, mut events) = (Decoder::default(), Vec::new());
-        for piece in input.chunks(step) {
-            let flow = decoder.feed(&mut piece.to_vec(), MAX, |event| {
-                events.push(format!("{event:?}"));
-                ControlFlow::<()>::Continue(())
-            })?;
-            assert_eq!(flow, ControlFlow::Continue(()));
-        }
-        Ok(events)
-    }
-
-    #[test]
-    fn reads_frames_in_any_pieces() {
-        let input = [
-            masked(0x81, b"hello"),
-            masked(0x01, "h\u{e9}".as_bytes()),
-            masked(0x89, b"?"),
-            masked(0x00, &"\u{e9}".as_bytes()[..1]),
-            masked(0x80, &"\u{e9}".as_bytes()[1..]),
-            masked(0x82, &[9; 300]),
-            masked(0x8a, b""),
-            masked(0x88, &1000u16.to_be_bytes()),
-        ]
-        .concat();
-        let expected = decode(&input, input.len()).unwrap();
-        assert_eq!(expected[..3], ["Text(\"hello\")", "Ping([63])", "Text(\"h\u{e9}\u{e9}\")"]);
-        assert_eq!(expected[4], "Close(Some(1000))");
-        for step in 1..20 {
-            assert_eq!(decode(&input, step).unwrap(), expected);
-        }
-    }
-
-    #[test]
-    fn refuses_what_the_protocol_forbids() {
-        let unmasked = vec![0x81, 1, b'x'];
-        for (input, violation) in [
-            (unmasked, Violation::Protocol),
-            (masked(0xc1, b"rsv"), Violation::Protocol),
-            (masked(0x83, b"opcode"), Violation::Protocol),
-            (masked(0x8b, b"opcode"), Violation::Protocol),
-            (masked(0x80, b"continues nothing"), Violation::Protocol),
-            (masked(0x09, b"fragmented ping"), Violation::Protocol),
-            (masked(0x89, &[0; 126]), Violation::Protocol),
-            (masked(0x88, b"x"), Violation::Protocol),
-            (masked(0x88, &1005u16.to_be_bytes()), Violation::Protocol),
-            ([masked(0x01, b"a"), masked(0x81, b"b")].concat(), Violation::Protocol),
-            (masked(0x81, &[0xff]), Violation::Encoding),
-            (masked(0x88, &[3, 232, 0xff]), Violation::Encoding),
-            (masked(0x82, &[0; MAX + 1]), Violation::TooBig),
-            ([masked(0x02, &[0; MAX]), masked(0x80, &[0])].concat(), Violation::TooBig),
-            ([&[0x82, 0xff][..], &[0xff; 8]].concat(), Violation::TooBig),
-        ] {
-            assert_eq!(decode(&input, input.len()), Err(violation));
-            assert_eq!(decode(&input, 1), Err(violation));
-        }
-    }
-
-    #[test]
-    fn what_follows_a_break_is_kept() {
-        let mut decoder = Decoder::default();
-        let mut input = [masked(0x81, b"5"), masked(0x81, b"4a"), masked(0x81, b"4b")[..3].to_vec()].concat();
-        let flow = decoder.feed(&mut input, MAX, |event| ControlFlow::Break(format!("{event:?}")));
-        assert_eq!(flow, Ok(ControlFlow::Break("Text(\"5\")".to_owned())));
-        let mut texts = Vec::new();
-        let mut rest = masked(0x81, b"4b")[3..].to_vec();
-        for input in [&mut [][..], &mut rest] {
-            let flow = decoder.feed(input, MAX, |event| {
-                texts.push(format!("{event:?}"));
-                ControlFlow::<()>::Continue(())
-            });
-            assert_eq!(flow, Ok(ControlFlow::Continue(())));
-        }
-        assert_eq!(texts, ["Text(\"4a\")", "Text(\"4b\")"]);
-    }
-
-    #[test]
-    fn an_idle_connection_holds_no_buffer() {
-        let mut decoder = Decoder::default();
-        for piece in masked(0x82, &[1; 500]).chunks(200) {
-            let flow = decoder.feed(&mut piece.to_vec(), MAX, |_| ControlFlow::<()>::Continue(()));
-            assert_eq!(flow, Ok(ControlFlow::Continue(())));
-        }
-        assert_eq!((decoder.partial.capacity(), decoder.message), (0, None));
-    }
-
-    proptest! {
-        #[test]
-        fn pieces_do_not_matter(input: Vec<u8>, step in 1usize..50) {
-            let whole = decode(&input, input.len().max(1));
-            let pieces = decode(&input, step);
-            prop_assert_eq!(whole.is_err(), pieces.is_err());
-            if whole.is_ok() {
-                prop_assert_eq!(whole, pieces);
-            }
-        }
-
-        #[test]
-        fn texts_come_back(texts: Vec<String>, step in 1usize..50) {
-            let input: Vec<u8> = texts.iter().flat_map(|text| masked(0x81, text.as_bytes())).collect();
-            let expected: Vec<String> = texts.iter().map(|text| format!("Text({text:?})")).collect();
-            prop_assert_eq!(decode(&input, step).unwrap(), expected);
-        }
-    }
-}
+mod tests;

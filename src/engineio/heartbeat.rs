@@ -2,7 +2,7 @@
 //!
 //! Without I/O; time is milliseconds since the engine was made.
 
-use std::{collections::BTreeMap, sync::Weak};
+use std::collections::BTreeMap;
 
 /// The server's side of one session's heartbeat (Engine.IO protocol 4, "Heartbeat").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,10 +71,11 @@ impl Heartbeat {
     }
 }
 
-/// Sessions by the time they are due, in ticks. Each session stands in it once.
+/// Sessions by the time they are due, in ticks. Each session stands in it once; one that has ended stays until it is due,
+/// so `T` is best a name of few bytes.
 pub(super) struct Wheel<T> {
     tick: u64,
-    slots: BTreeMap<u64, Vec<Weak<T>>>,
+    slots: BTreeMap<u64, Vec<T>>,
 }
 
 impl<T> Wheel<T> {
@@ -83,12 +84,12 @@ impl<T> Wheel<T> {
         Self { tick, slots: BTreeMap::new() }
     }
 
-    pub(super) fn schedule(&mut self, session: Weak<T>, due: u64) {
+    pub(super) fn schedule(&mut self, session: T, due: u64) {
         self.slots.entry(due.div_ceil(self.tick)).or_default().push(session);
     }
 
     /// Takes out all that are due at `now`.
-    pub(super) fn due(&mut self, now: u64) -> Vec<Weak<T>> {
+    pub(super) fn due(&mut self, now: u64) -> Vec<T> {
         let later = self.slots.split_off(&(now / self.tick + 1));
         std::mem::replace(&mut self.slots, later).into_values().flatten().collect()
     }
@@ -97,7 +98,6 @@ impl<T> Wheel<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     const INTERVALS: Intervals = Intervals { ping: 300, timeout: 200 };
 
@@ -163,10 +163,9 @@ mod tests {
 
     #[test]
     fn the_wheel_gives_each_session_once_and_not_early() {
-        let session = Arc::new(());
         let mut wheel = Wheel::new(10);
         for due in [11, 20, 21, 300] {
-            wheel.schedule(Arc::downgrade(&session), due);
+            wheel.schedule((), due);
         }
         assert_eq!([19, 20, 20, 29, 30, 299, 300].map(|now| wheel.due(now).len()), [0, 2, 0, 0, 1, 0, 1]);
     }

@@ -1,6 +1,6 @@
 //! The engine's requests: who is asked for what, and the errors, as Node's server answers them.
 
-use std::sync::Arc;
+use std::{ops::RangeInclusive, sync::Arc, time::Instant};
 
 use axum::body::Body;
 use engineioxide_core::ProtocolVersion;
@@ -9,11 +9,23 @@ use http::{
     header::{
         ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
         ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_REQUEST_HEADERS, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE,
-        ORIGIN, UPGRADE, VARY,
+        ORIGIN, RETRY_AFTER, UPGRADE, VARY,
     },
 };
+use rand::RngExt;
 
-use super::{Engine, Handler, Handshake};
+use super::{
+    Engine, Handler, Handshake, Session,
+    census::{Full, Origin, Seat},
+};
+use crate::{
+    listener::{Peer, client},
+    metrics::Counter,
+    telemetry::Throttle,
+};
+
+/// When a client that was refused for want of room may try again.
+const RETRY_AFTER_SECONDS: RangeInclusive<u64> = 1..=5;
 
 /// Cross-origin rules for browsers.
 #[derive(Clone, Debug)]
@@ -33,6 +45,8 @@ pub(super) enum Refusal {
     BadRequest,
     Forbidden,
     UnsupportedProtocol,
+    /// No number of the reference's: it takes everyone.
+    Busy,
 }
 
 impl Refusal {
@@ -44,11 +58,16 @@ impl Refusal {
             Self::BadRequest => "Bad request",
             Self::Forbidden => "Forbidden",
             Self::UnsupportedProtocol => "Unsupported protocol version",
+            Self::Busy => "Server is busy",
         }
     }
 
     fn status(self) -> StatusCode {
-        if self == Self::Forbidden { StatusCode::FORBIDDEN } else { StatusCode::BAD_REQUEST }
+        match self {
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::BAD_REQUEST,
+        }
     }
 
     /// To a request: `{"code":1,"message":"Session ID unknown"}`. To an upgrade: the text.
@@ -59,7 +78,13 @@ impl Refusal {
         } else {
             ("application/json", format!(r#"{{"code":{},"message":"{text}"}}"#, self as u8))
         };
-        respond(self.status(), kind, body.into_bytes())
+        let mut response = respond(self.status(), kind, body.into_bytes());
+        if self == Self::Busy {
+            // Not all at the same time.
+            let seconds = rand::rng().random_range(RETRY_AFTER_SECONDS);
+            response.headers_mut().insert(RETRY_AFTER, seconds.into());
+        }
+        response
     }
 }
 
@@ -101,6 +126,13 @@ impl<H: Handler> Engine<H> {
                 refusal.response(upgrade)
             }
         };
+        self.allow_origin(response.headers_mut());
+        response
+    }
+
+    /// Refuses a request, to this path or another, for want of room.
+    pub fn refuse(&self, request: &Request<Body>) -> Response<Body> {
+        let mut response = Refusal::Busy.response(request.headers().contains_key(UPGRADE));
         self.allow_origin(response.headers_mut());
         response
     }
@@ -154,10 +186,30 @@ impl<H: Handler> Engine<H> {
             return self.accept(request);
         }
         let handshake = Handshake { query: request.uri().query().unwrap_or_default(), headers: request.headers() };
-        let session = self.open(&handshake, None);
-        self.handler.opened(&session);
+        let session = self.open(&handshake, None, self.admit(&request, false)?);
         let open = String::from(self.open_packet(session.sid(), true));
         Ok(respond(StatusCode::OK, super::polling::TEXT, open.into_bytes()))
+    }
+
+    /// A seat for the session that a request opens.
+    pub(super) fn admit(&self, request: &Request<Body>, websocket: bool) -> Result<Seat<Session<H>>, Refusal> {
+        let peer = request.extensions().get::<Peer>();
+        let trusted = &self.options.trusted_proxies;
+        let address = peer.and_then(|peer| client::address(peer.address, request.headers(), trusted));
+        let connection = peer.filter(|_| !websocket).map(|peer| peer.connection);
+        match self.census.admit(Origin::new(address, connection), self.now()) {
+            Ok((seat, oldest)) => {
+                if let Some(oldest) = oldest {
+                    self.close_unproven(&oldest);
+                }
+                Ok(seat)
+            }
+            Err(full) => {
+                self.metrics.count(Counter::SessionsRefused);
+                report_full(full);
+                Err(Refusal::Busy)
+            }
+        }
     }
 
     fn may_open(&self, headers: &HeaderMap) -> bool {
@@ -188,6 +240,13 @@ impl<H: Handler> Engine<H> {
         }
         headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         response
+    }
+}
+
+fn report_full(full: Full) {
+    static REFUSED: [Throttle; 3] = [const { Throttle::new() }; 3];
+    if let Some(more_since_last) = REFUSED[full as usize].allow(Instant::now()) {
+        tracing::warn!(more_since_last, "refused a session: there are {full}");
     }
 }
 

@@ -1,19 +1,16 @@
-//! HTTP long-polling: a GET waits for packets, a POST brings them.
+//! HTTP long-polling, the way to the client: a GET waits for packets.
 
-use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc};
 
-use axum::body::{Body, HttpBody};
+use axum::body::Body;
 use bytes::Bytes;
-use engineioxide_core::{Packet, PacketParseError, ProtocolVersion, payload};
-use futures_util::StreamExt;
 use http::{
     HeaderMap, HeaderValue, Response, StatusCode,
     header::{ACCEPT_ENCODING, CONTENT_ENCODING, VARY},
 };
-use tokio::time::{sleep, timeout};
 
 use super::{
-    CloseReason, Engine, Handler, Session,
+    Engine, Handler, Session,
     delivery::Delivery,
     frame::SEPARATOR,
     gzip::{Member, Pieces},
@@ -26,9 +23,6 @@ pub(super) const TEXT: &str = "text/plain; charset=UTF-8";
 
 /// Payloads at least this long are compressed for clients that take it, as by Node.
 const COMPRESS_FROM: usize = 1_024;
-
-/// Packets in one POST; a browser sends a handful.
-const MAX_PACKETS: usize = 10_000;
 
 impl<H: Handler> Engine<H> {
     /// A GET: what waits for the client, or the next thing to come.
@@ -70,77 +64,6 @@ impl<H: Handler> Engine<H> {
         }
         member.finish()
     }
-
-    /// A POST: packets from the client, handled in order.
-    pub(super) async fn post(&self, session: &Arc<Session<H>>, body: Body) -> Result<Response<Body>, Refusal> {
-        if !session.begin_post() {
-            session.close(CloseReason::TransportError);
-            return Err(Refusal::BadRequest);
-        }
-        let _posting = Posting(session);
-        let packets = timeout(self.options.post_timeout, packets(body, self.options.max_payload)).await;
-        let packets = match packets {
-            Ok(Ok(packets)) => packets,
-            Ok(Err(PacketParseError::PayloadTooLarge { .. })) => {
-                return Ok(respond(StatusCode::PAYLOAD_TOO_LARGE, "text/html", Vec::new()));
-            }
-            Ok(Err(_)) => {
-                session.close(CloseReason::ParseError);
-                return Err(Refusal::BadRequest);
-            }
-            Err(_) => {
-                session.close(CloseReason::TransportError);
-                return Err(Refusal::BadRequest);
-            }
-        };
-        for packet in packets {
-            if packet == Packet::Close && !session.is_polled() {
-                sleep(OVERTAKE).await;
-            }
-            if let Err(reason) = self.receive(session, packet) {
-                session.close(reason);
-                return match reason {
-                    CloseReason::ClientClose => Ok(done()),
-                    _ => Err(Refusal::BadRequest),
-                };
-            }
-        }
-        Ok(done())
-    }
-}
-
-fn done() -> Response<Body> {
-    respond(StatusCode::OK, "text/html", b"ok".to_vec())
-}
-
-/// A POST under way; there is one at a time.
-struct Posting<'a, H: Handler>(&'a Session<H>);
-
-impl<H: Handler> Drop for Posting<'_, H> {
-    fn drop(&mut self) {
-        self.0.end_post();
-    }
-}
-
-/// A client closes while its GET is under way; on its own connection the close may arrive first, and is then held back
-/// for this long, so that the GET ends as it should.
-const OVERTAKE: Duration = Duration::from_millis(50);
-
-/// All packets of a POST, read before any is handled.
-pub(super) async fn packets(body: Body, max: usize) -> Result<Vec<Packet>, PacketParseError> {
-    // Said beforehand, so nobody has to wait for it.
-    if body.size_hint().lower() > max as u64 {
-        return Err(PacketParseError::PayloadTooLarge { max: max as u64 });
-    }
-    let mut decoder = pin!(payload::decoder(body, None, ProtocolVersion::V4, max as u64));
-    let mut packets = Vec::new();
-    while let Some(packet) = decoder.next().await {
-        packets.push(packet?);
-        if packets.len() > MAX_PACKETS {
-            return Err(PacketParseError::InvalidPacketLen);
-        }
-    }
-    if packets.is_empty() { Err(PacketParseError::InvalidPacketLen) } else { Ok(packets) }
 }
 
 /// A payload as it is.
@@ -185,23 +108,5 @@ mod tests {
             assert_eq!(accepts_gzip(&headers(encoding)), accepted, "{encoding}");
         }
         assert!(!accepts_gzip(&HeaderMap::new()));
-    }
-
-    async fn parsed(body: &'static str) -> Option<Vec<Packet>> {
-        packets(Body::from(body), 100).await.ok()
-    }
-
-    #[tokio::test]
-    async fn a_post_holds_packets_in_order() {
-        let packets = parsed("4a\x1e3\x1ebAQIDBA==").await.unwrap();
-        assert_eq!(packets, [Packet::Message("a".into()), Packet::Pong, Packet::Binary(vec![1, 2, 3, 4].into())]);
-        for malformed in ["", "abc", "4a\x1e", "\x1e4a", "b!!", "x"] {
-            assert!(parsed(malformed).await.is_none() || malformed == "4a\x1e", "{malformed:?}");
-        }
-        assert!(matches!(packets_of(101).await, Err(PacketParseError::PayloadTooLarge { max: 100 })));
-    }
-
-    async fn packets_of(length: usize) -> Result<Vec<Packet>, PacketParseError> {
-        packets(Body::from("4".repeat(length)), 100).await
     }
 }

@@ -6,7 +6,10 @@ use std::{
     hint::black_box,
     io,
     net::Shutdown,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -16,6 +19,7 @@ use tokio::{net::TcpStream, sync::oneshot};
 
 use super::{
     CloseReason, Engine, Frame, Handler,
+    census::Seat,
     heartbeat::{Beat, Heartbeat, PROGRESS},
     narrow::Narrow,
     outbox::Outbox,
@@ -67,10 +71,17 @@ pub struct Session<H: Handler> {
     /// The socket it began with, for [`Session::prefetch`].
     stream: Weak<TcpStream>,
     inner: Mutex<Inner>,
+    seat: Seat<Self>,
+    proven: AtomicBool,
 }
 
 impl<H: Handler> Session<H> {
-    pub(super) fn new(engine: Arc<Engine<H>>, state: H::State, stream: Option<Arc<TcpStream>>) -> Self {
+    pub(super) fn new(
+        engine: Arc<Engine<H>>,
+        state: H::State,
+        stream: Option<Arc<TcpStream>>,
+        seat: Seat<Self>,
+    ) -> Self {
         let weak = stream.as_ref().map(Arc::downgrade).unwrap_or_default();
         let inner = Inner {
             transport: stream.map_or_else(|| Transport::Polling(Polling::default()), Transport::WebSocket),
@@ -79,7 +90,8 @@ impl<H: Handler> Session<H> {
             flushing: false,
             narrow: Narrow::default(),
         };
-        Self { sid: Sid::new(), engine, state, stream: weak, inner: Mutex::new(inner) }
+        let proven = AtomicBool::new(engine.options.unproven.is_none());
+        Self { sid: Sid::new(), engine, state, stream: weak, inner: Mutex::new(inner), seat, proven }
     }
 
     /// The Engine.IO session id.
@@ -90,6 +102,22 @@ impl<H: Handler> Session<H> {
     /// What the handler keeps for this client.
     pub fn state(&self) -> &H::State {
         &self.state
+    }
+
+    /// Vouches for the client: it has shown what the handler asks of a client. From now on the bounds for those that
+    /// have not no longer hold for it. Must be called before anything is sent that lets the client use that.
+    pub fn prove(&self) {
+        if !self.proven.swap(true, Ordering::Relaxed) {
+            self.seat.prove();
+        }
+    }
+
+    pub(super) fn is_proven(&self) -> bool {
+        self.proven.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn seat(&self) -> &Seat<Self> {
+        &self.seat
     }
 
     /// The handler.

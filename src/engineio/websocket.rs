@@ -16,20 +16,33 @@ use http::{
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use sha1::{Digest, Sha1};
-use tokio::{net::TcpStream, task::yield_now, time::timeout};
+use tokio::{
+    net::TcpStream,
+    task::yield_now,
+    time::{Instant, timeout, timeout_at},
+};
 
 use super::{
     CloseReason, Engine, Frame, Handler, Handshake, Message, Session,
-    decoder::{Decoder, Event, Violation},
+    budget::Budget,
+    census::Seat,
+    decoder::{Bounds, Decoder, Event, Violation},
     http::Refusal,
+    options::Allowance,
 };
-use crate::listener::Stream;
+use crate::{
+    listener::{Place, Stream},
+    metrics::Counter,
+};
 
 /// Appended to the client's key in the handshake (RFC 6455, section 1.3).
 const ACCEPT_SUFFIX: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// Bytes read at a time.
 const SCRATCH: usize = 16 * 1024;
+
+/// Longest message of a probe in bytes, which is `2probe`.
+const PROBE_BYTES: usize = 64;
 
 /// How long a closed connection is read on, so that the client gets the close frame and not a reset.
 const LINGER: Duration = Duration::from_secs(2);
@@ -42,23 +55,29 @@ impl<H: Handler> Engine<H> {
     /// Opens a session over a WebSocket.
     pub(super) fn accept(self: &Arc<Self>, mut request: Request<Body>) -> Result<Response<Body>, Refusal> {
         let response = switch_protocols(&request)?;
+        let seat = self.admit(&request, true)?;
         let upgrade = hyper::upgrade::on(&mut request);
         let engine = Arc::clone(self);
         self.tasks.spawn(async move {
-            if let Some(taken) = Taken::after(upgrade).await {
-                let session = engine.open_on(&request, &taken.stream, taken.answer);
-                engine.attend(session, taken.stream, taken.decoder);
+            if let Some(taken) = Taken::after(upgrade, &engine.budget).await {
+                let session = engine.open_on(&request, &taken.stream, taken.answer, seat);
+                engine.attend(session, taken.stream, taken.decoder, taken.place);
             }
         });
         Ok(response)
     }
 
-    fn open_on(self: &Arc<Self>, request: &Request<Body>, stream: &Arc<TcpStream>, answer: Vec<u8>) -> Arc<Session<H>> {
+    fn open_on(
+        self: &Arc<Self>,
+        request: &Request<Body>,
+        stream: &Arc<TcpStream>,
+        answer: Vec<u8>,
+        seat: Seat<Session<H>>,
+    ) -> Arc<Session<H>> {
         let handshake = Handshake { query: request.uri().query().unwrap_or_default(), headers: request.headers() };
-        let session = self.open(&handshake, Some(Arc::clone(stream)));
+        let session = self.open(&handshake, Some(Arc::clone(stream)), seat);
         let open = Frame::packet(self.open_packet(session.sid(), false));
         session.send(&[&open.preceded_by(answer)]);
-        self.handler.opened(&session);
         session
     }
 
@@ -73,14 +92,15 @@ impl<H: Handler> Engine<H> {
         drop(request);
         let engine = Arc::clone(self);
         self.tasks.spawn(async move {
-            let Some(Taken { stream, mut decoder, answer }) = Taken::after(upgrade).await else { return };
+            let taken = Taken::after(upgrade, &engine.budget).await;
+            let Some(Taken { stream, mut decoder, answer, place }) = taken else { return };
             // Nothing was sent on this socket yet, so it takes it all.
             if stream.try_write(&answer).is_err() {
                 return;
             }
             let probe = timeout(engine.options.upgrade_timeout, engine.probe(&session, &stream, &mut decoder));
             if matches!(probe.await, Ok(true)) && session.finish_upgrade(&stream) {
-                engine.attend(session, stream, decoder);
+                engine.attend(session, stream, decoder, place);
             }
         });
         Ok(response)
@@ -95,8 +115,10 @@ impl<H: Handler> Engine<H> {
             Event::Text(text) => ControlFlow::Break(Packet::parse(ProtocolVersion::V4, text.to_owned()).ok()),
             _ => ControlFlow::Break(None),
         };
-        let max = self.options.max_payload;
-        if !matches!(read(stream, decoder, max, |_| (), packet).await, Ok(Some(Packet::PingUpgrade)))
+        let patience = self.options.upgrade_timeout;
+        let allowance = || Allowance { max: PROBE_BYTES, patience };
+        let inbound = Inbound { stream, budget: &self.budget, allowance };
+        if !matches!(inbound.read(decoder, |_| (), packet).await, Ok(Some(Packet::PingUpgrade)))
             || !session.begin_upgrade()
         {
             return false;
@@ -105,31 +127,53 @@ impl<H: Handler> Engine<H> {
         if stream.try_write(Frame::packet(Packet::PongUpgrade).wire()).is_err() {
             return false;
         }
-        upgrading.1 = matches!(read(stream, decoder, max, |_| (), packet).await, Ok(Some(Packet::Upgrade)));
+        upgrading.1 = matches!(inbound.read(decoder, |_| (), packet).await, Ok(Some(Packet::Upgrade)));
         upgrading.1
     }
 
     /// Leaves the connection to a task of its own, which keeps nothing of the handshake: a task is as large as the
     /// largest thing it ever did.
-    fn attend(self: Arc<Self>, session: Arc<Session<H>>, stream: Arc<TcpStream>, decoder: Decoder) {
+    fn attend(self: Arc<Self>, session: Arc<Session<H>>, stream: Arc<TcpStream>, decoder: Decoder, place: Place) {
         let tasks = self.tasks.clone();
-        tasks.spawn(self.converse(session, stream, decoder));
+        tasks.spawn(self.converse(place, session, stream, decoder));
     }
 
-    /// Reads the client's messages until the session ends.
-    async fn converse(self: Arc<Self>, session: Arc<Session<H>>, stream: Arc<TcpStream>, mut decoder: Decoder) {
+    /// Reads the client's messages until the session ends. The place is given back last, when the stream is closed.
+    async fn converse(
+        self: Arc<Self>,
+        _place: Place,
+        session: Arc<Session<H>>,
+        stream: Arc<TcpStream>,
+        mut decoder: Decoder,
+    ) {
         // Also when the handler panics: nobody else would notice that this client is no longer read.
         let _closer = Closer(&session);
         let pong = |data: &[u8]| session.send_first(&Frame::pong(data));
-        let max = self.options.max_payload;
-        let reason = read(&stream, &mut decoder, max, pong, |event| self.event(&session, &event)).await;
-        session.close_from_reader(reason.unwrap_or_else(|end| match end {
+        let inbound = Inbound { stream: &stream, budget: &self.budget, allowance: || self.allowance(&session) };
+        let reason = inbound.read(&mut decoder, pong, |event| self.event(&session, &event)).await;
+        session.close_from_reader(reason.unwrap_or_else(|end| self.reason(&end)));
+        decoder = Decoder::default();
+        let ignore = |_: Event<'_>| ControlFlow::<()>::Continue(());
+        let allowance = || Allowance { max: SCRATCH, patience: LINGER };
+        let inbound = Inbound { stream: &stream, budget: &self.budget, allowance };
+        // Boxed, or the task of a connection that lives has room for it.
+        let _ = Box::pin(timeout(LINGER, inbound.read(&mut decoder, |_| (), ignore))).await;
+    }
+
+    fn reason(&self, end: &End) -> CloseReason {
+        match end {
             End::Closed => CloseReason::TransportClose,
             End::Failed => CloseReason::TransportError,
+            End::Late => {
+                self.metrics.count(Counter::InboundLate);
+                CloseReason::Late
+            }
+            End::Violated(Violation::Exhausted(_)) => {
+                self.metrics.count(Counter::InboundRefused);
+                CloseReason::Exhausted
+            }
             End::Violated(violation) => CloseReason::Violation(violation.code()),
-        }));
-        let ignore = |_: Event<'_>| ControlFlow::<()>::Continue(());
-        let _ = timeout(LINGER, read(&stream, &mut Decoder::default(), SCRATCH, |_| (), ignore)).await;
+        }
     }
 
     fn event(&self, session: &Arc<Session<H>>, event: &Event<'_>) -> ControlFlow<CloseReason> {
@@ -169,52 +213,72 @@ impl<H: Handler> Drop for Closer<'_, H> {
 enum End {
     Closed,
     Failed,
+    /// A message was not finished in time.
+    Late,
     Violated(Violation),
 }
 
-/// Reads until `on` breaks. Of the pings that come in one read, `answer` gets the last to answer (RFC 6455, section 5.5.3).
-async fn read<B>(
-    stream: &TcpStream,
-    decoder: &mut Decoder,
-    max: usize,
-    answer: impl Fn(&[u8]),
-    mut on: impl FnMut(Event<'_>) -> ControlFlow<B>,
-) -> Result<B, End> {
-    // The first round, without input, handles what the decoder has left.
-    let mut first = true;
-    loop {
-        let (mut ping, mut full) = (None, false);
-        let mut on = |event: Event<'_>| match event {
-            Event::Ping(data) => {
-                ping = Some(data.to_vec());
-                ControlFlow::Continue(())
-            }
-            event => on(event),
-        };
-        let flow = BUFFER.with_borrow_mut(|buffer| {
-            let read = if first { None } else { Some(stream.try_read(buffer)) };
-            let length = match read {
-                None => 0,
-                Some(Ok(0)) => return Err(End::Closed),
-                Some(Ok(length)) => length,
-                Some(Err(error)) if error.kind() == ErrorKind::WouldBlock => return Ok(ControlFlow::Continue(())),
-                Some(Err(_)) => return Err(End::Failed),
+/// What a client sends, as far as it is allowed.
+struct Inbound<'a, A> {
+    stream: &'a TcpStream,
+    budget: &'a Budget,
+    allowance: A,
+}
+
+impl<A: Fn() -> Allowance> Inbound<'_, A> {
+    /// Reads until `on` breaks. Of the pings that come in one read, `answer` gets the last to answer (RFC 6455,
+    /// section 5.5.3).
+    async fn read<B>(
+        &self,
+        decoder: &mut Decoder,
+        answer: impl Fn(&[u8]),
+        mut on: impl FnMut(Event<'_>) -> ControlFlow<B>,
+    ) -> Result<B, End> {
+        // The first round, without input, handles what the decoder has left.
+        let mut first = true;
+        loop {
+            let (mut ping, mut full) = (None, false);
+            let mut on = |event: Event<'_>| match event {
+                Event::Ping(data) => {
+                    ping = Some(data.to_vec());
+                    ControlFlow::Continue(())
+                }
+                event => on(event),
             };
-            full = length == buffer.len();
-            decoder.feed(&mut buffer[..length], max, &mut on).map_err(End::Violated)
-        })?;
-        if let ControlFlow::Break(value) = flow {
-            return Ok(value);
+            let Allowance { max, patience } = (self.allowance)();
+            let bounds = Bounds { max, budget: self.budget };
+            let flow = BUFFER.with_borrow_mut(|buffer| {
+                let read = if first { None } else { Some(self.stream.try_read(buffer)) };
+                let length = match read {
+                    None => 0,
+                    Some(Ok(0)) => return Err(End::Closed),
+                    Some(Ok(length)) => length,
+                    Some(Err(error)) if error.kind() == ErrorKind::WouldBlock => return Ok(ControlFlow::Continue(())),
+                    Some(Err(_)) => return Err(End::Failed),
+                };
+                full = length == buffer.len();
+                decoder.feed(&mut buffer[..length], bounds, &mut on).map_err(End::Violated)
+            })?;
+            if let ControlFlow::Break(value) = flow {
+                return Ok(value);
+            }
+            if let Some(data) = ping {
+                answer(&data);
+            }
+            if full {
+                // There is more, and it may be thousands of tiny frames: others first.
+                yield_now().await;
+            }
+            first = false;
+            match decoder.deadline(|| Instant::now() + patience) {
+                None => self.stream.readable().await,
+                // Boxed, or the task of a connection that has nothing unfinished has room for it.
+                Some(deadline) => {
+                    Box::pin(timeout_at(deadline, self.stream.readable())).await.map_err(|_| End::Late)?
+                }
+            }
+            .map_err(|_| End::Failed)?;
         }
-        if let Some(data) = ping {
-            answer(&data);
-        }
-        if full {
-            // There is more, and it may be thousands of tiny frames: others first.
-            yield_now().await;
-        }
-        first = false;
-        stream.readable().await.map_err(|_| End::Failed)?;
     }
 }
 
@@ -225,13 +289,15 @@ struct Taken {
     decoder: Decoder,
     /// What is still to be sent of the answer.
     answer: Vec<u8>,
+    place: Place,
 }
 
 impl Taken {
-    async fn after(upgrade: OnUpgrade) -> Option<Self> {
+    async fn after(upgrade: OnUpgrade, budget: &Budget) -> Option<Self> {
         let parts = upgrade.await.ok()?.downcast::<TokioIo<Stream>>().ok()?;
-        let (stream, answer) = parts.io.into_inner().into_parts();
-        Some(Self { stream: Arc::new(stream), decoder: Decoder::with(&parts.read_buf), answer })
+        let (stream, answer, place) = parts.io.into_inner().into_parts();
+        let decoder = Decoder::with(&parts.read_buf, budget).ok()?;
+        Some(Self { stream: Arc::new(stream), decoder, answer, place })
     }
 }
 

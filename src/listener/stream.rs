@@ -11,6 +11,8 @@ use tokio::{
     net::TcpStream,
 };
 
+use super::Place;
+
 const SWITCHING_PROTOCOLS: &[u8] = b"HTTP/1.1 101 ";
 
 /// A TCP stream that holds back `101 Switching Protocols` when that is the first answer on it: who takes the stream over
@@ -20,16 +22,17 @@ pub struct Stream {
     tcp: TcpStream,
     /// `None` once an answer has gone out.
     held: Option<Vec<u8>>,
+    place: Place,
 }
 
 impl Stream {
-    pub(super) fn new(tcp: TcpStream) -> Self {
-        Self { tcp, held: Some(Vec::new()) }
+    pub(super) fn new(tcp: TcpStream, place: Place) -> Self {
+        Self { tcp, held: Some(Vec::new()), place }
     }
 
-    /// The stream below, and what must be sent before anything else.
-    pub fn into_parts(self) -> (TcpStream, Vec<u8>) {
-        (self.tcp, self.held.unwrap_or_default())
+    /// The stream below, what must be sent before anything else, and the place to keep while the stream is open.
+    pub fn into_parts(self) -> (TcpStream, Vec<u8>, Place) {
+        (self.tcp, self.held.unwrap_or_default(), self.place)
     }
 
     /// Whether these bytes are kept for [`Stream::into_parts`].
@@ -89,17 +92,20 @@ impl AsyncWrite for Stream {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::future::AbortHandle;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpListener,
     };
 
-    use super::*;
+    use super::{super::places::Places, *};
+    use crate::metrics::Metrics;
 
     async fn pair() -> (Stream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        (Stream::new(listener.accept().await.unwrap().0), client)
+        let place = Places::new(1, Metrics::new()).take(AbortHandle::new_pair().0).unwrap().place;
+        (Stream::new(listener.accept().await.unwrap().0, place), client)
     }
 
     #[tokio::test]
@@ -107,7 +113,7 @@ mod tests {
         let (mut server, mut client) = pair().await;
         let answer = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
         server.write_all(answer).await.unwrap();
-        let (mut tcp, held) = server.into_parts();
+        let (mut tcp, held, _) = server.into_parts();
         assert_eq!(held, answer);
         tcp.write_all(b"x").await.unwrap();
         let mut received = [0];

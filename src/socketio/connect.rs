@@ -254,6 +254,7 @@ impl SocketIo {
         let mut phase = socket.state().phase();
         let Phase::Connected { sid: slot, .. } = &mut *phase else { return };
         *slot = Some(sid);
+        socket.prove();
         let replaced = self.sessions.enter(sid, Arc::downgrade(socket), changes);
         drop(phase);
         if let Some(replaced) = replaced.and_then(|replaced| replaced.upgrade()) {

@@ -12,14 +12,15 @@ use loomio_channels::{
     metrics::Metrics,
 };
 
+/// More than the suite opens.
+const CONNECTIONS: usize = 500;
+
 struct Echo;
 
 impl Handler for Echo {
     type State = ();
 
     fn open(&self, _: &Handshake<'_>) {}
-
-    fn opened(&self, _: &Arc<Session<Self>>) {}
 
     fn message(&self, session: &Arc<Session<Self>>, message: Message) -> Result<(), Malformed> {
         session.send(&[&match message {
@@ -42,14 +43,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
         ping_timeout: Duration::from_millis(200),
         ..Options::default()
     };
-    let engine = Engine::new(Echo, options, lifecycle.tasks().clone(), Metrics::new());
+    let metrics = Metrics::new();
+    let engine = Engine::new(Echo, options, lifecycle.tasks().clone(), metrics.clone());
     let handler = Arc::clone(&engine);
     let router =
         Router::new().route("/engine.io/", any(move |request: Request<Body>| Arc::clone(&handler).handle(request)));
+    let site = listener::Site { router, overflow: Router::new(), connections: CONNECTIONS, metrics };
     let listener = listener::bind(None, port)?;
     writeln!(std::io::stdout(), "listening on {}", listener.local_addr()?.port())?;
     lifecycle.tasks().spawn(Arc::clone(&engine).run(lifecycle.stop().clone()));
-    lifecycle.tasks().spawn(listener::serve(listener, router, lifecycle.tasks().clone(), lifecycle.stop().clone()));
+    lifecycle.tasks().spawn(listener::serve(listener, site, lifecycle.tasks().clone(), lifecycle.stop().clone()));
     let mut signals = Signals::listen()?;
     lifecycle.stopped(&mut signals).await;
     engine.close_all(CloseReason::Shutdown);

@@ -18,7 +18,10 @@ pub(crate) struct Polling {
 impl Polling {
     /// Opens a session.
     pub(crate) async fn open(server: &Server, query: &str) -> Self {
-        let address = server.address();
+        Self::open_at(server.address(), query).await
+    }
+
+    async fn open_at(address: SocketAddr, query: &str) -> Self {
         let response = get(address, &format!("/socket.io/?EIO=4&transport=polling{query}")).await;
         assert_eq!(response.status, 200);
         let open: serde_json::Value = serde_json::from_str(response.text().strip_prefix('0').unwrap()).unwrap();
@@ -28,7 +31,12 @@ impl Polling {
 
     /// Opens a session and connects to the namespace; what came with the answer is left out.
     pub(crate) async fn connect(server: &Server, token: &str) -> Self {
-        let session = Self::open(server, &format!("&channel_token={token}")).await;
+        Self::connect_to(server.address(), token).await
+    }
+
+    /// The same, with a server elsewhere.
+    pub(crate) async fn connect_to(address: SocketAddr, token: &str) -> Self {
+        let session = Self::open_at(address, &format!("&channel_token={token}")).await;
         session.post("40").await;
         let mut packets = Vec::new();
         while !packets.iter().any(|packet: &String| packet.starts_with(r#"42["session""#)) {

@@ -12,7 +12,7 @@ use crate::config::Networks;
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The client's address; `None` with none but trusted ones, as then it may be that of a server which asks for many.
-pub(super) fn address(peer: IpAddr, headers: &HeaderMap, trusted: &Networks) -> Option<IpAddr> {
+pub fn address(peer: IpAddr, headers: &HeaderMap, trusted: &Networks) -> Option<IpAddr> {
     let mut client = peer;
     let mut named = headers.get_all(FORWARDED_FOR).iter().rev().flat_map(|value| {
         // What is not text is no address either, and ends the chain.
@@ -39,7 +39,7 @@ mod tests {
 
     fn client(trusted: &str, peer: &str, forwarded: &[&[u8]]) -> String {
         let environment: Environment = [("TRUSTED_PROXIES", trusted)].into_iter().collect();
-        let trusted = Config::from_env(&environment).unwrap().collab.trusted_proxies;
+        let trusted = Config::from_env(&environment).unwrap().http.trusted_proxies;
         let mut headers = HeaderMap::new();
         for value in forwarded {
             headers.append(FORWARDED_FOR, value.to_vec().try_into().unwrap());

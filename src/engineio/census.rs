@@ -1,0 +1,258 @@
+//! Who may have a session: counts sessions in total, by client address and by connection.
+//!
+//! Without I/O; time is milliseconds since the engine was made. A session is unproven until the handler vouches for it.
+//! Unproven sessions cost a stranger next to nothing, so their bounds are much tighter. A connection or an address may
+//! have a share of the places that are still free (the dynamic threshold of Choudhury and Hahne, 1998): a flood through
+//! few connections never takes all places, and one through thousands is refused where it has more than a handful.
+//! A newcomer that is not refused takes the place of the oldest unproven session when none is free.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    num::NonZeroU64,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+/// Unproven sessions in total. Browsers that return all at once after a restart prove themselves within a second or
+/// two.
+const UNPROVEN: usize = 16_384;
+
+/// One in so many of the free places is the most that one client address may have: about 1,000 at first, when everyone
+/// of a large school returns at once.
+const ADDRESS_SHARE: usize = 16;
+
+/// What an address may have however few are free.
+const LEAST_OF_ADDRESS: usize = 16;
+
+/// The same for the polling sessions that came through one connection: about 250 at first. A proxy sends the requests of
+/// many browsers through few connections; but a pending GET needs one to itself, so there are about as many connections
+/// as browsers.
+const CONNECTION_SHARE: usize = 64;
+
+/// What a connection may have however few are free.
+const LEAST_OF_CONNECTION: usize = 4;
+
+/// Polling sessions that came through one connection, proven ones included.
+const POLLING_PER_CONNECTION: usize = 1_000;
+
+/// How long a session may stay unproven, in milliseconds, while more than half of the unproven places are taken.
+const HURRY: u64 = 5_000;
+
+/// Bits of an IPv6 address that do not count: one customer has at least all of them.
+const IPV6_HOST_BITS: u32 = 64;
+
+/// Whom a session is counted for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Origin {
+    /// The client's address, if it is known, as a number.
+    address: Option<NonZeroU64>,
+    /// The number of the connection that brought a polling session. A WebSocket has a connection to itself.
+    connection: Option<NonZeroU64>,
+}
+
+impl Origin {
+    pub(super) fn new(address: Option<IpAddr>, connection: Option<u64>) -> Self {
+        // No network of the internet has a number as small as an IPv4 address.
+        let number = |address| match address {
+            IpAddr::V4(address) => u64::from(address.to_bits()),
+            IpAddr::V6(address) => u64::try_from(address.to_bits() >> IPV6_HOST_BITS).unwrap_or_default(),
+        };
+        Self {
+            address: address.and_then(|address| NonZeroU64::new(number(address))),
+            connection: connection.and_then(NonZeroU64::new),
+        }
+    }
+}
+
+/// How many sessions there may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    pub(super) sessions: usize,
+    pub(super) per_address: usize,
+    /// How long a session may stay unproven, in milliseconds; `None` when each counts as proven from the start.
+    pub(super) unproven_for: Option<u64>,
+}
+
+impl Bounds {
+    /// Half of all places are left to those that have proven themselves.
+    fn unproven(&self) -> usize {
+        UNPROVEN.min(self.sessions.div_ceil(2))
+    }
+}
+
+/// Why a session is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Full {
+    #[error("as many sessions as MAX_SESSIONS allows")]
+    Everywhere,
+    #[error("as many sessions from one address as MAX_SESSIONS_PER_ADDRESS allows, or too many without CONNECT")]
+    Address,
+    #[error("too many polling sessions through one connection")]
+    Connection,
+}
+
+/// All sessions. `T` is the session, which is told when it has to go.
+#[derive(Debug)]
+pub(super) struct Census<T> {
+    bounds: Bounds,
+    counts: Mutex<Counts<T>>,
+}
+
+#[derive(Debug)]
+struct Counts<T> {
+    sessions: usize,
+    last: u64,
+    addresses: HashMap<NonZeroU64, Tally>,
+    connections: HashMap<NonZeroU64, Tally>,
+    /// The oldest first.
+    unproven: BTreeMap<u64, Unproven<T>>,
+}
+
+#[derive(Debug)]
+struct Unproven<T> {
+    /// Dangling until the session exists.
+    session: Weak<T>,
+    since: u64,
+    origin: Origin,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    sessions: usize,
+    unproven: usize,
+}
+
+impl<T> Census<T> {
+    pub(super) fn new(bounds: Bounds) -> Arc<Self> {
+        let counts = Counts {
+            sessions: 0,
+            last: 0,
+            addresses: HashMap::new(),
+            connections: HashMap::new(),
+            unproven: BTreeMap::new(),
+        };
+        Arc::new(Self { bounds, counts: Mutex::new(counts) })
+    }
+
+    /// A seat for a session; and, when one had to make room, the session that has to go.
+    pub(super) fn admit(self: &Arc<Self>, origin: Origin, now: u64) -> Result<(Seat<T>, Option<Weak<T>>), Full> {
+        let mut counts = self.counts();
+        let address = counts.tally(origin.address, |counts| &counts.addresses);
+        let connection = counts.tally(origin.connection, |counts| &counts.connections);
+        let free = self.bounds.unproven().saturating_sub(counts.unproven.len());
+        if address.sessions >= self.bounds.per_address
+            || address.unproven >= (free / ADDRESS_SHARE).max(LEAST_OF_ADDRESS)
+        {
+            return Err(Full::Address);
+        }
+        if connection.sessions >= POLLING_PER_CONNECTION
+            || connection.unproven >= (free / CONNECTION_SHARE).max(LEAST_OF_CONNECTION)
+        {
+            return Err(Full::Connection);
+        }
+        let full = counts.sessions >= self.bounds.sessions;
+        let oldest = if full || counts.unproven.len() >= self.bounds.unproven() { counts.pop_oldest() } else { None };
+        if full && oldest.is_none() {
+            return Err(Full::Everywhere);
+        }
+        counts.last += 1;
+        let number = counts.last;
+        counts.sessions += 1;
+        let is_unproven = self.bounds.unproven_for.is_some();
+        counts.each_tally(origin, |tally| {
+            tally.sessions += 1;
+            tally.unproven += usize::from(is_unproven);
+        });
+        if is_unproven {
+            counts.unproven.insert(number, Unproven { session: Weak::new(), since: now, origin });
+        }
+        Ok((Seat { census: Arc::clone(self), number, origin }, oldest))
+    }
+
+    /// Sessions that have been unproven for too long; they count as proven from now on.
+    pub(super) fn overdue(&self, now: u64) -> Vec<Weak<T>> {
+        let Some(patience) = self.bounds.unproven_for else { return Vec::new() };
+        let mut counts = self.counts();
+        let mut overdue = Vec::new();
+        loop {
+            let crowded = counts.unproven.len() > self.bounds.unproven() / 2;
+            let patience = if crowded { patience.min(HURRY) } else { patience };
+            if counts.unproven.first_key_value().is_none_or(|(_, oldest)| oldest.since + patience > now) {
+                return overdue;
+            }
+            overdue.extend(counts.pop_oldest());
+        }
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts<T>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> Counts<T> {
+    fn tally(&self, key: Option<NonZeroU64>, tallies: impl FnOnce(&Self) -> &HashMap<NonZeroU64, Tally>) -> Tally {
+        key.and_then(|key| tallies(self).get(&key)).copied().unwrap_or_default()
+    }
+
+    /// Changes the tallies of an origin, and forgets those without sessions.
+    fn each_tally(&mut self, origin: Origin, change: impl Fn(&mut Tally)) {
+        for (tallies, key) in [(&mut self.addresses, origin.address), (&mut self.connections, origin.connection)] {
+            let Some(key) = key else { continue };
+            let tally = tallies.entry(key).or_default();
+            change(tally);
+            if tally.sessions == 0 {
+                tallies.remove(&key);
+            }
+        }
+    }
+
+    fn pop_oldest(&mut self) -> Option<Weak<T>> {
+        let number = *self.unproven.first_key_value()?.0;
+        self.prove(number)
+    }
+
+    /// The session is unproven no longer.
+    fn prove(&mut self, number: u64) -> Option<Weak<T>> {
+        let Unproven { session, origin, .. } = self.unproven.remove(&number)?;
+        self.each_tally(origin, |tally| tally.unproven -= 1);
+        Some(session)
+    }
+}
+
+/// The place of one session in all counts, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Seat<T> {
+    census: Arc<Census<T>>,
+    number: u64,
+    origin: Origin,
+}
+
+impl<T> Seat<T> {
+    /// Names the session that has to go when the seat is needed; `false` when it is needed already.
+    pub(super) fn attach(&self, session: Weak<T>) -> bool {
+        if self.census.bounds.unproven_for.is_none() {
+            return true;
+        }
+        let mut counts = self.census.counts();
+        let Some(unproven) = counts.unproven.get_mut(&self.number) else { return false };
+        unproven.session = session;
+        true
+    }
+
+    /// The handler vouches for the session.
+    pub(super) fn prove(&self) {
+        self.census.counts().prove(self.number);
+    }
+}
+
+impl<T> Drop for Seat<T> {
+    fn drop(&mut self) {
+        let mut counts = self.census.counts();
+        counts.prove(self.number);
+        counts.sessions -= 1;
+        counts.each_tally(self.origin, |tally| tally.sessions -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests;

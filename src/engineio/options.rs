@@ -1,0 +1,92 @@
+//! What an [`Engine`](super::Engine) can be told.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Cors, Engine, Handler, Session, census::Bounds};
+use crate::config::Networks;
+
+/// Behaviour of an [`Engine`](super::Engine); the defaults are Node's.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How often the server pings a client.
+    pub ping_interval: Duration,
+    /// How long it waits for the answer.
+    pub ping_timeout: Duration,
+    /// How long a WebSocket may take to prove itself before the upgrade is given up.
+    pub upgrade_timeout: Duration,
+    /// How long a message or POST may take from its first byte to its last.
+    pub message_timeout: Duration,
+    /// Largest message or POST from a client, in bytes.
+    pub max_payload: usize,
+    /// What holds until [`Session::prove`]; `None` when sessions have nothing to prove.
+    pub unproven: Option<Unproven>,
+    /// Most sessions.
+    pub max_sessions: usize,
+    /// Most sessions of one client address, where that is known.
+    pub max_sessions_per_address: usize,
+    /// Whose word counts when they say for whom they ask.
+    pub trusted_proxies: Networks,
+    /// Most bytes that may wait for one client before it is closed as too slow.
+    pub outbox_bytes: usize,
+    /// Cross-origin rules, `None` for no header at all.
+    pub cors: Option<Cors>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            ping_interval: Duration::from_secs(25),
+            ping_timeout: Duration::from_secs(20),
+            upgrade_timeout: Duration::from_secs(10),
+            message_timeout: Duration::from_secs(30),
+            max_payload: 1_000_000,
+            unproven: None,
+            max_sessions: usize::MAX,
+            max_sessions_per_address: usize::MAX,
+            trusted_proxies: Networks::default(),
+            outbox_bytes: 16 << 20,
+            cors: None,
+        }
+    }
+}
+
+/// What holds for a session that the handler has not vouched for.
+#[derive(Clone, Copy, Debug)]
+pub struct Unproven {
+    /// How long it may stay so.
+    pub timeout: Duration,
+    /// How long a message or POST may take from its first byte to its last.
+    pub message_timeout: Duration,
+    /// Largest message or POST, in bytes.
+    pub max_payload: usize,
+}
+
+impl Options {
+    pub(super) fn bounds(&self) -> Bounds {
+        Bounds {
+            sessions: self.max_sessions,
+            per_address: self.max_sessions_per_address,
+            unproven_for: self.unproven.map(|unproven| super::milliseconds(unproven.timeout)),
+        }
+    }
+}
+
+/// What a client may send at the moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Allowance {
+    /// Most bytes of a message.
+    pub(super) max: usize,
+    /// How long a message may take from its first byte to its last.
+    pub(super) patience: Duration,
+}
+
+impl<H: Handler> Engine<H> {
+    pub(super) fn allowance(&self, session: &Arc<Session<H>>) -> Allowance {
+        match self.options.unproven {
+            Some(Unproven { message_timeout, max_payload, .. }) if !session.is_proven() => {
+                Allowance { max: max_payload, patience: message_timeout }
+            }
+            _ => Allowance { max: self.options.max_payload, patience: self.options.message_timeout },
+        }
+    }
+}
