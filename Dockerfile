@@ -3,6 +3,8 @@
 FROM rust:1-bookworm AS build
 WORKDIR /source
 COPY Cargo.toml Cargo.lock ./
+# How the allocator is configured.
+COPY .cargo ./.cargo
 COPY src ./src
 # The caches outlive the build: a second one compiles this crate alone. One target directory per architecture, and one
 # build at a time, since the caches of a multi-platform build are shared.

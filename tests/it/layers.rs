@@ -26,7 +26,7 @@ const ROWS: [&[&str]; 8] = [
 const EXCEPTIONS: [(&str, &str, &str); 0] = [];
 
 /// Crates that stay where they belong: the paths below `src/`, without `.rs`, that may name them.
-const HOMES: [(&str, &[&str]); 25] = [
+const HOMES: [(&str, &[&str]); 26] = [
     ("anyhow", &["cli", "main"]),
     ("aes", &["hub"]),
     ("argon2", &["auth"]),
@@ -50,6 +50,7 @@ const HOMES: [(&str, &[&str]); 25] = [
     ("socket2", &["engineio", "listener"]),
     ("socketioxide_core", &["socketio"]),
     ("socketioxide_parser_common", &["socketio"]),
+    ("tikv_jemallocator", &["main"]),
     ("tokio_rustls", &["tls"]),
     ("tracing_subscriber", &["telemetry", "config"]),
     ("xxhash_rust", &["hub"]),

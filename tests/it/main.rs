@@ -12,6 +12,7 @@ mod harness;
 mod hostile;
 mod layers;
 mod lookup;
+mod memory;
 mod model;
 mod outage;
 mod paths;

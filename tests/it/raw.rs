@@ -100,10 +100,16 @@ impl Raw {
         .await;
     }
 
-    /// Whether the server has closed by now.
+    /// Whether the server has closed by now; what it sent before is passed over.
     pub(crate) fn has_ended(&mut self) -> bool {
-        let mut byte = [0];
-        !matches!(self.stream.try_read(&mut byte), Err(error) if error.kind() == ErrorKind::WouldBlock)
+        let mut bytes = [0; 1024];
+        loop {
+            match self.stream.try_read(&mut bytes) {
+                Ok(1..) => {}
+                Ok(0) => return true,
+                Err(error) => return error.kind() != ErrorKind::WouldBlock,
+            }
+        }
     }
 
     /// The next text from a WebSocket.
