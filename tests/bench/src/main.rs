@@ -21,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     cli::Arguments,
+    load::{FLOOD, run_flood},
     progress::{Progress, clock},
     redis::Redis,
     results::Results,
@@ -29,14 +30,16 @@ use crate::{
     servers::Programs,
 };
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    // A flood is this program once more, in a process of its own.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == FLOOD) {
+        return exit_code(run_flood(std::env::args_os().skip(1)).map(|()| true));
+    }
     let arguments = Arguments::parse();
-    let scratch = Scratch(std::env::temp_dir().join(format!("loomio-channels-bench-{}", std::process::id())));
-    let outcome = tokio::select! {
-        outcome = measure(&arguments, &scratch) => outcome,
-        () = interrupted() => Err(io::Error::other("interrupted")),
-    };
+    exit_code(bench(&arguments))
+}
+
+fn exit_code(outcome: io::Result<bool>) -> ExitCode {
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -44,6 +47,15 @@ async fn main() -> ExitCode {
             eprintln!("{error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[tokio::main]
+async fn bench(arguments: &Arguments) -> io::Result<bool> {
+    let scratch = Scratch(std::env::temp_dir().join(format!("loomio-channels-bench-{}", std::process::id())));
+    tokio::select! {
+        outcome = measure(arguments, &scratch) => outcome,
+        () = interrupted() => Err(io::Error::other("interrupted")),
     }
 }
 

@@ -19,8 +19,22 @@ pub(crate) fn cpu(pid: u32) -> io::Result<Duration> {
 
 /// Resident memory of the process, in bytes. A process that has ended has none.
 pub(crate) fn rss(pid: u32) -> io::Result<u64> {
+    resident(pid, "VmRSS:")
+}
+
+/// The most it has been since [`forget_peak`], or ever.
+pub(crate) fn peak(pid: u32) -> io::Result<u64> {
+    resident(pid, "VmHWM:")
+}
+
+/// Lets the kernel find the peak anew: `5` in `clear_refs` is for that, see proc(5).
+pub(crate) fn forget_peak(pid: u32) -> io::Result<()> {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5")
+}
+
+fn resident(pid: u32, which: &str) -> io::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    match kilobytes(&status, "VmRSS:") {
+    match kilobytes(&status, which) {
         0 => Err(io::ErrorKind::NotFound.into()),
         kilobytes => Ok(kilobytes * 1024),
     }
@@ -71,6 +85,8 @@ mod tests {
     fn this_process_has_time_and_memory() {
         let pid = std::process::id();
         assert!(rss(pid).unwrap() > 100_000);
+        forget_peak(pid).unwrap();
+        assert!(peak(pid).unwrap() > 100_000);
         assert!(cpu(pid).unwrap() < Duration::from_hours(1));
         assert!(cpu(u32::MAX).is_err() && rss(u32::MAX).is_err());
         assert!(memory() > 1 << 20 && !kernel().is_empty());

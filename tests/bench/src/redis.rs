@@ -47,10 +47,7 @@ impl Redis {
     }
 
     pub(crate) async fn connect(&self) -> io::Result<Rails> {
-        let stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
-        stream.set_nodelay(true)?;
-        let (reader, writer) = stream.into_split();
-        Ok(Rails { reader, writer, next: 1 })
+        Rails::connect(self.port).await
     }
 }
 
@@ -71,6 +68,14 @@ pub(crate) struct Rails {
 }
 
 impl Rails {
+    /// To the Redis server at `port` of this machine.
+    pub(crate) async fn connect(port: u16) -> io::Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        stream.set_nodelay(true)?;
+        let (reader, writer) = stream.into_split();
+        Ok(Self { reader, writer, next: 1 })
+    }
+
     /// Writes the tokens of `users`, each a member of the groups that `groups` names.
     pub(crate) async fn sign_in(
         &mut self,
@@ -99,10 +104,16 @@ impl Rails {
 
     /// Publishes without waiting: follow with [`Rails::settle`].
     pub(crate) async fn send(&mut self, to: To, size: usize) -> io::Result<u64> {
+        let text: String = ('a'..='z').cycle().take(size).collect();
+        self.send_text(to, &text).await
+    }
+
+    /// Publishes this text without waiting. It must not need escapes.
+    pub(crate) async fn send_text(&mut self, to: To, text: &str) -> io::Result<u64> {
         let number = self.next;
         self.next += 1;
-        let mut bytes = Vec::with_capacity(size + 256);
-        command(&mut bytes, &[b"PUBLISH", b"/records", payload(to, number, size).as_bytes()]);
+        let mut bytes = Vec::with_capacity(text.len() + 256);
+        command(&mut bytes, &[b"PUBLISH", b"/records", payload(to, number, text).as_bytes()]);
         self.writer.write_all(&bytes).await?;
         Ok(number)
     }
@@ -152,12 +163,11 @@ pub(crate) fn now() -> u64 {
 }
 
 /// A record as Rails writes it, with the message's number and the time.
-fn payload(to: To, number: u64, size: usize) -> String {
+fn payload(to: To, number: u64, text: &str) -> String {
     let room = match to {
         To::Group(group) => format!("group-{group}"),
         To::User(user) => format!("user-{user}"),
     };
-    let text: String = ('a'..='z').cycle().take(size).collect();
     let at = now();
     format!(
         r#"{{"room":"{room}","records":{{"events":[{{"id":{number},"t":{at},"kind":"new_comment"}}],"comments":[{{"id":{number},"body":"{text}","author_id":789}}]}}}}"#

@@ -41,6 +41,19 @@ pub(crate) enum Figure {
     JitterRecovered,
     JitterReplayP50,
     JitterReplayP95,
+    FloodsBefore,
+    FloodsPeak,
+    FloodsSoon,
+    FloodsLeft,
+    FloodRate,
+    FloodAlone,
+    FloodElsewhere,
+    FloodHere,
+    FloodRatio,
+    FloodCut,
+    FloodLost,
+    FloodNewcomers,
+    FloodPeak,
 }
 
 impl Figure {
@@ -81,7 +94,25 @@ impl Figure {
             Self::JitterRecovered => ("Jitter: returns that continue the session", "%"),
             Self::JitterReplayP50 => ("Jitter: replay after dialling, p50", "ms"),
             Self::JitterReplayP95 => ("Jitter: replay after dialling, p95", "ms"),
+            Self::FloodsBefore => ("Floods: memory before, with 200 clients and a full log", "MB"),
+            Self::FloodsPeak => ("Floods: memory above that, at most", "MB"),
+            Self::FloodsSoon => ("Floods: memory above that, 10 s after all floods", "MB"),
+            Self::FloodsLeft => ("Floods: memory above that, within 60 s after all floods", "MB"),
+            Self::FloodRate => ("Requests or connections of the flood", "/s"),
+            Self::FloodAlone => ("Delivery, p99", "ms"),
+            Self::FloodElsewhere => ("Delivery beside the flood at another server, p99", "ms"),
+            Self::FloodHere => ("Delivery beside the flood, p99", "ms"),
+            Self::FloodRatio => ("Delivery beside the flood, p99, and without", "×"),
+            Self::FloodCut => ("Clients cut", ""),
+            Self::FloodLost => ("Deliveries lost", ""),
+            Self::FloodNewcomers => ("Newcomers in after", "s"),
+            Self::FloodPeak => ("Memory added at most", "MB"),
         }
+    }
+
+    /// Whether there is one for each flood, and the size is the flood's number: these have a table of their own.
+    pub(crate) fn is_by_flood(self) -> bool {
+        self >= Self::FloodRate
     }
 
     /// What the size stands for, for figures that have one.
@@ -112,11 +143,14 @@ impl Samples {
         }
     }
 
+    pub(crate) fn most(&self) -> f64 {
+        self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max)
+    }
+
     /// Least and most; `None` for a single round.
     pub(crate) fn spread(&self) -> Option<(f64, f64)> {
         let least = self.0.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        (self.0.len() > 1).then_some((least, most))
+        (self.0.len() > 1).then_some((least, self.most()))
     }
 }
 
@@ -161,9 +195,10 @@ impl Results {
         sizes.iter().rev().find_map(|&size| self.get(kind, figure, size)).map(Samples::median)
     }
 
-    /// Figures measured, in the table's order.
+    /// Figures measured, in the table's order, without those of each flood.
     pub(crate) fn figures(&self) -> Vec<Figure> {
-        let mut figures: Vec<Figure> = self.samples.keys().map(|&(figure, ..)| figure).collect();
+        let figures = self.samples.keys().map(|&(figure, ..)| figure);
+        let mut figures: Vec<Figure> = figures.filter(|figure| !figure.is_by_flood()).collect();
         figures.dedup();
         figures
     }

@@ -1,4 +1,4 @@
-//! How much of everything: the full run fits fifteen minutes on two cores, the quick one two.
+//! How much of everything: the full run fits eighteen minutes on two cores, the quick one three.
 
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ pub(crate) struct Scale {
     pub(crate) rooms: Rooms,
     pub(crate) polling: Polling,
     pub(crate) jitter: Jitter,
+    pub(crate) floods: Floods,
 }
 
 /// One room, then a room per user.
@@ -60,6 +61,16 @@ pub(crate) struct Jitter {
     pub(crate) messages: usize,
 }
 
+/// How often and how long clients are watched, for each flood.
+#[derive(Clone, Debug)]
+pub(crate) struct Floods {
+    pub(crate) turns: usize,
+    /// Without a flood; in all turns together about as long as one slice beside it, so that their p99s compare.
+    pub(crate) alone: Duration,
+    /// Beside the flood, at this server and at another.
+    pub(crate) beside: Duration,
+}
+
 impl Scale {
     pub(crate) fn full() -> Self {
         Self {
@@ -73,6 +84,7 @@ impl Scale {
             rooms: Rooms { clients: 2_000, groups: vec![50, 100, 200, 400], deliveries: 60_000 },
             polling: Polling { clients: 2_000, messages: 25 },
             jitter: Jitter { clients: 1_000, messages: 120 },
+            floods: Floods { turns: 3, alone: Duration::from_millis(400), beside: Duration::from_millis(1_100) },
         }
     }
 
@@ -88,6 +100,7 @@ impl Scale {
             rooms: Rooms { clients: 500, groups: vec![50, 200], deliveries: 10_000 },
             polling: Polling { clients: 500, messages: 8 },
             jitter: Jitter { clients: 300, messages: 20 },
+            floods: Floods { turns: 1, alone: Duration::from_secs(1), beside: Duration::from_secs(1) },
         }
     }
 

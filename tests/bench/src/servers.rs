@@ -5,7 +5,7 @@ use std::{
     io,
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::Duration,
 };
 
@@ -109,6 +109,11 @@ impl Guard {
         self.0.id()
     }
 
+    /// Its input and output, where they are pipes.
+    pub(crate) fn pipes(&mut self) -> (Option<ChildStdin>, Option<ChildStdout>) {
+        (self.0.stdin.take(), self.0.stdout.take())
+    }
+
     fn has_ended(&mut self) -> bool {
         !matches!(self.0.try_wait(), Ok(None))
     }
@@ -188,6 +193,15 @@ impl Server {
     /// Resident memory in bytes; an error when it is not running any more.
     pub(crate) fn rss(&self) -> io::Result<u64> {
         procfs::rss(self.process.pid()).map_err(|_| self.died())
+    }
+
+    /// Most resident memory since [`Server::forget_peak`], in bytes.
+    pub(crate) fn peak(&self) -> io::Result<u64> {
+        procfs::peak(self.process.pid()).map_err(|_| self.died())
+    }
+
+    pub(crate) fn forget_peak(&self) -> io::Result<()> {
+        procfs::forget_peak(self.process.pid()).map_err(|_| self.died())
     }
 
     fn died(&self) -> io::Error {

@@ -4,6 +4,7 @@
 //! before from what is new, so that nothing lost can hide behind something sent twice.
 
 mod backoff;
+mod flood;
 mod frame;
 mod polling;
 mod session;
@@ -27,8 +28,11 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-pub(crate) use self::tally::{Latencies, Tally, latencies};
 use self::{backoff::Backoff, polling::Polling, session::Session, websocket::WebSocket};
+pub(crate) use self::{
+    flood::{FLOOD, Flood, Flooder, run_flood},
+    tally::{Latencies, Tally, latencies},
+};
 use crate::redis::now;
 
 /// Clients that connect at the same time while a fleet sets out.
@@ -55,6 +59,8 @@ pub(crate) enum Habit {
     Stay,
     /// Come back as the official client does, and ask for a message to their own room to see that they are in it.
     Return(mpsc::Sender<usize>),
+    /// Come back as the official client does, and ask for nothing.
+    Insist,
     /// Be cut every now and then, and come back where they were.
     Jitter,
 }
@@ -117,10 +123,7 @@ impl Fleet {
     /// When one could not connect.
     pub(crate) async fn grow(&mut self, count: usize) -> io::Result<Duration> {
         let started = Instant::now();
-        for user in self.clients.len()..count {
-            let shared = Arc::clone(&self.shared);
-            self.clients.push(tokio::spawn(async move { shared.live(user).await }));
-        }
+        self.set_out(count);
         let tally = self.tally();
         while tally.connected() < count {
             sleep(Duration::from_millis(2)).await;
@@ -133,6 +136,14 @@ impl Fleet {
             }
         }
         Ok(started.elapsed())
+    }
+
+    /// Adds clients until there are `count`, and waits for none of them.
+    pub(crate) fn set_out(&mut self, count: usize) {
+        for user in self.clients.len()..count {
+            let shared = Arc::clone(&self.shared);
+            self.clients.push(tokio::spawn(async move { shared.live(user).await }));
+        }
     }
 
     /// Starts or ends the cutting of clients that jitter.

@@ -23,14 +23,26 @@ pub(super) struct Polling {
     buffer: Vec<u8>,
     port: u16,
     query: String,
+    /// Further lines of each request's head.
+    headers: &'static str,
 }
 
 impl Polling {
     /// Opens a session and joins the namespace, short of reading the answer to that.
     pub(super) async fn connect(user: usize, port: u16, session: &Session) -> io::Result<Self> {
-        let stream = dial(user, port).await?;
+        Self::open(dial(user, port).await?, user, port, session, "").await
+    }
+
+    /// The same on a connection that has been dialled, with further headers, each with its line end.
+    pub(super) async fn open(
+        stream: TcpStream,
+        user: usize,
+        port: u16,
+        session: &Session,
+        headers: &'static str,
+    ) -> io::Result<Self> {
         let query = format!("channel_token={}&EIO=4&transport=polling", token(user));
-        let mut polling = Self { stream, buffer: Vec::new(), port, query };
+        let mut polling = Self { stream, buffer: Vec::new(), port, query, headers };
         let open = polling.request("GET", "").await?;
         let sid = open.split(|&byte| byte == b'"').nth(3).map(|sid| String::from_utf8_lossy(sid).into_owned());
         let sid = sid.ok_or(io::ErrorKind::InvalidData)?;
@@ -59,13 +71,14 @@ impl Polling {
         Ok((records, joined))
     }
 
-    async fn request(&mut self, method: &str, body: &str) -> io::Result<Vec<u8>> {
+    pub(super) async fn request(&mut self, method: &str, body: &str) -> io::Result<Vec<u8>> {
         let request = format!(
             "{method} /socket.io/?{} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nOrigin: https://loomio.example.com\r\n\
-             Content-Type: text/plain;charset=UTF-8\r\nContent-Length: {}\r\n\r\n{body}",
+             Content-Type: text/plain;charset=UTF-8\r\nContent-Length: {}\r\n{}\r\n{body}",
             self.query,
             self.port,
-            body.len()
+            body.len(),
+            self.headers,
         );
         self.stream.write_all(request.as_bytes()).await?;
         let head = self.until(b"\r\n\r\n").await?;

@@ -58,7 +58,11 @@ pub(super) async fn dial(user: usize, port: u16) -> io::Result<TcpStream> {
 impl WebSocket {
     /// Dials and goes as far as the handshake; OPEN is yet to come.
     pub(super) async fn connect(user: usize, port: u16) -> io::Result<Self> {
-        let mut stream = dial(user, port).await?;
+        Self::upgrade(dial(user, port).await?, user, port).await
+    }
+
+    /// The handshake on a connection that has been dialled.
+    pub(super) async fn upgrade(mut stream: TcpStream, user: usize, port: u16) -> io::Result<Self> {
         let request = format!(
             "GET /socket.io/?channel_token={}&EIO=4&transport=websocket HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\
              Origin: https://loomio.example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -137,8 +141,13 @@ impl WebSocket {
         Ok(())
     }
 
+    /// Gives the connection away, for what is not WebSocket.
+    pub(super) fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
     /// Sends a packet; what clients say is far smaller than a socket's buffer.
-    fn send(&self, packet: &str) -> io::Result<()> {
+    pub(super) fn send(&self, packet: &str) -> io::Result<()> {
         let frame = frame::masked(packet.as_bytes());
         match self.stream.try_write(&frame) {
             Ok(length) if length == frame.len() => Ok(()),

@@ -1,5 +1,6 @@
 //! What a run leaves behind: a table, pictures, and where they come from.
 
+mod floods;
 mod plots;
 mod table;
 mod targets;
@@ -43,11 +44,11 @@ pub(crate) fn write(run: &Run<'_>) -> io::Result<()> {
     let directory = root.join(RESULTS).join(if complete { "" } else { "partial" });
     fs::create_dir_all(&directory)?;
     let pictures = plots::draw(run.results, &directory).map_err(io::Error::other)?;
-    let table = table::markdown(run.results);
+    let (table, floods) = (table::markdown(run.results), floods::markdown(run.results));
     let targets = targets(run.results);
     let origin = origin(run);
-    println!("\n{table}\n{targets}\n{origin}");
-    let mut text = format!("# Side by side\n\n{origin}\n{table}\n{targets}\n");
+    println!("\n{table}\n{floods}{targets}\n{origin}");
+    let mut text = format!("# Side by side\n\n{origin}\n{table}\n{floods}{targets}\n");
     for picture in &pictures {
         let _ = writeln!(text, "![{}]({picture})\n", picture.trim_end_matches(".svg"));
     }

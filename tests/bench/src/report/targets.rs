@@ -28,7 +28,7 @@ enum Bound {
 /// Growth that passes for none.
 const FLAT: f64 = 1.10;
 
-const PROMISES: [(Figure, Bound); 16] = [
+const PROMISES: [(Figure, Bound); 17] = [
     (Figure::Idle, Bound::AtMost(8.0)),
     (Figure::Memory, Bound::AtMost(3.0)),
     (Figure::MemoryAfter, Bound::AtMost(3.0)),
@@ -45,6 +45,7 @@ const PROMISES: [(Figure, Bound); 16] = [
     (Figure::AvalancheAll, Bound::AtMost(5.0)),
     (Figure::AvalancheMissing, Bound::AtMost(0.0)),
     (Figure::AvalancheFailed, Bound::AtMost(0.0)),
+    (Figure::FloodsLeft, Bound::AtMost(20.0)),
 ];
 
 /// All promises that this run can tell about.
@@ -53,6 +54,7 @@ pub(super) fn outcomes(results: &Results) -> Vec<Outcome> {
         PROMISES.iter().filter_map(|&(figure, bound)| outcome(results, figure, bound)).collect();
     outcomes.extend(growth(results));
     outcomes.extend(growth_of_memory(results));
+    outcomes.extend(super::floods::outcomes(results));
     outcomes
 }
 

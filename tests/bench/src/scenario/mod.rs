@@ -2,6 +2,7 @@
 
 mod crowd;
 mod fanout;
+mod floods;
 mod growth;
 mod jitter;
 mod polling;
@@ -46,6 +47,8 @@ pub(crate) fn plan(topics: &[Topic], kinds: &[Kind], rounds: Option<usize>, scal
     for &topic in topics {
         let fits = |kind: &Kind| match topic {
             Topic::Rooms | Topic::Polling | Topic::Jitter => kind.is_complete(),
+            // What others promise nothing about need not be shown to break them.
+            Topic::Floods => *kind == Kind::Ours,
             _ => true,
         };
         let mut order: Vec<Kind> = kinds.iter().copied().filter(fits).collect();
@@ -75,6 +78,7 @@ fn weight(topic: Topic, kind: Kind) -> f64 {
         Topic::Rooms => 18.0,
         Topic::Polling => 11.0,
         Topic::Jitter => 70.0,
+        Topic::Floods => 105.0,
     }
 }
 
@@ -90,6 +94,7 @@ impl Bench {
                 Topic::Growth => self.growth(kind).await?,
                 Topic::Rooms => self.rooms(kind).await?,
                 Topic::Polling => self.polling(kind).await?,
+                Topic::Floods => self.floods(kind).await?,
                 Topic::Jitter => {}
             }
         }
