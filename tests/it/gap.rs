@@ -11,7 +11,7 @@ use loomio_channels::{
 use tokio::time::sleep;
 
 use crate::{
-    harness::{Browser, Redis, Server, get, numbers, record, start, start_behind_proxy, within},
+    harness::{Browser, Event, Redis, Server, get, numbers, record, start, start_behind_proxy, start_with, within},
     process::Running,
 };
 
@@ -45,6 +45,45 @@ async fn something_published_is_something_missed() {
     redis.kill_subscribers().await;
     server.resubscribed(2).await;
     assert_eq!(server.gaps(), [1, 1]);
+}
+
+#[tokio::test]
+async fn pages_that_were_open_are_asked_to_reload_once_and_never_called_recovered() {
+    const NOTICE: &str = r#"{"notice":"Please reload","reload":true}"#;
+    let (redis, server) = start_with(&[("GAP_NOTICE", "Please reload")]).await;
+    redis.user("ada", 1, &[]).await;
+    let mut stays = Browser::connect(&server, "ada").await;
+    let away = Browser::connect(&server, "ada").await.cut();
+    redis.kill_subscribers_and_publish(record("user-1", 1)).await;
+    server.resubscribed(1).await;
+    let mut newcomer = Browser::connect(&server, "ada").await;
+    redis.fence("end").await;
+    let arguments = |events: &[Event]| events.iter().map(|event| event.argument.clone()).collect::<Vec<_>>();
+    assert_eq!(arguments(&stays.upto("end").await), [NOTICE]);
+    assert_eq!(newcomer.upto("end").await, []);
+    let returned = Browser::resume(&server, "ada", &away).await;
+    assert!(!returned.recovered);
+    assert!(arguments(&returned.missed).contains(&NOTICE.to_owned()));
+    let again = Browser::resume(&server, "ada", &stays.cut()).await;
+    assert!(!again.recovered, "it stayed, and missed something all the same");
+    assert_eq!(again.missed, []);
+    assert!(Browser::resume(&server, "ada", &again.cut()).await.recovered, "its session begins after the gap");
+    assert!(Browser::resume(&server, "ada", &newcomer.cut()).await.recovered);
+}
+
+#[tokio::test]
+async fn an_empty_gap_is_none() {
+    let (redis, server) = start_with(&[("GAP_NOTICE", "reload")]).await;
+    redis.user("ada", 1, &[]).await;
+    let mut stays = Browser::connect(&server, "ada").await;
+    let away = Browser::connect(&server, "ada").await.cut();
+    redis.kill_subscribers().await;
+    server.resubscribed(1).await;
+    redis.fence("end").await;
+    assert_eq!(stays.upto("end").await, []);
+    for session in [away, stays.cut()] {
+        assert!(Browser::resume(&server, "ada", &session).await.recovered);
+    }
 }
 
 #[tokio::test]

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::harness::{
-    Browser, Ended, Polling, Program, Redis, WebSocket, get, large_record, start, start_behind_proxy, start_with,
-    within,
+    Browser, Ended, Polling, Program, Redis, WebSocket, get, large_record, record, start, start_behind_proxy,
+    start_with, until, within,
 };
 
 /// Much less than a soft stop may take.
@@ -120,6 +120,38 @@ async fn sigterm_ends_the_program_politely() {
     assert!(socket.packet().await.unwrap().starts_with("0{"));
     program.terminate();
     assert_eq!(socket.end().await, Ended::Closed(Some(1001)));
+    assert_eq!(program.exit().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn what_redis_has_accepted_when_sigterm_comes_is_delivered() {
+    const BROWSERS: usize = 200;
+    const MESSAGES: usize = 50;
+    let redis = Redis::start().await;
+    let mut program = Program::start(&[("REDIS_URL", &redis.url())]).await;
+    until("readiness", async || get(program.address(), "/health/ready").await.status == 200).await;
+    let mut sockets = Vec::new();
+    for _ in 0..BROWSERS {
+        let mut socket = WebSocket::connect(program.address(), "/socket.io/?EIO=4&transport=websocket").await;
+        assert!(socket.packet().await.unwrap().starts_with("0{"));
+        socket.send("40").await;
+        assert!(socket.packet().await.unwrap().starts_with("40{"));
+        sockets.push(socket);
+    }
+    for number in 0..MESSAGES {
+        redis.notice(record("", number)).await;
+    }
+    program.terminate();
+    for socket in &mut sockets {
+        let mut got = 0;
+        let ended = loop {
+            match socket.packet().await {
+                Ok(packet) => got += usize::from(packet.starts_with("42[\"notice\"")),
+                Err(ended) => break ended,
+            }
+        };
+        assert_eq!((got, ended), (MESSAGES, Ended::Closed(Some(1001))));
+    }
     assert_eq!(program.exit().await.code(), Some(0));
 }
 
