@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{
     Member, Phase, SocketIo,
-    sessions::{Changes, Known},
+    sessions::{Known, Learnt},
     wire::{self, Connect},
 };
 use crate::{
@@ -41,7 +41,7 @@ struct Returning {
     pid: String,
     session: Sid,
     ticket: Ticket,
-    changes: Changes,
+    learnt: Learnt,
     /// Whether the ticket's rooms may serve when Redis does not say which rooms it has now.
     vouches: bool,
 }
@@ -54,12 +54,12 @@ impl Returning {
 
     /// When Redis last said which rooms the user has, in seconds since 1970.
     fn vouched_at(&self) -> u64 {
-        self.ticket.vouched.max(self.changes.vouched)
+        self.ticket.vouched.max(self.learnt.vouched)
     }
 
-    /// The rooms that the session had when it was last served.
-    fn rooms(&self) -> Arc<[String]> {
-        self.changes.rooms.clone().unwrap_or_else(|| rooms(self.ticket.user.as_ref()).into())
+    /// The rooms of the session. It has no others, as a browser with other rooms begins a new one.
+    fn rooms(&self) -> Vec<String> {
+        rooms(self.ticket.user.as_ref())
     }
 
     /// Whether `user` may go on with the session: it is nobody else's, and was sure of its rooms.
@@ -73,22 +73,15 @@ impl Returning {
 struct Arrival {
     owner: Owner,
     since: Since,
-    /// The session it goes on with, if nothing is lost.
+    /// The session it comes back from.
     returning: Option<Returning>,
+    /// Whether it may go on with that, if nothing is lost: its rooms are the same.
+    continues: bool,
     user: Option<User>,
     /// When Redis said so, in seconds since 1970.
     vouched: u64,
-    /// The rooms of the user; empty once it has joined them, unless it goes on with a session.
-    rooms: Vec<String>,
     /// Redis has not said yet who it is.
     provisional: bool,
-}
-
-impl Arrival {
-    /// The rooms that its session had when it was last served, if it goes on with one.
-    fn known(&self) -> Option<Arc<[String]>> {
-        self.returning.as_ref().map(Returning::rooms)
-    }
 }
 
 /// Runs from the CONNECT packet to its acknowledgement, and on until Redis has answered.
@@ -113,15 +106,17 @@ pub(super) async fn connect(socket: Socket, connect: Connect, attempt: u32) {
         return io.join(&socket, arrival, permit);
     }
     io.parts.metrics.count(Counter::LookupsLate);
-    let (vouched, known) = (arrival.user.clone(), arrival.known());
+    let (vouched, known) = (arrival.user.clone(), arrival.returning.as_ref().map(Returning::rooms));
     io.join(&socket, arrival, permit);
     let Some(found) = lookup.await else { return };
     if let (Phase::Connected { membership, sid }, true) = (&*socket.state().phase(), is_current(&socket, attempt)) {
-        let rooms = rooms(found.or(vouched).as_ref());
-        if let Some(sid) = sid {
-            io.sessions.change(*sid, &rooms);
+        let rooms = split(rooms(found.or(vouched).as_ref()), known.as_deref());
+        if let (Some(sid), Some(known)) = (sid, known)
+            && rooms.had.len() < known.len()
+        {
+            io.sessions.revoke(*sid, Instant::now());
         }
-        membership.set_rooms(split(rooms, known.as_deref()));
+        membership.set_rooms(rooms);
     }
 }
 
@@ -152,7 +147,7 @@ impl SocketIo {
         let (Some(pid), Some(ticket), Some(session)) = (connect.pid.clone(), ticket, session) else {
             return (connect, None);
         };
-        let (known, changes) = self.sessions.known(session, Instant::now());
+        let (known, learnt) = self.sessions.known(session, Instant::now());
         let within = |since: u64, most: Duration| now_seconds().saturating_sub(since) <= most.as_secs();
         let is_back_in_time = match known {
             Known::Here | Known::Away => true,
@@ -162,8 +157,9 @@ impl SocketIo {
                 within(last_here.max(ticket.issued), self.parts.recovery_window)
             }
         };
-        let vouches = is_back_in_time && within(ticket.vouched.max(changes.vouched), self.parts.unvouched_max);
-        (connect, Some(Returning { pid, session, ticket, changes, vouches }))
+        let is_vouched_for = within(ticket.vouched.max(learnt.vouched), self.parts.unvouched_max);
+        let vouches = is_back_in_time && is_vouched_for && !learnt.revoked;
+        (connect, Some(Returning { pid, session, ticket, learnt, vouches }))
     }
 
     /// The offset that the browser names, if it is one that was told to a browser.
@@ -199,7 +195,7 @@ impl SocketIo {
         };
         let user = found.unwrap_or(Found::Absent).or(returning.as_ref().and_then(Returning::vouched));
         let returning = returning.filter(|returning| returning.is_of(user.as_ref()));
-        Arrival { owner, since, returning, rooms: rooms(user.as_ref()), user, vouched, provisional }
+        Arrival { owner, since, returning, continues: false, user, vouched, provisional }
     }
 
     /// Since when the browser is to be served: from what it says, or at least from the beginning of its session, as it
@@ -220,9 +216,15 @@ impl SocketIo {
         if !matches!(*phase, Phase::Connecting) {
             return;
         }
-        let rooms =
-            if arrival.returning.is_some() { arrival.rooms.clone() } else { std::mem::take(&mut arrival.rooms) };
-        let (rooms, since) = (split(rooms, arrival.known().as_deref()), arrival.since);
+        let known = arrival.returning.as_ref().map(Returning::rooms);
+        let (rooms, since) = (split(rooms(arrival.user.as_ref()), known.as_deref()), arrival.since);
+        if let (Some(returning), Some(known)) = (&arrival.returning, known) {
+            let lost = rooms.had.len() < known.len();
+            arrival.continues = !lost && rooms.gained.is_empty();
+            if lost {
+                self.sessions.revoke(returning.session, Instant::now());
+            }
+        }
         tracing::debug!(sid = %socket.sid(), had = rooms.had.len(), gained = rooms.gained.len(), "joins");
         let newcomer = Arc::clone(socket);
         let welcome = move |joined| {
@@ -235,27 +237,30 @@ impl SocketIo {
 
     /// In the shard, before anything live: the missed events, then CONNECT, then for a new session its first offset.
     fn welcome(&self, socket: &Socket, joined: &Joined<Frame>, mut arrival: Arrival) {
-        let recovered = arrival.returning.take().filter(|_| joined.complete);
+        let returning = arrival.returning.take();
         let metrics = &self.parts.metrics;
-        metrics.count(match (&recovered, arrival.since) {
-            (Some(_), _) => Counter::Recovered,
-            (None, Since::Now) => Counter::Connects,
-            (None, _) => Counter::NotRecovered,
+        metrics.count(match (&returning, arrival.since) {
+            (Some(_), _) if joined.complete => Counter::Recovered,
+            (_, Since::Now) => Counter::Connects,
+            _ => Counter::NotRecovered,
         });
         metrics.add(Counter::Replayed, joined.missed.len() as u64);
+        // A browser that begins a new session leaves the connection of its old one behind.
+        let old = returning.as_ref().and_then(|returning| self.sessions.connection(returning.session));
+        let recovered = returning.filter(|_| joined.complete && arrival.continues);
         let is_new = recovered.is_none();
         let at = self.parts.hub.seal_offset(&joined.at);
-        let (sid, pid, changes) = if let Some(Returning { session, pid, ticket, .. }) = recovered {
-            (session, pid, Changes::new(arrival.vouched, &rooms(ticket.user.as_ref()), &arrival.rooms))
+        let (sid, pid, learnt) = if let Some(Returning { session, pid, .. }) = recovered {
+            (session, pid, Learnt { vouched: arrival.vouched, revoked: false })
         } else {
             let (sid, pid) = self.issue(arrival, at.clone());
-            (sid, pid, Changes::default())
+            (sid, pid, Learnt::default())
         };
         let mut phase = socket.state().phase();
         let Phase::Connected { sid: slot, .. } = &mut *phase else { return };
         *slot = Some(sid);
         socket.prove();
-        let replaced = self.sessions.enter(sid, Arc::downgrade(socket), changes);
+        let replaced = self.sessions.enter(sid, Arc::downgrade(socket), learnt).or(old);
         drop(phase);
         if let Some(replaced) = replaced.and_then(|replaced| replaced.upgrade()) {
             replaced.close(CloseReason::Forced);

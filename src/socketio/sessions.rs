@@ -2,11 +2,11 @@
 //!
 //! A ticket is enough to come back with. This adds what a ticket cannot know, as it stays the same for as long as its
 //! session: whether that still lives (then the newcomer takes its place), when it ended, whether the browser took leave
-//! of it, and what changed since it began.
+//! of it, and what Redis has said of its rooms since it began.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    collections::{HashMap, VecDeque},
+    sync::{Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
@@ -29,26 +29,18 @@ pub(super) enum Known {
     Nothing,
 }
 
-/// What changed in a session since its ticket was made.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Changes {
-    /// When Redis last said which rooms its user has, in seconds since 1970; 0 for not since.
+/// What was learnt of a session's rooms since its ticket was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Learnt {
+    /// When Redis last said that the rooms of the ticket are its user's, in seconds since 1970; 0 for not since.
     pub(super) vouched: u64,
-    /// The rooms it had when it was last served, if they are not those of its ticket.
-    pub(super) rooms: Option<Arc<[String]>>,
-}
-
-impl Changes {
-    /// Of a session whose ticket has the rooms `at_first`, and which has the rooms `now`.
-    pub(super) fn new(vouched: u64, at_first: &[String], now: &[String]) -> Self {
-        let same = at_first.iter().collect::<HashSet<_>>() == now.iter().collect::<HashSet<_>>();
-        Self { vouched, rooms: (!same).then(|| now.into()) }
-    }
+    /// Whether Redis has said since that one of them is not: without the key, the ticket does not serve any more.
+    pub(super) revoked: bool,
 }
 
 struct Record<T> {
     state: State<T>,
-    changes: Changes,
+    learnt: Learnt,
 }
 
 enum State<T> {
@@ -73,32 +65,46 @@ impl<T> Sessions<T> {
         Self { window, inner: Mutex::new(Inner { records: HashMap::new(), ended: VecDeque::new() }) }
     }
 
-    pub(super) fn known(&self, sid: Sid, now: Instant) -> (Known, Changes) {
+    pub(super) fn known(&self, sid: Sid, now: Instant) -> (Known, Learnt) {
         let mut inner = self.lock();
         inner.forget(self.window, now);
-        let Some(Record { state, changes }) = inner.records.get(&sid) else {
-            return (Known::Nothing, Changes::default());
+        let Some(Record { state, learnt }) = inner.records.get(&sid) else {
+            return (Known::Nothing, Learnt::default());
         };
         let known = match state {
             State::Here(_) => Known::Here,
             State::Ended { left: false, .. } => Known::Away,
             State::Ended { left: true, .. } => Known::Left,
         };
-        (known, changes.clone())
+        (known, *learnt)
     }
 
     /// The session is connected from now on; returns the connection it takes the place of.
-    pub(super) fn enter(&self, sid: Sid, session: Weak<T>, changes: Changes) -> Option<Weak<T>> {
-        match self.lock().records.insert(sid, Record { state: State::Here(session), changes })?.state {
+    pub(super) fn enter(&self, sid: Sid, session: Weak<T>, learnt: Learnt) -> Option<Weak<T>> {
+        match self.lock().records.insert(sid, Record { state: State::Here(session), learnt })?.state {
             State::Here(old) => Some(old),
             State::Ended { .. } => None,
         }
     }
 
-    /// The session has other rooms from now on.
-    pub(super) fn change(&self, sid: Sid, rooms: &[String]) {
-        if let Some(record) = self.lock().records.get_mut(&sid) {
-            record.changes.rooms = Some(rooms.into());
+    /// Redis has taken a room of the ticket from the session's user.
+    pub(super) fn revoke(&self, sid: Sid, now: Instant) {
+        let mut inner = self.lock();
+        if let Some(record) = inner.records.get_mut(&sid) {
+            record.learnt.revoked = true;
+            return;
+        }
+        let learnt = Learnt { revoked: true, ..Learnt::default() };
+        inner.records.insert(sid, Record { state: State::Ended { left: false, at: now }, learnt });
+        inner.ended.push_back((now, sid));
+        inner.forget(self.window, now);
+    }
+
+    /// The connection of a session that lives.
+    pub(super) fn connection(&self, sid: Sid) -> Option<Weak<T>> {
+        match &self.lock().records.get(&sid)?.state {
+            State::Here(connection) => Some(Weak::clone(connection)),
+            State::Ended { .. } => None,
         }
     }
 
@@ -138,11 +144,12 @@ impl<T> Inner<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
 
     const WINDOW: Duration = Duration::from_mins(1);
 
-    fn changed() -> Changes {
-        Changes { vouched: 7, rooms: Some(["group-1".to_owned()].into()) }
+    fn learnt() -> Learnt {
+        Learnt { vouched: 7, revoked: false }
     }
 
     #[test]
@@ -150,7 +157,7 @@ mod tests {
         let (sessions, session, start, sid) = (Sessions::new(WINDOW), Arc::new(()), Instant::now(), Sid::new());
         let known = |after| sessions.known(sid, start + Duration::from_secs(after)).0;
         assert_eq!(known(0), Known::Nothing);
-        assert!(sessions.enter(sid, Arc::downgrade(&session), Changes::default()).is_none());
+        assert!(sessions.enter(sid, Arc::downgrade(&session), Learnt::default()).is_none());
         assert_eq!(known(1_000), Known::Here);
         sessions.end(sid, &Arc::downgrade(&session), false, start + Duration::from_secs(1_000));
         assert_eq!([known(1_060), known(1_061)], [Known::Away, Known::Nothing]);
@@ -159,17 +166,17 @@ mod tests {
     #[test]
     fn who_left_is_not_away() {
         let (sessions, session, now, sid) = (Sessions::new(WINDOW), Arc::new(()), Instant::now(), Sid::new());
-        sessions.enter(sid, Arc::downgrade(&session), changed());
+        sessions.enter(sid, Arc::downgrade(&session), learnt());
         sessions.end(sid, &Arc::downgrade(&session), true, now);
-        assert_eq!(sessions.known(sid, now), (Known::Left, changed()));
+        assert_eq!(sessions.known(sid, now), (Known::Left, learnt()));
     }
 
     #[test]
     fn the_end_of_a_replaced_connection_changes_nothing() {
         let (sessions, old, new, now, sid) =
             (Sessions::new(WINDOW), Arc::new(()), Arc::new(()), Instant::now(), Sid::new());
-        sessions.enter(sid, Arc::downgrade(&old), Changes::default());
-        let replaced = sessions.enter(sid, Arc::downgrade(&new), Changes::default());
+        sessions.enter(sid, Arc::downgrade(&old), Learnt::default());
+        let replaced = sessions.enter(sid, Arc::downgrade(&new), Learnt::default());
         assert!(replaced.is_some_and(|replaced| replaced.ptr_eq(&Arc::downgrade(&old))));
         sessions.end(sid, &Arc::downgrade(&old), false, now);
         assert_eq!(sessions.known(sid, now).0, Known::Here);
@@ -180,11 +187,24 @@ mod tests {
         let (sessions, session, start, sid) = (Sessions::new(WINDOW), Arc::new(()), Instant::now(), Sid::new());
         let at = |seconds| start + Duration::from_secs(seconds);
         for end in [0, 50] {
-            sessions.enter(sid, Arc::downgrade(&session), changed());
+            sessions.enter(sid, Arc::downgrade(&session), learnt());
             sessions.end(sid, &Arc::downgrade(&session), false, at(end));
         }
         let known = [70, 110, 111].map(|now| sessions.known(sid, at(now)));
-        let forgotten = (Known::Nothing, Changes::default());
-        assert_eq!(known, [(Known::Away, changed()), (Known::Away, changed()), forgotten]);
+        let forgotten = (Known::Nothing, Learnt::default());
+        assert_eq!(known, [(Known::Away, learnt()), (Known::Away, learnt()), forgotten]);
+    }
+
+    #[test]
+    fn what_was_revoked_stays_so_for_a_window() {
+        let (sessions, session, now, sid) = (Sessions::new(WINDOW), Arc::new(()), Instant::now(), Sid::new());
+        sessions.revoke(sid, now);
+        assert_eq!(sessions.known(sid, now), (Known::Away, Learnt { vouched: 0, revoked: true }));
+        sessions.enter(sid, Arc::downgrade(&session), learnt());
+        assert_eq!(sessions.connection(sid).and_then(|session| session.upgrade()), Some(Arc::clone(&session)));
+        sessions.revoke(sid, now);
+        sessions.end(sid, &Arc::downgrade(&session), false, now);
+        assert_eq!(sessions.known(sid, now + WINDOW), (Known::Away, Learnt { vouched: 7, revoked: true }));
+        assert!(sessions.connection(sid).is_none());
     }
 }

@@ -99,8 +99,13 @@ async fn a_group_gained_while_connected_is_replayed_from_the_beginning_of_the_se
     publish(&redis, &server, "group-3", 3).await;
     publish(&redis, &server, "group-2", 4).await;
     assert_eq!([browser.number().await, browser.number().await], [2, 4]);
-    let mut browser = Browser::resume(&server, "ada", &browser.cut()).await;
-    assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![1, 3]));
+    let before = browser.cut();
+    // A connection that dies before anything is read changes nothing.
+    for _ in 0..2 {
+        let browser = Browser::resume(&server, "ada", &before).await;
+        assert_eq!((browser.recovered, numbers(&browser.missed)), (false, vec![1, 3]), "other rooms, another session");
+    }
+    let mut browser = Browser::resume(&server, "ada", &before).await;
     publish(&redis, &server, "group-3", 5).await;
     assert_eq!(browser.number().await, 5);
     let session = browser.cut();
@@ -116,14 +121,32 @@ async fn a_group_that_was_taken_away_and_given_back_is_replayed_as_a_whole() {
     let session = Browser::connect(&server, "ada").await.cut();
     redis.user("ada", 1, &[]).await;
     let mut browser = Browser::resume(&server, "ada", &session).await;
-    assert!(browser.recovered);
     publish(&redis, &server, "group-2", 0).await;
     publish(&redis, &server, "user-1", 1).await;
     assert_eq!(browser.number().await, 1);
     let session = browser.cut();
     redis.user("ada", 1, &[2]).await;
     let browser = Browser::resume(&server, "ada", &session).await;
-    assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![0]));
+    assert_eq!(numbers(&browser.missed), [0]);
+    let again = Browser::resume(&server, "ada", &browser.cut()).await;
+    assert_eq!((again.recovered, numbers(&again.missed)), (true, vec![]));
+}
+
+#[tokio::test]
+async fn a_group_that_was_taken_away_does_not_come_back_with_the_key_gone() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[1, 2]).await;
+    let old = Browser::connect(&server, "ada").await.cut();
+    redis.user("ada", 1, &[1]).await;
+    let new = Browser::resume(&server, "ada", &old).await.cut();
+    redis.forget("ada").await;
+    let mut kept = Browser::resume(&server, "ada", &new).await;
+    let mut taken = Browser::resume(&server, "ada", &old).await;
+    publish(&redis, &server, "group-2", 0).await;
+    publish(&redis, &server, "group-1", 1).await;
+    redis.fence("end").await;
+    assert_eq!(numbers(&kept.upto("end").await), [1]);
+    assert_eq!(taken.upto("end").await, [], "its ticket names a group that it no longer has");
 }
 
 #[tokio::test]
