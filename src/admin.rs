@@ -2,18 +2,16 @@
 
 use axum::{Router, http::StatusCode, routing::get};
 
-use crate::lifecycle::Readiness;
-
-/// `GET /health/live`: 200 while the process answers. `GET /health/ready`: 200 while it is subscribed to Redis, else
-/// 503.
-pub fn routes(readiness: Readiness) -> Router {
+/// `GET /health/live`: 200 while the process answers. `GET /health/ready`: 200 while `is_ready`, which is when it is
+/// subscribed to Redis and not told to stop, else 503.
+pub fn routes(is_ready: impl Fn() -> bool + Clone + Send + Sync + 'static) -> Router {
     let ready = move || {
-        let ready = readiness.get();
+        let ready = is_ready();
         async move {
             if ready {
                 (StatusCode::OK, "ready\n")
             } else {
-                (StatusCode::SERVICE_UNAVAILABLE, "not subscribed to redis\n")
+                (StatusCode::SERVICE_UNAVAILABLE, "not subscribed to redis, or stopping\n")
             }
         }
     };

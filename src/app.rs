@@ -240,8 +240,9 @@ impl App {
         } = self;
         let stop = lifecycle.stop();
         let mut signals = Signals::listen().map_err(system("cannot listen to signals"))?;
-        let overflow = admin::routes(readiness.clone()).fallback(refuse(&engine));
-        let mut router = admin::routes(readiness).merge(collab_auth).merge(engine_routes(&engine));
+        let is_ready = readiness.until(stop.clone());
+        let overflow = admin::routes(is_ready.clone()).fallback(refuse(&engine));
+        let mut router = admin::routes(is_ready).merge(collab_auth).merge(engine_routes(&engine));
         if let Some((broker, listener)) = demo {
             demo::seed(&broker);
             let address = listener.local_addr().map_err(system("cannot start the broker"))?;
@@ -249,6 +250,8 @@ impl App {
             let (tracker, stop) = (lifecycle.tasks().tracker(), stop.clone());
             lifecycle.spawn_critical("broker", async move { broker.serve(listener, tracker, stop).await });
         }
+        // The port stays open while browsers fetch what was accepted for them: one that polls may be between two requests.
+        let closing = CancellationToken::new();
         let site = listener::Site { router, overflow, connections, metrics: metrics.clone() };
         let dispatch = Dispatch::new(Arc::clone(&hub), wire::event, &gap_notice, metrics);
         let dispatched = CancellationToken::new();
@@ -266,13 +269,15 @@ impl App {
         lifecycle.tasks().spawn(check);
         lifecycle.spawn_critical("heartbeat", Arc::clone(&engine).run(stop.clone()));
         lifecycle.spawn_critical("namespace", SocketIo::tend(Arc::clone(&engine), stop.clone()));
-        let accept = listener::serve(listener, site, lifecycle.tasks().clone(), stop.clone());
+        let accept = listener::serve(listener, site, lifecycle.tasks().clone(), closing.clone());
         lifecycle.spawn_critical("listener", accept);
 
         let why = lifecycle.stopped(&mut signals).await;
+        engine.stop_admitting();
         let browsers = engine.sessions();
         let flushed = lifecycle.within(FLUSH, &mut signals, flush(&dispatched, &hub, &engine)).await;
         engine.close_all(CloseReason::Shutdown);
+        closing.cancel();
         let finished = lifecycle.finished(DRAIN, &mut signals).await;
         tracing::info!(browsers, flushed, finished, "stopped");
         match why {
@@ -288,7 +293,8 @@ async fn flush(dispatched: &CancellationToken, hub: &Hub<Member>, engine: &Engin
     while !hub.is_delivered() {
         sleep(FLUSH_TICK).await;
     }
-    engine.drained(FLUSH).await;
+    // Longer than the caller waits, so that this ends only when it is done.
+    while !engine.drained(FLUSH).await {}
 }
 
 fn engine_routes(engine: &Arc<Engine<SocketIo>>) -> Router {

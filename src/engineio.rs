@@ -145,6 +145,8 @@ struct Sessions<H: Handler> {
     by_sid: HashMap<Sid, Arc<Client<H>>>,
     /// Set when all are closed: whoever still opens one is closed as well.
     closing: Option<CloseReason>,
+    /// Unset when the server is about to stop.
+    admitting: bool,
 }
 
 /// All sessions, and the way to them over HTTP: [`Engine::handle`].
@@ -176,7 +178,7 @@ impl<H: Handler> Engine<H> {
             tasks,
             metrics,
             started: Instant::now(),
-            sessions: Mutex::new(Sessions { by_sid: HashMap::new(), closing: None }),
+            sessions: Mutex::new(Sessions { by_sid: HashMap::new(), closing: None, admitting: true }),
             census: Census::new(options.bounds()),
             budget: Budget::new(),
             wheel: Mutex::new(Wheel::new(tick(intervals))),
@@ -223,6 +225,11 @@ impl<H: Handler> Engine<H> {
                 self.close_unproven(&session);
             }
         }
+    }
+
+    /// From now on new sessions are refused; those there are stay.
+    pub fn stop_admitting(&self) {
+        self.lock().admitting = false;
     }
 
     /// Closes every session, and from now on every new one as soon as it opens.

@@ -199,4 +199,9 @@ impl Readiness {
     pub fn get(&self) -> bool {
         self.0.load(std::sync::atomic::Ordering::Relaxed)
     }
+
+    /// The same, but not ready any more once `stop` is cancelled.
+    pub fn until(self, stop: CancellationToken) -> impl Fn() -> bool + Clone {
+        move || self.get() && !stop.is_cancelled()
+    }
 }

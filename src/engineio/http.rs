@@ -193,6 +193,9 @@ impl<H: Handler> Engine<H> {
 
     /// A seat for the session that a request opens.
     pub(super) fn admit(&self, request: &Request<Body>, websocket: bool) -> Result<Seat<Session<H>>, Refusal> {
+        if !self.lock().admitting {
+            return Err(Refusal::Busy);
+        }
         let peer = request.extensions().get::<Peer>();
         let trusted = &self.options.trusted_proxies;
         let address = peer.and_then(|peer| client::address(peer.address, request.headers(), trusted));

@@ -156,6 +156,22 @@ async fn what_redis_has_accepted_when_sigterm_comes_is_delivered() {
 }
 
 #[tokio::test]
+async fn a_browser_between_two_requests_gets_what_was_accepted_too() {
+    let (redis, mut server) = start().await;
+    redis.user("ada", 1, &[]).await;
+    let polling = Polling::connect(&server, "ada").await;
+    redis.records(record("user-1", 7)).await;
+    server.caught_up(&redis).await;
+    server.begin_stop();
+    server.unready().await;
+    let refused = get(server.address(), "/socket.io/?EIO=4&transport=polling").await;
+    assert_eq!(refused.status, 503, "nobody comes any more");
+    let packets = polling.get().await;
+    assert!(packets.iter().any(|packet| packet.contains(&record("user-1", 7))), "{packets:?}");
+    server.stopped().await;
+}
+
+#[tokio::test]
 async fn a_second_sigterm_ends_it_at_once() {
     let redis = Redis::start().await;
     let mut program = Program::start(&[("REDIS_URL", &redis.url())]).await;
