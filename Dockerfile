@@ -8,9 +8,11 @@ COPY .cargo ./.cargo
 COPY src ./src
 # The caches outlive the build: a second one compiles this crate alone. One target directory per architecture, and one
 # build at a time, since the caches of a multi-platform build are shared.
+# On arm64 kernels have pages of 4, 16 or 64 KiB, and the allocator must be built for the largest.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/target,sharing=locked \
-    cargo build --release --locked --bin loomio-channels --target-dir "/target/$(uname -m)" \
+    if [ "$(uname -m)" = aarch64 ]; then export JEMALLOC_SYS_WITH_LG_PAGE=16; fi \
+    && cargo build --release --locked --bin loomio-channels --target-dir "/target/$(uname -m)" \
     && install -D "/target/$(uname -m)/release/loomio-channels" /out/loomio-channels
 
 # C library, certificates for rediss://, and nothing else: no shell, and uid 65532 in place of root. Its C library is

@@ -46,18 +46,20 @@ impl<S: Subscriber> Dispatch<S> {
         let (mut stopped, mut draining, mut end) = (pin!(stop.cancelled()), false, Instant::now());
         loop {
             let due = self.notices.due;
+            if !draining && stop.is_cancelled() {
+                (draining, end) = (true, Instant::now() + DRAIN);
+                source.drain();
+            }
             tokio::select! {
                 biased;
+                // First, as while messages come without a pause nothing after them has its turn.
+                () = sleep_until(end), if draining => return,
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.notify(),
                 inbound = source.next() => match inbound {
                     Inbound::Drained => return,
                     inbound => self.take(inbound),
                 },
-                () = &mut stopped, if !draining => {
-                    (draining, end) = (true, Instant::now() + DRAIN);
-                    source.drain();
-                }
-                () = sleep_until(end), if draining => return,
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.notify(),
+                () = &mut stopped, if !draining => {}
             }
         }
     }

@@ -16,7 +16,7 @@ mod shard;
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc::{self, Sender},
     },
     thread::{self, JoinHandle, Thread},
@@ -104,6 +104,8 @@ struct Shared<M> {
     log: Mutex<Log<M>>,
     /// For each shard the sequence up to which it has delivered.
     delivered: Box<[AtomicU64]>,
+    /// As the log has it; every newcomer looks.
+    interrupted: AtomicBool,
     key: OffsetKey,
     clock: Clock,
 }
@@ -173,7 +175,13 @@ impl<S: Subscriber> Hub<S> {
         let Options { epoch, key, bounds, shards, clock } = options;
         let shards = shards.clamp(1, MAX_SHARDS);
         let delivered = (0..shards).map(|_| AtomicU64::new(0)).collect();
-        let shared = Arc::new(Shared { log: Mutex::new(Log::new(epoch, bounds)), delivered, key, clock });
+        let shared = Arc::new(Shared {
+            log: Mutex::new(Log::new(epoch, bounds)),
+            delivered,
+            interrupted: AtomicBool::new(true),
+            key,
+            clock,
+        });
         let mut hub = Self {
             shared,
             shards: Vec::new(),
@@ -217,6 +225,7 @@ impl<S: Subscriber> Hub<S> {
 
     /// Until [`Hub::resume`], messages may be getting lost before they get here: nobody is told that it missed nothing.
     pub fn interrupt(&self) {
+        self.shared.interrupted.store(true, Ordering::Release);
         self.shared.lock().interrupt();
     }
 
@@ -225,11 +234,12 @@ impl<S: Subscriber> Hub<S> {
     pub fn resume(&self, lost_nothing: bool) {
         let _publishing = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         self.shared.lock().resume(lost_nothing);
+        self.shared.interrupted.store(false, Ordering::Release);
     }
 
     /// Whether messages may be getting lost at this moment.
     pub fn is_interrupted(&self) -> bool {
-        self.shared.lock().is_interrupted()
+        self.shared.interrupted.load(Ordering::Acquire)
     }
 
     /// Drops what the log need not keep any longer; for quiet times, as publishing does so too.

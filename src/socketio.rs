@@ -42,6 +42,9 @@ use crate::{
 /// How often the log is looked through.
 const EXPIRY_TICK: Duration = Duration::from_millis(100);
 
+/// CONNECT packets on one connection: each costs a lookup and a place in the rooms, and Loomio's page sends one.
+const MAX_CONNECTS: u32 = 64;
+
 /// Newcomers that wait for their shard at a time, so that what waits for a shard is bounded.
 const MAX_JOINING: usize = 1_024;
 
@@ -170,7 +173,7 @@ impl SocketIo {
             let now = Instant::now();
             io.parts.hub.expire(now);
             if now.saturating_duration_since(reminded) >= REMINDER_TICK {
-                reminded = now;
+                reminded += REMINDER_TICK;
                 io.parts.hub.remind(reminders.next().unwrap_or_default(), parts, now, wire::prime);
             }
         }
@@ -233,8 +236,11 @@ impl SocketIo {
         }
         let data = data.and_then(Value::as_str).map(|data| &**data);
         let connect = Connect::parse(data).ok_or(Malformed)?;
-        *phase = Phase::Connecting;
         let attempt = session.state().attempt.fetch_add(1, Ordering::Relaxed) + 1;
+        if attempt > MAX_CONNECTS {
+            return Err(Malformed);
+        }
+        *phase = Phase::Connecting;
         let (stop, session) = (self.parts.stop.clone(), Arc::clone(session));
         self.parts.tasks.spawn(async move {
             // Pinned here, or the task has room for it twice.

@@ -11,8 +11,8 @@ use std::sync::{
 const TOTAL: usize = 64 << 20;
 
 /// Capacity of a buffer that is not counted. The small messages of a browser must arrive, in pieces too, while strangers
-/// use up the budget; an idle connection costs more than this.
-const FREE: usize = 2 * 1024;
+/// use up the budget. A connection that sends nothing unfinished has no buffer.
+const FREE: usize = 512;
 
 /// There is no room for more bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

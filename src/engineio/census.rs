@@ -10,7 +10,10 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
     num::NonZeroU64,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// Unproven sessions in total. Browsers that return all at once after a restart prove themselves within a second or
@@ -166,7 +169,8 @@ impl<T> Census<T> {
         if is_unproven {
             counts.unproven.insert(number, Unproven { session: Weak::new(), since: now, origin });
         }
-        Ok((Seat { census: Arc::clone(self), number, origin }, oldest))
+        let seat = Seat { census: Arc::clone(self), number, origin, left_connection: AtomicBool::new(false) };
+        Ok((seat, oldest))
     }
 
     /// Sessions that have been unproven for too long; they count as proven from now on.
@@ -225,6 +229,8 @@ pub(super) struct Seat<T> {
     census: Arc<Census<T>>,
     number: u64,
     origin: Origin,
+    /// The session has moved to a connection of its own.
+    left_connection: AtomicBool,
 }
 
 impl<T> Seat<T> {
@@ -243,6 +249,19 @@ impl<T> Seat<T> {
     pub(super) fn prove(&self) {
         self.census.counts().prove(self.number);
     }
+
+    /// The session has moved to a connection of its own, and does not count for the one that brought it any more.
+    pub(super) fn leave_connection(&self) {
+        let mut counts = self.census.counts();
+        if self.left_connection.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let unproven = counts.unproven.get_mut(&self.number).map(|unproven| unproven.origin.connection = None);
+        counts.each_tally(Origin { address: None, ..self.origin }, |tally| {
+            tally.sessions -= 1;
+            tally.unproven -= usize::from(unproven.is_some());
+        });
+    }
 }
 
 impl<T> Drop for Seat<T> {
@@ -250,7 +269,8 @@ impl<T> Drop for Seat<T> {
         let mut counts = self.census.counts();
         counts.prove(self.number);
         counts.sessions -= 1;
-        counts.each_tally(self.origin, |tally| tally.sessions -= 1);
+        let connection = self.origin.connection.filter(|_| !self.left_connection.load(Ordering::Relaxed));
+        counts.each_tally(Origin { connection, ..self.origin }, |tally| tally.sessions -= 1);
     }
 }
 

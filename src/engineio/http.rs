@@ -194,6 +194,7 @@ impl<H: Handler> Engine<H> {
     /// A seat for the session that a request opens.
     pub(super) fn admit(&self, request: &Request<Body>, websocket: bool) -> Result<Seat<Session<H>>, Refusal> {
         if !self.lock().admitting {
+            self.metrics.count(Counter::SessionsRefused);
             return Err(Refusal::Busy);
         }
         let peer = request.extensions().get::<Peer>();

@@ -355,6 +355,7 @@ impl<H: Handler> Session<H> {
         let flushed = inner.outbox.flush(stream);
         let blocked = inner.blocked();
         drop(inner);
+        self.seat.leave_connection();
         if let Some(stream) = blocked {
             let session = Arc::clone(self);
             self.engine.tasks.spawn(async move { session.flush(&stream).await });

@@ -119,11 +119,6 @@ impl<M: Message> Log<M> {
         }
     }
 
-    /// Whether messages may be getting lost at this moment.
-    pub(super) fn is_interrupted(&self) -> bool {
-        self.interrupted
-    }
-
     /// Whether no gap is known since `sequence`.
     pub(super) fn is_whole_since(&self, sequence: u64) -> bool {
         sequence >= self.gap && !self.interrupted

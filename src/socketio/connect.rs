@@ -57,9 +57,10 @@ impl Returning {
         self.ticket.vouched.max(self.learnt.vouched)
     }
 
-    /// The rooms of the session. It has no others, as a browser with other rooms begins a new one.
+    /// The rooms that the session has had all along; it has no others, as a browser with other rooms begins a new one.
+    /// When one of them was taken away in between, nothing is said of what it was served since.
     fn rooms(&self) -> Vec<String> {
-        rooms(self.ticket.user.as_ref())
+        if self.learnt.revoked { Vec::new() } else { rooms(self.ticket.user.as_ref()) }
     }
 
     /// Whether `user` may go on with the session: it is nobody else's, and was sure of its rooms.
@@ -106,15 +107,18 @@ pub(super) async fn connect(socket: Socket, connect: Connect, attempt: u32) {
         return io.join(&socket, arrival, permit);
     }
     io.parts.metrics.count(Counter::LookupsLate);
-    let (vouched, known) = (arrival.user.clone(), arrival.returning.as_ref().map(Returning::rooms));
+    let (vouched, returning) = (arrival.user.clone(), arrival.returning.as_ref());
+    let known = returning.map(|returning| (returning.session, returning.rooms()));
     io.join(&socket, arrival, permit);
     let Some(found) = lookup.await else { return };
-    if let (Phase::Connected { membership, sid }, true) = (&*socket.state().phase(), is_current(&socket, attempt)) {
-        let rooms = split(rooms(found.or(vouched).as_ref()), known.as_deref());
-        if let (Some(sid), Some(known)) = (sid, known)
-            && rooms.had.len() < known.len()
-        {
-            io.sessions.revoke(*sid, Instant::now());
+    if let (Phase::Connected { membership, .. }, true) = (&*socket.state().phase(), is_current(&socket, attempt)) {
+        let is_told = matches!(found, Found::User(_));
+        let rooms = rooms(found.or(vouched).as_ref());
+        let (rooms, lost) = split(rooms, known.as_ref().map(|(_, known)| &**known));
+        match known {
+            Some((session, _)) if lost => io.sessions.revoke(session, Instant::now()),
+            Some((session, _)) if is_told && rooms.gained.is_empty() => io.sessions.vouch(session, now_seconds()),
+            _ => {}
         }
         membership.set_rooms(rooms);
     }
@@ -129,12 +133,14 @@ fn rooms(user: Option<&User>) -> Vec<String> {
     std::iter::once(EVERYONE.to_owned()).chain(user.into_iter().flat_map(User::rooms)).collect()
 }
 
-/// Tells rooms that the session has had from those that are new to it. Without a session none is.
-fn split(rooms: Vec<String>, known: Option<&[String]>) -> Rooms {
-    let Some(known) = known else { return Rooms::all(rooms) };
+/// Tells rooms that the session has had from those that are new to it, and whether one is gone. Without a session none
+/// is either.
+fn split(rooms: Vec<String>, known: Option<&[String]>) -> (Rooms, bool) {
+    let Some(known) = known else { return (Rooms::all(rooms), false) };
     let known: HashSet<&String> = known.iter().collect();
-    let (had, gained) = rooms.into_iter().partition(|room| known.contains(room));
-    Rooms { had, gained }
+    let (had, gained): (Vec<String>, _) = rooms.into_iter().partition(|room| known.contains(room));
+    let lost = had.iter().collect::<HashSet<_>>().len() < known.len();
+    (Rooms { had, gained }, lost)
 }
 
 impl SocketIo {
@@ -217,9 +223,9 @@ impl SocketIo {
             return;
         }
         let known = arrival.returning.as_ref().map(Returning::rooms);
-        let (rooms, since) = (split(rooms(arrival.user.as_ref()), known.as_deref()), arrival.since);
-        if let (Some(returning), Some(known)) = (&arrival.returning, known) {
-            let lost = rooms.had.len() < known.len();
+        let (rooms, lost) = split(rooms(arrival.user.as_ref()), known.as_deref());
+        let since = arrival.since;
+        if let Some(returning) = &arrival.returning {
             arrival.continues = !lost && rooms.gained.is_empty();
             if lost {
                 self.sessions.revoke(returning.session, Instant::now());
@@ -250,17 +256,17 @@ impl SocketIo {
         let recovered = returning.filter(|_| joined.complete && arrival.continues);
         let is_new = recovered.is_none();
         let at = self.parts.hub.seal_offset(&joined.at);
-        let (sid, pid, learnt) = if let Some(Returning { session, pid, .. }) = recovered {
-            (session, pid, Learnt { vouched: arrival.vouched, revoked: false })
-        } else {
-            let (sid, pid) = self.issue(arrival, at.clone());
-            (sid, pid, Learnt::default())
+        let vouched = arrival.vouched;
+        let (sid, pid) = match recovered {
+            Some(Returning { session, pid, .. }) => (session, pid),
+            None => self.issue(arrival, at.clone()),
         };
         let mut phase = socket.state().phase();
         let Phase::Connected { sid: slot, .. } = &mut *phase else { return };
         *slot = Some(sid);
         socket.prove();
-        let replaced = self.sessions.enter(sid, Arc::downgrade(socket), learnt).or(old);
+        let replaced = self.sessions.enter(sid, Arc::downgrade(socket)).or(old);
+        self.sessions.vouch(sid, vouched);
         drop(phase);
         if let Some(replaced) = replaced.and_then(|replaced| replaced.upgrade()) {
             replaced.close(CloseReason::Forced);

@@ -80,10 +80,22 @@ impl<T> Sessions<T> {
     }
 
     /// The session is connected from now on; returns the connection it takes the place of.
-    pub(super) fn enter(&self, sid: Sid, session: Weak<T>, learnt: Learnt) -> Option<Weak<T>> {
-        match self.lock().records.insert(sid, Record { state: State::Here(session), learnt })?.state {
+    pub(super) fn enter(&self, sid: Sid, session: Weak<T>) -> Option<Weak<T>> {
+        let mut inner = self.lock();
+        let Some(record) = inner.records.get_mut(&sid) else {
+            inner.records.insert(sid, Record { state: State::Here(session), learnt: Learnt::default() });
+            return None;
+        };
+        match std::mem::replace(&mut record.state, State::Here(session)) {
             State::Here(old) => Some(old),
             State::Ended { .. } => None,
+        }
+    }
+
+    /// Redis has said, at `now` in seconds since 1970, that the rooms of the ticket are its user's.
+    pub(super) fn vouch(&self, sid: Sid, now: u64) {
+        if let Some(record) = self.lock().records.get_mut(&sid) {
+            record.learnt = Learnt { vouched: now, revoked: record.learnt.revoked };
         }
     }
 
@@ -157,7 +169,7 @@ mod tests {
         let (sessions, session, start, sid) = (Sessions::new(WINDOW), Arc::new(()), Instant::now(), Sid::new());
         let known = |after| sessions.known(sid, start + Duration::from_secs(after)).0;
         assert_eq!(known(0), Known::Nothing);
-        assert!(sessions.enter(sid, Arc::downgrade(&session), Learnt::default()).is_none());
+        assert!(sessions.enter(sid, Arc::downgrade(&session)).is_none());
         assert_eq!(known(1_000), Known::Here);
         sessions.end(sid, &Arc::downgrade(&session), false, start + Duration::from_secs(1_000));
         assert_eq!([known(1_060), known(1_061)], [Known::Away, Known::Nothing]);
@@ -166,7 +178,8 @@ mod tests {
     #[test]
     fn who_left_is_not_away() {
         let (sessions, session, now, sid) = (Sessions::new(WINDOW), Arc::new(()), Instant::now(), Sid::new());
-        sessions.enter(sid, Arc::downgrade(&session), learnt());
+        sessions.enter(sid, Arc::downgrade(&session));
+        sessions.vouch(sid, learnt().vouched);
         sessions.end(sid, &Arc::downgrade(&session), true, now);
         assert_eq!(sessions.known(sid, now), (Known::Left, learnt()));
     }
@@ -175,8 +188,8 @@ mod tests {
     fn the_end_of_a_replaced_connection_changes_nothing() {
         let (sessions, old, new, now, sid) =
             (Sessions::new(WINDOW), Arc::new(()), Arc::new(()), Instant::now(), Sid::new());
-        sessions.enter(sid, Arc::downgrade(&old), Learnt::default());
-        let replaced = sessions.enter(sid, Arc::downgrade(&new), Learnt::default());
+        sessions.enter(sid, Arc::downgrade(&old));
+        let replaced = sessions.enter(sid, Arc::downgrade(&new));
         assert!(replaced.is_some_and(|replaced| replaced.ptr_eq(&Arc::downgrade(&old))));
         sessions.end(sid, &Arc::downgrade(&old), false, now);
         assert_eq!(sessions.known(sid, now).0, Known::Here);
@@ -187,7 +200,8 @@ mod tests {
         let (sessions, session, start, sid) = (Sessions::new(WINDOW), Arc::new(()), Instant::now(), Sid::new());
         let at = |seconds| start + Duration::from_secs(seconds);
         for end in [0, 50] {
-            sessions.enter(sid, Arc::downgrade(&session), learnt());
+            sessions.enter(sid, Arc::downgrade(&session));
+            sessions.vouch(sid, learnt().vouched);
             sessions.end(sid, &Arc::downgrade(&session), false, at(end));
         }
         let known = [70, 110, 111].map(|now| sessions.known(sid, at(now)));
@@ -200,7 +214,8 @@ mod tests {
         let (sessions, session, now, sid) = (Sessions::new(WINDOW), Arc::new(()), Instant::now(), Sid::new());
         sessions.revoke(sid, now);
         assert_eq!(sessions.known(sid, now), (Known::Away, Learnt { vouched: 0, revoked: true }));
-        sessions.enter(sid, Arc::downgrade(&session), learnt());
+        sessions.enter(sid, Arc::downgrade(&session));
+        sessions.vouch(sid, learnt().vouched);
         assert_eq!(sessions.connection(sid).and_then(|session| session.upgrade()), Some(Arc::clone(&session)));
         sessions.revoke(sid, now);
         sessions.end(sid, &Arc::downgrade(&session), false, now);

@@ -209,6 +209,40 @@ async fn a_room_that_is_learned_of_late_brings_what_was_missed_before() {
 }
 
 #[tokio::test]
+async fn a_room_that_is_found_out_late_to_be_taken_away_does_not_serve_again_as_if_it_had_never_been() {
+    let (redis, proxy, server) = start_behind_proxy().await;
+    redis.user("ada", 1, &[1, 2]).await;
+    let session = Browser::connect(&server, "ada").await.cut();
+    redis.user("ada", 1, &[1]).await;
+    redis.kill_clients().await;
+    proxy.hold();
+    let mut browser = Browser::resume(&server, "ada", &session).await;
+    assert!(browser.recovered, "with the rooms of its ticket");
+    proxy.release();
+    // It is known that the answer came when the group's records do not come any more.
+    until("the late answer", async || {
+        redis.records(record("group-2", 0)).await;
+        redis.fence("end").await;
+        browser.upto("end").await.is_empty()
+    })
+    .await;
+    redis.records(record("group-2", 7)).await;
+    redis.records(record("group-1", 8)).await;
+    assert_eq!(browser.number().await, 8);
+    let away = browser.cut();
+    redis.user("ada", 1, &[1, 2]).await;
+    let browser = Browser::resume(&server, "ada", &away).await;
+    let has =
+        |browser: &Browser, number| browser.missed.iter().any(|event| event.argument == record("group-2", number));
+    assert!(!browser.recovered && has(&browser, 7), "{:?}", browser.missed);
+    redis.forget("ada").await;
+    redis.records(record("group-2", 9)).await;
+    server.caught_up(&redis).await;
+    let browser = Browser::resume(&server, "ada", &away).await;
+    assert!(!has(&browser, 9), "its old ticket serves no more");
+}
+
+#[tokio::test]
 async fn a_group_that_is_named_twice_is_joined_once() {
     let (redis, server) = start().await;
     redis.user_json("ada", r#"{"id":1,"group_ids":[2,"2",2]}"#).await;

@@ -171,3 +171,21 @@ fn where_nobody_has_to_prove_anything_sessions_stay() {
     drop(seats);
     assert!(is_empty(&census));
 }
+
+#[test]
+fn a_session_that_has_moved_to_a_websocket_does_not_count_for_the_connection_that_brought_it() {
+    let census = census(1_000_000, 1_000_000);
+    let sessions = fill(&census, through(1));
+    assert_eq!(refusal(&census, through(1)), Some(Full::Connection));
+    for (place, (_, seat, _)) in sessions.iter().enumerate() {
+        if place % 2 == 0 {
+            seat.prove();
+        }
+        seat.leave_connection();
+        seat.leave_connection();
+    }
+    assert!(census.counts().connections.is_empty());
+    assert_eq!(refusal(&census, through(1)), None);
+    drop(sessions);
+    assert!(is_empty(&census));
+}
