@@ -28,7 +28,7 @@ use socketioxide_core::{
 };
 use socketioxide_parser_common::CommonParser;
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::{sessions::Sessions, wire::Connect};
 use crate::{
@@ -44,6 +44,10 @@ const EXPIRY_TICK: Duration = Duration::from_millis(100);
 
 /// CONNECT packets on one connection: each costs a lookup and a place in the rooms, and Loomio's page sends one.
 const MAX_CONNECTS: u32 = 64;
+
+/// CONNECT packets for other namespaces on one connection: each draws an answer, which waits in memory while a stranger
+/// does not read. No browser of Loomio sends one.
+const MAX_REFUSED: u32 = 8;
 
 /// Newcomers that wait for their shard at a time, so that what waits for a shard is bounded.
 const MAX_JOINING: usize = 1_024;
@@ -92,8 +96,9 @@ impl Subscriber for Member {
 pub struct Client {
     token: Option<Token>,
     phase: Mutex<Phase>,
-    /// Number of the CONNECT that counts.
-    attempt: AtomicU32,
+    /// CONNECT packets so far, and those of them that named another namespace.
+    connects: AtomicU32,
+    refused: AtomicU32,
     /// Attachments of the last packet that have not arrived yet; they are thrown away with it.
     attachments: Mutex<usize>,
 }
@@ -104,12 +109,13 @@ enum Phase {
     /// No CONNECT yet.
     #[default]
     Fresh,
-    /// Its user is being looked up.
-    Connecting,
-    /// In its rooms; `sid` is there once the shard has acknowledged it.
+    /// Its user is being looked up, until the guard is dropped.
+    Connecting(Option<DropGuard>),
+    /// In its rooms; `sid` is there once the shard has acknowledged it, the guard while Redis is still asked for its user.
     Connected {
         membership: Membership<Member>,
         sid: Option<Sid>,
+        asking: Option<DropGuard>,
     },
     /// The browser left; it may connect again.
     Left,
@@ -201,7 +207,8 @@ impl SocketIo {
     fn packet(&self, session: &Arc<Session<Self>>, packet: &Packet) -> Result<(), Malformed> {
         if packet.ns != "/" {
             let connects = matches!(packet.inner, PacketData::Connect(_));
-            if !connects || packet.ns.len() > MAX_NAMESPACE {
+            let refused = &session.state().refused;
+            if !connects || packet.ns.len() > MAX_NAMESPACE || refused.fetch_add(1, Ordering::Relaxed) >= MAX_REFUSED {
                 return Err(Malformed);
             }
             session.send(&[&wire::invalid_namespace(&packet.ns)]);
@@ -236,15 +243,15 @@ impl SocketIo {
         }
         let data = data.and_then(Value::as_str).map(|data| &**data);
         let connect = Connect::parse(data).ok_or(Malformed)?;
-        let attempt = session.state().attempt.fetch_add(1, Ordering::Relaxed) + 1;
-        if attempt > MAX_CONNECTS {
+        if session.state().connects.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTS {
             return Err(Malformed);
         }
-        *phase = Phase::Connecting;
-        let (stop, session) = (self.parts.stop.clone(), Arc::clone(session));
+        let left = self.parts.stop.child_token();
+        *phase = Phase::Connecting(Some(left.clone().drop_guard()));
+        let session = Arc::clone(session);
         self.parts.tasks.spawn(async move {
             // Pinned here, or the task has room for it twice.
-            stop.run_until_cancelled(pin!(connect::connect(session, connect, attempt))).await;
+            left.run_until_cancelled(pin!(connect::connect(session, connect))).await;
         });
         Ok(())
     }

@@ -10,9 +10,10 @@ use std::sync::{
 /// in more than one piece.
 const TOTAL: usize = 64 << 20;
 
-/// Capacity of a buffer that is not counted. The small messages of a browser must arrive, in pieces too, while strangers
-/// use up the budget. A connection that sends nothing unfinished has no buffer.
-const FREE: usize = 512;
+/// Capacity of a buffer that is not counted. The messages of a browser must arrive, in pieces too, while strangers use up
+/// the budget; the longest is the CONNECT of a member of hundreds of groups, whose ticket names them all. A connection
+/// that sends nothing unfinished has no buffer.
+const FREE: usize = 4096;
 
 /// There is no room for more bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

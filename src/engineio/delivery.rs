@@ -36,6 +36,9 @@ impl<H: Handler> Delivery<H> {
 
     pub(super) fn of(mut self, pieces: VecDeque<Bytes>) -> Self {
         self.length = pieces.iter().map(|piece| piece.len() as u64).sum();
+        if pieces.is_empty() {
+            self.session.answered();
+        }
         self.pieces = Some(pieces);
         self
     }
@@ -58,6 +61,10 @@ impl<H: Handler> HttpBody for Delivery<H> {
         let chunk = first.split_to(first.len().min(CHUNK));
         if first.is_empty() {
             pieces.pop_front();
+            if pieces.is_empty() {
+                // Before the last bytes leave, as the client may then ask again at once.
+                self.session.answered();
+            }
         }
         self.length -= chunk.len() as u64;
         self.yields = chunk.len() == CHUNK;

@@ -16,8 +16,8 @@ use super::{
 };
 use crate::metrics::Counter;
 
-/// Packets in one POST; a browser sends a handful.
-const MAX_PACKETS: usize = 10_000;
+/// Packets in one POST; a browser sends a handful. Each takes memory beyond its bytes until all are handled.
+const MAX_PACKETS: usize = 1_000;
 
 /// A client closes while its GET is under way; on its own connection the close may arrive first, and is then held back
 /// for this long, so that the GET ends as it should.

@@ -28,6 +28,9 @@ use super::{
 /// Bytes that wait for a client that is behind. A burst of less is sent in the kernel's own, larger steps.
 const BEHIND: usize = 1 << 20;
 
+/// Bytes that may wait for a client that has proven nothing: answers to its own packets, as it is in no room.
+const UNPROVEN_OUTBOX: usize = 16 << 10;
+
 /// How a client is reached.
 enum Transport {
     Polling(Polling),
@@ -39,6 +42,8 @@ enum Transport {
 struct Polling {
     /// The pending GET, if there is one.
     waiting: Option<oneshot::Sender<Vec<Bytes>>>,
+    /// The answer to the last GET has not been given to the HTTP server in full.
+    answering: bool,
     /// A POST is being read.
     posting: bool,
     /// A WebSocket has sent its probe.
@@ -157,7 +162,9 @@ impl<H: Handler> Session<H> {
     fn write(self: &Arc<Self>, put: impl FnOnce(&mut Inner) -> io::Result<()>) {
         let mut inner = self.lock();
         let sent = put(&mut inner);
-        let slow = inner.outbox.exceeds(self.engine.options.outbox_bytes);
+        let limit = self.engine.options.outbox_bytes;
+        let limit = if self.is_proven() { limit } else { limit.min(UNPROVEN_OUTBOX) };
+        let slow = inner.outbox.exceeds(limit);
         let blocked = inner.blocked();
         drop(inner);
         match sent {
@@ -292,7 +299,8 @@ impl<H: Handler> Session<H> {
     pub(super) fn poll(self: &Arc<Self>) -> Poll {
         let mut inner = self.lock();
         let Inner { transport: Transport::Polling(polling), outbox, .. } = &mut *inner else { return Poll::Refused };
-        if polling.waiting.is_some() {
+        // A client that asks again and again without reading would draw everything out of the bound of the outbox.
+        if std::mem::replace(&mut polling.answering, true) {
             drop(inner);
             self.close(CloseReason::TransportError);
             return Poll::Refused;
@@ -306,6 +314,13 @@ impl<H: Handler> Session<H> {
         let (sender, receiver) = oneshot::channel();
         polling.waiting = Some(sender);
         Poll::Later(receiver)
+    }
+
+    /// The answer to the last GET has been given to the HTTP server.
+    pub(super) fn answered(&self) {
+        if let Transport::Polling(polling) = &mut self.lock().transport {
+            polling.answering = false;
+        }
     }
 
     /// A POST begins; `false` when there is one already or the transport is another.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     auth::{EVERYONE, Found, Owner, Ticket, Token, User},
     engineio::{CloseReason, Frame, Session},
-    hub::{Joined, Offset, Return, Rooms, Since},
+    hub::{Joined, Return, Rooms, Since},
     metrics::Counter,
 };
 
@@ -85,24 +85,37 @@ struct Arrival {
     provisional: bool,
 }
 
-/// Runs from the CONNECT packet to its acknowledgement, and on until Redis has answered.
-pub(super) async fn connect(socket: Socket, connect: Connect, attempt: u32) {
+impl Arrival {
+    /// How a browser joins of which Redis said `found`, `None` while it has not answered.
+    fn of(owner: Owner, since: Since, returning: Option<Returning>, found: Option<Found>) -> Self {
+        let provisional = found.is_none();
+        let vouched = match (&found, &returning) {
+            (Some(Found::User(_)), _) => now_seconds(),
+            (_, Some(returning)) => returning.vouched_at(),
+            (_, None) => 0,
+        };
+        let user = found.unwrap_or(Found::Absent).or(returning.as_ref().and_then(Returning::vouched));
+        let returning = returning.filter(|returning| returning.is_of(user.as_ref()));
+        Self { owner, since, returning, continues: false, user, vouched, provisional }
+    }
+}
+
+/// Runs from the CONNECT packet to its acknowledgement, and on until Redis has answered or the browser has left. What the
+/// packet carried is dropped before Redis is asked: thousands of strangers may wait for a Redis that hangs.
+pub(super) async fn connect(socket: Socket, connect: Connect) {
     let io = socket.handler();
     let token = socket.state().token.clone().or_else(|| connect.channel_token.as_deref().and_then(Token::parse));
     let owner = io.parts.tickets.owner(token.as_ref());
-    let (connect, returning) = io.returning(connect, owner);
+    let (since, returning) = io.returning(connect, owner);
     let deadline = Moment::now() + PATIENCE;
-    let mut lookup = std::pin::pin!(io.find(&socket, token.as_ref(), attempt));
-    let found = timeout_at(deadline, &mut lookup).await;
-    if matches!(found, Ok(None)) {
-        return;
-    }
+    let mut lookup = std::pin::pin!(io.find(&socket, token.as_ref()));
+    let found = timeout_at(deadline, &mut lookup).await.ok();
     // What is published before the subscription is there would be lost for this browser.
     while io.parts.hub.is_interrupted() && Moment::now() < deadline {
         sleep(GLANCE).await;
     }
     let Ok(permit) = Arc::clone(&io.joining).acquire_owned().await else { return };
-    let arrival = io.arrival(&connect, owner, returning, found.ok().flatten());
+    let arrival = Arrival::of(owner, since, returning, found);
     if !arrival.provisional {
         return io.join(&socket, arrival, permit);
     }
@@ -110,8 +123,9 @@ pub(super) async fn connect(socket: Socket, connect: Connect, attempt: u32) {
     let (vouched, returning) = (arrival.user.clone(), arrival.returning.as_ref());
     let known = returning.map(|returning| (returning.session, returning.rooms()));
     io.join(&socket, arrival, permit);
-    let Some(found) = lookup.await else { return };
-    if let (Phase::Connected { membership, .. }, true) = (&*socket.state().phase(), is_current(&socket, attempt)) {
+    let found = lookup.await;
+    if let Phase::Connected { membership, asking, .. } = &mut *socket.state().phase() {
+        *asking = None;
         let is_told = matches!(found, Found::User(_));
         let rooms = rooms(found.or(vouched).as_ref());
         let (rooms, lost) = split(rooms, known.as_ref().map(|(_, known)| &**known));
@@ -122,11 +136,6 @@ pub(super) async fn connect(socket: Socket, connect: Connect, attempt: u32) {
         }
         membership.set_rooms(rooms);
     }
-}
-
-/// Whether the browser has not left and connected again since.
-fn is_current(socket: &Socket, attempt: u32) -> bool {
-    socket.state().attempt.load(Ordering::Relaxed) == attempt
 }
 
 fn rooms(user: Option<&User>) -> Vec<String> {
@@ -144,84 +153,61 @@ fn split(rooms: Vec<String>, known: Option<&[String]>) -> (Rooms, bool) {
 }
 
 impl SocketIo {
-    /// The session that the browser returns to, if there is one. Of a session it took leave of nothing counts, and the
-    /// ticket of another browser is none.
-    fn returning(&self, connect: Connect, owner: Owner) -> (Connect, Option<Returning>) {
-        let ticket = connect.pid.as_deref().and_then(|pid| self.parts.tickets.open(pid));
+    /// Since when the browser is to be served, and the session that it returns to, if there is one. Of a session it took
+    /// leave of nothing counts, and the ticket of another browser is none.
+    fn returning(&self, connect: Connect, owner: Owner) -> (Since, Option<Returning>) {
+        let Connect { pid, offset, .. } = connect;
+        if pid.is_none() && offset.is_none() {
+            return (Since::Now, None);
+        }
+        let mut served = offset.and_then(|offset| self.parts.hub.open_offset(&offset));
+        let ticket = pid.as_deref().and_then(|pid| self.parts.tickets.open(pid));
         let ticket = ticket.filter(|ticket| ticket.owner == owner);
         let session = ticket.as_ref().and_then(|ticket| ticket.session.parse().ok());
-        let (Some(pid), Some(ticket), Some(session)) = (connect.pid.clone(), ticket, session) else {
-            return (connect, None);
+        let (Some(pid), Some(ticket), Some(session)) = (pid, ticket, session) else {
+            return (Since::Return(Return { started: None, served }), None);
         };
         let (known, learnt) = self.sessions.known(session, Instant::now());
         let within = |since: u64, most: Duration| now_seconds().saturating_sub(since) <= most.as_secs();
         let is_back_in_time = match known {
             Known::Here | Known::Away => true,
-            Known::Left => return (Connect { pid: None, offset: None, ..connect }, None),
+            Known::Left => return (Since::Now, None),
             Known::Nothing => {
-                let last_here = self.said(&connect).map_or(0, |offset| u64::from(offset.at));
+                let last_here = served.as_ref().map_or(0, |offset| u64::from(offset.at));
                 within(last_here.max(ticket.issued), self.parts.recovery_window)
             }
         };
         let is_vouched_for = within(ticket.vouched.max(learnt.vouched), self.parts.unvouched_max);
         let vouches = is_back_in_time && is_vouched_for && !learnt.revoked;
-        (connect, Some(Returning { pid, session, ticket, learnt, vouches }))
+        // It is served from what it says, or at least from the beginning of its session, as it has seen all that came
+        // before. What it says of a provisional session counts for nothing.
+        let started = self.parts.hub.open_offset(&ticket.offset);
+        if ticket.provisional {
+            served = None;
+        }
+        let since = Since::Return(Return { started, served });
+        (since, Some(Returning { pid, session, ticket, learnt, vouches }))
     }
 
-    /// The offset that the browser names, if it is one that was told to a browser.
-    fn said(&self, connect: &Connect) -> Option<Offset> {
-        self.parts.hub.open_offset(connect.offset.as_deref()?)
-    }
-
-    /// Asks Redis until it answers or the browser is gone; `None` then.
-    async fn find(&self, socket: &Socket, token: Option<&Token>, attempt: u32) -> Option<Found> {
-        let Some(token) = token else { return Some(Found::Unreadable) };
+    /// Asks Redis until it answers.
+    async fn find(&self, socket: &Socket, token: Option<&Token>) -> Found {
+        let Some(token) = token else { return Found::Unreadable };
         let mut pause = FIRST_PAUSE;
         loop {
             match self.parts.users.find(token).await {
-                Ok(found) => return Some(found),
+                Ok(found) => return found,
                 Err(error) => tracing::debug!(sid = %socket.sid(), %error, "cannot look up a token yet"),
             }
             sleep(pause).await;
-            if socket.is_closed() || !is_current(socket, attempt) {
-                return None;
-            }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
-    }
-
-    /// How a browser joins of which Redis said `found`, `None` while it has not answered.
-    fn arrival(&self, connect: &Connect, owner: Owner, returning: Option<Returning>, found: Option<Found>) -> Arrival {
-        let provisional = found.is_none();
-        let since = self.since(connect, returning.as_ref());
-        let vouched = match (&found, &returning) {
-            (Some(Found::User(_)), _) => now_seconds(),
-            (_, Some(returning)) => returning.vouched_at(),
-            (_, None) => 0,
-        };
-        let user = found.unwrap_or(Found::Absent).or(returning.as_ref().and_then(Returning::vouched));
-        let returning = returning.filter(|returning| returning.is_of(user.as_ref()));
-        Arrival { owner, since, returning, continues: false, user, vouched, provisional }
-    }
-
-    /// Since when the browser is to be served: from what it says, or at least from the beginning of its session, as it
-    /// has seen all that came before. What it says of a provisional session counts for nothing.
-    fn since(&self, connect: &Connect, returning: Option<&Returning>) -> Since {
-        if connect.pid.is_none() && connect.offset.is_none() {
-            return Since::Now;
-        }
-        let ticket = returning.map(|returning| &returning.ticket);
-        let started = ticket.and_then(|ticket| self.parts.hub.open_offset(&ticket.offset));
-        let served = self.said(connect).filter(|_| !ticket.is_some_and(|ticket| ticket.provisional));
-        Since::Return(Return { started, served })
     }
 
     /// Joins the rooms; the shard acknowledges.
     fn join(&self, socket: &Socket, mut arrival: Arrival, permit: OwnedSemaphorePermit) {
         let mut phase = socket.state().phase();
-        if !matches!(*phase, Phase::Connecting) {
-            return;
-        }
+        let Phase::Connecting(asking) = &mut *phase else { return };
+        let asking = if arrival.provisional { asking.take() } else { None };
         let known = arrival.returning.as_ref().map(Returning::rooms);
         let (rooms, lost) = split(rooms(arrival.user.as_ref()), known.as_deref());
         let since = arrival.since;
@@ -238,7 +224,7 @@ impl SocketIo {
             drop(permit);
         };
         let membership = self.parts.hub.join(Member(Arc::clone(socket)), rooms, since, Instant::now(), welcome);
-        *phase = Phase::Connected { membership, sid: None };
+        *phase = Phase::Connected { membership, sid: None, asking };
     }
 
     /// In the shard, before anything live: the missed events, then CONNECT, then for a new session its first offset.

@@ -1,6 +1,7 @@
 //! What strangers can bring, and how much of it is taken: connections, sessions, bytes. Where it concerns memory or
 //! descriptors, on the program as it is built.
 
+mod answers;
 mod bytes;
 mod connections;
 mod sessions;

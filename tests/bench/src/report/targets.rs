@@ -29,7 +29,7 @@ enum Bound {
 const FLAT: f64 = 1.10;
 
 const PROMISES: [(Figure, Bound); 17] = [
-    (Figure::Idle, Bound::AtMost(8.0)),
+    (Figure::Idle, Bound::AtMost(9.0)),
     (Figure::Memory, Bound::AtMost(3.0)),
     (Figure::MemoryAfter, Bound::AtMost(3.0)),
     (Figure::SteadySmall, Bound::TimesAtMost(1.2, Kind::Probe)),
