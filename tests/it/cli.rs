@@ -7,10 +7,7 @@ use std::{
 
 use tokio::net::TcpStream;
 
-use crate::{
-    harness::{Browser, Ended, Exchange, Redis, WebSocket, get, record, until, within},
-    process::{Running, run},
-};
+use crate::harness::{Browser, Ended, Exchange, Redis, Running, WebSocket, get, record, run, until, within};
 
 /// Nobody listens there, and nothing else is given to outgoing connections.
 const NO_REDIS: (&str, &str) = ("REDIS_URL", "redis://127.0.0.1:1/0");

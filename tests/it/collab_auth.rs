@@ -2,13 +2,10 @@
 
 mod outages;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
 
 use loomio_channels::metrics::Counter;
-use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
+use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::{
     harness::{Browser, Exchange, Redis, Server, record, until},
@@ -30,7 +27,7 @@ fn question(secret: &str, name: &str) -> String {
 }
 
 async fn begin(server: &Server, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Exchange {
-    Exchange::begin(server.address(), "POST /api/hocuspocus", headers, body.as_ref()).await.unwrap()
+    Exchange::begin(server, "POST /api/hocuspocus", headers, body.as_ref()).await.unwrap()
 }
 
 /// An answer of ours.
@@ -128,7 +125,7 @@ async fn malformed_questions_are_told_so_and_never_reach_rails() {
     }
     assert_eq!(rails.requests(), 0);
     assert_eq!(server.count(Counter::ChecksMalformed), count);
-    let get = Exchange::begin(server.address(), "GET /api/hocuspocus", &[], b"").await.unwrap();
+    let get = Exchange::begin(&server, "GET /api/hocuspocus", &[], b"").await.unwrap();
     assert_eq!(told(get).await.status, 405);
     server.stop().await;
 }
@@ -187,13 +184,16 @@ async fn the_place_of_one_who_leaves_is_free_when_rails_has_answered() {
     let first = begin(&server, &[], question("1,a", "comment-1-body")).await;
     until("the first is under way", async || rails.under_way() == 1).await;
     let second = begin(&server, &[], question("1,a", "comment-2-body")).await;
-    let mut second = Box::pin(second.response());
-    assert!(timeout(Duration::from_millis(200), second.as_mut()).await.is_err(), "the second waits for the place");
     drop(first);
-    let early = timeout(Duration::from_millis(200), second.as_mut()).await;
-    assert!(early.is_err(), "Rails still works on what nobody waits for");
+    until("the first has left", async || server.count(Counter::ChecksAbandoned) == 1).await;
+    // An identical check joins the second, so the second still waits: Rails works on the first all the same.
+    let third = begin(&server, &[], question("1,a", "comment-2-body")).await;
+    until("the third waits with the second", async || server.count(Counter::ChecksJoined) == 1).await;
+    assert_eq!(rails.requests(), 1);
     rails.release();
-    assert_eq!(second.await.status, 200);
+    for waiting in [second, third] {
+        assert_eq!(waiting.response().await.status, 200);
+    }
     assert_eq!((rails.most_under_way(), rails.requests()), (1, 2));
     assert_eq!(ask(&server, "1,a", "comment-1-body").await.status, 200);
     assert_eq!(rails.requests(), 2, "the answer that nobody waited for was kept");
@@ -211,10 +211,8 @@ async fn who_leaves_fails_nobody_who_asked_the_same() {
     until("the others wait for the same", async || server.count(Counter::ChecksJoined) == 2).await;
     drop((first, third));
     until("two have left", async || server.count(Counter::ChecksAbandoned) == 2).await;
-    let mut second = Box::pin(second.response());
-    assert!(timeout(Duration::from_millis(200), second.as_mut()).await.is_err());
     rails.release();
-    assert_eq!(second.await.status, 200);
+    assert_eq!(second.response().await.status, 200);
     assert_eq!((rails.requests(), server.count(Counter::ChecksAbandoned)), (1, 2));
     server.stop().await;
 }
@@ -306,7 +304,7 @@ async fn the_stop_ends_the_waiting() {
 }
 
 #[tokio::test]
-async fn live_updates_do_not_notice_ten_thousand_tokens() {
+async fn live_updates_arrive_while_ten_thousand_checks_wait() {
     const CHECKS: usize = 10_000;
     const RECORDS: usize = 200;
     let rails = Rails::start(|_| Answer::Later(401)).await;
@@ -316,7 +314,7 @@ async fn live_updates_do_not_notice_ten_thousand_tokens() {
     let server = Server::start(&redis.url(), &[("PRIVATE_APP_URL", url.as_str())]).await;
     server.ready().await;
     let server = Arc::new(server);
-    let mut ada = Browser::connect(&server, "ada").await;
+    let mut ada = Browser::connect(&*server, "ada").await;
 
     // As many connections at a time as the limit of open files allows.
     let connections = Arc::new(Semaphore::new(4_000));
@@ -331,12 +329,10 @@ async fn live_updates_do_not_notice_ten_thousand_tokens() {
             begin(&server, &[("x-forwarded-for", &address)], body).await.response().await.status
         });
     }
-    let mut latencies = Vec::new();
+    // Rails answers none of them before its release, and each record arrives before the next is published.
     for number in 0..RECORDS {
-        let published = Instant::now();
         redis.records(record("group-1", number)).await;
         assert_eq!(ada.number().await, number);
-        latencies.push(published.elapsed());
     }
     until("the others were refused", async || server.count(Counter::ChecksUnavailable) > 0).await;
     rails.release();
@@ -345,10 +341,5 @@ async fn live_updates_do_not_notice_ten_thousand_tokens() {
     let (denied, refused) = (count(401), count(503));
     assert_eq!(denied + refused, CHECKS);
     assert!(denied >= 2_048, "{denied}");
-    latencies.sort();
-    let (median, slowest) = (latencies[RECORDS / 2], latencies[RECORDS - 1]);
-    println!("{denied} denied, {refused} refused; a record took {median:?}, the slowest {slowest:?}");
-    // The clients of the ten thousand share this thread, so the slowest is mostly theirs.
-    assert!(median < Duration::from_millis(100) && slowest < Duration::from_secs(3), "{median:?}, {slowest:?}");
     assert!(rails.most_under_way() <= 16);
 }

@@ -4,9 +4,9 @@
 //! Nothing here outlives the test that made it.
 
 mod browser;
-mod http;
+mod connection;
 mod polling;
-mod program;
+mod process;
 mod proxy;
 mod redis;
 mod server;
@@ -18,17 +18,17 @@ use tokio::time::{sleep, timeout};
 
 pub(crate) use self::{
     browser::{Browser, Event, Session},
-    http::{Exchange, get, get_with},
-    polling::{Polling, packets},
-    program::Program,
+    connection::{Connection, Exchange, get, get_with, handshake},
+    polling::{POLLING, Polling, packets},
+    process::{Killed, Running, run},
     proxy::Proxy,
     redis::{Redis, free_port},
     server::Server,
-    websocket::{Ended, WebSocket},
+    websocket::{BINARY, CLOSE, Ended, PING, TEXT, WEBSOCKET, WebSocket, frame, header},
 };
 
 /// How long a test waits for anything. Far more than it takes, as a machine may be busy with other things.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// How often a condition is looked at.
 const GLANCE: Duration = Duration::from_millis(5);
@@ -44,6 +44,14 @@ pub(crate) async fn start_with(settings: &[(&str, &str)]) -> (Redis, Server) {
     let server = Server::start(&redis.url(), settings).await;
     server.ready().await;
     (redis, server)
+}
+
+/// As [`start`], with a browser of Ada, who is user 1 in these groups and has the token `ada`.
+pub(crate) async fn start_with_ada(groups: &[usize]) -> (Redis, Server, Browser) {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, groups).await;
+    let browser = Browser::connect(&server, "ada").await;
+    (redis, server, browser)
 }
 
 /// As [`start`], with a proxy between the two.

@@ -2,13 +2,11 @@
 
 use loomio_channels::metrics::Counter;
 
-use crate::harness::{Browser, Redis, Server, get, numbers, record, start, start_behind_proxy};
+use crate::harness::{Browser, Redis, Server, get, numbers, record, start, start_with_ada};
 
 #[tokio::test]
 async fn a_subscription_that_is_killed_comes_back_and_browsers_stay() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let mut browser = Browser::connect(&server, "ada").await;
+    let (redis, server, mut browser) = start_with_ada(&[]).await;
     for times in 1..=3 {
         assert_eq!(redis.kill_subscribers().await, 1);
         server.resubscribed(times).await;
@@ -25,7 +23,7 @@ async fn when_redis_restarts_browsers_stay_and_readiness_follows() {
     let (mut ada, mut visitor) = (Browser::connect(&server, "ada").await, Browser::anonymous(&server).await);
     redis.kill();
     server.unready().await;
-    assert_eq!(get(server.address(), "/health/live").await.status, 200);
+    assert_eq!(get(&server, "/health/live").await.status, 200);
     redis.up().await;
     server.ready().await;
     server.resubscribed(1).await;
@@ -36,24 +34,8 @@ async fn when_redis_restarts_browsers_stay_and_readiness_follows() {
 }
 
 #[tokio::test]
-async fn a_subscription_that_hangs_is_noticed_and_made_anew() {
-    let (redis, proxy, server) = start_behind_proxy().await;
-    redis.user("ada", 1, &[]).await;
-    let mut browser = Browser::connect(&server, "ada").await;
-    proxy.hang();
-    redis.records(record("user-1", 1)).await;
-    server.resubscribed(1).await;
-    redis.records(record("user-1", 2)).await;
-    assert_eq!(browser.number().await, 2);
-    let other_tab = Browser::connect(&server, "ada").await;
-    assert_eq!(other_tab.missed, []);
-}
-
-#[tokio::test]
 async fn who_was_away_during_a_gap_gets_what_is_known_and_is_told_that_something_may_be_lost() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let mut browser = Browser::connect(&server, "ada").await;
+    let (redis, server, mut browser) = start_with_ada(&[]).await;
     redis.records(record("user-1", 1)).await;
     assert_eq!(browser.number().await, 1);
     let before = browser.cut();
@@ -79,9 +61,8 @@ async fn who_was_away_during_a_gap_gets_what_is_known_and_is_told_that_something
 
 #[tokio::test]
 async fn who_never_got_an_event_is_told_of_a_gap_as_well() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let session = Browser::connect(&server, "ada").await.cut();
+    let (redis, server, browser) = start_with_ada(&[]).await;
+    let session = browser.cut();
     redis.kill_subscribers_and_publish(record("user-2", 1)).await;
     server.resubscribed(1).await;
     for session in [session.clone(), session.without_offset()] {
@@ -106,11 +87,9 @@ async fn the_server_may_start_before_redis() {
 
 #[tokio::test]
 async fn a_redis_that_hangs_takes_nobody_with_it() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let mut browser = Browser::connect(&server, "ada").await;
+    let (redis, server, mut browser) = start_with_ada(&[]).await;
     redis.freeze();
-    assert_eq!(get(server.address(), "/health/live").await.status, 200);
+    assert_eq!(get(&server, "/health/live").await.status, 200);
     let mut visitor = Browser::anonymous(&server).await;
     redis.thaw();
     redis.fence("thawed").await;

@@ -1,18 +1,20 @@
 //! Browsers that poll: a whole session, the move to a WebSocket, and what goes wrong on the way.
 
-use std::io::Read;
-
-use flate2::read::GzDecoder;
+use loomio_channels::metrics::Counter;
 
 use crate::harness::{
-    Browser, Event, Exchange, Polling, Session, get, get_with, large_record, packets, record, start,
-    start_behind_proxy, until,
+    Browser, Event, Exchange, POLLING, Polling, Session, get, get_with, large_record, numbers, packets, record, start,
+    start_behind_proxy, start_with_ada, until,
 };
 
-/// The number of the only event in an answer.
-fn number(packets: &[String]) -> usize {
-    assert_eq!(packets.len(), 1, "{packets:?}");
-    Event::parse(&packets[0]).unwrap().number()
+/// What browsers send as `accept-encoding`.
+const GZIP: Option<&str> = Some("gzip, deflate, br");
+
+/// The packets of a response that must be compressed.
+async fn unpacked(exchange: Exchange) -> Vec<String> {
+    let response = exchange.response().await;
+    assert_eq!(response.header("content-encoding"), Some("gzip"));
+    packets(&response)
 }
 
 #[tokio::test]
@@ -32,23 +34,18 @@ async fn a_session_from_handshake_to_close() {
         redis.records(record("user-1", number)).await;
     }
     server.caught_up(&redis).await;
-    let mut got = Vec::new();
-    while got.len() < 3 {
-        got.extend(polling.get().await.iter().map(|packet| Event::parse(packet).unwrap().number()));
-    }
-    assert_eq!(got, [2, 3, 4]);
+    assert_eq!(polling.numbers(3).await, [2, 3, 4]);
 
     polling.post("42[\"ignored\",{}]\x1e3").await;
     polling.post("1").await;
-    let gone = get(server.address(), &polling.path()).await;
+    let gone = get(&server, &polling.path()).await;
     assert_eq!((gone.status, gone.text()), (400, r#"{"code":1,"message":"Session ID unknown"}"#));
 }
 
 #[tokio::test]
 async fn a_session_goes_from_one_transport_to_the_other_and_back() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let session = Browser::connect(&server, "ada").await.cut();
+    let (redis, server, browser) = start_with_ada(&[]).await;
+    let session = browser.cut();
     redis.records(record("user-1", 1)).await;
     server.caught_up(&redis).await;
 
@@ -64,7 +61,7 @@ async fn a_session_goes_from_one_transport_to_the_other_and_back() {
     server.caught_up(&redis).await;
     let session = Session { offset: Some(missed.offset), ..session };
     let browser = Browser::resume(&server, "ada", &session).await;
-    assert_eq!((browser.recovered, browser.missed.iter().map(Event::number).collect()), (true, vec![2]));
+    assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![2]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -85,9 +82,7 @@ async fn an_upgrade_in_the_middle_of_a_stream_loses_and_repeats_nothing() {
                 count = note(&polling.get().await);
             }
             let waiting = polling.get_later().await;
-            let mut socket = polling.websocket().await;
-            socket.send("2probe").await;
-            assert_eq!(socket.packet().await.unwrap(), "3probe");
+            let mut socket = polling.probed().await;
             // The client goes on polling until the probe has ended its last GET.
             let mut answer = packets(&waiting.response().await);
             while answer != ["6"] {
@@ -95,7 +90,7 @@ async fn an_upgrade_in_the_middle_of_a_stream_loses_and_repeats_nothing() {
                 answer = polling.get().await;
             }
             socket.send("5").await;
-            while note(&[socket.packet().await.unwrap()]) < MESSAGES {}
+            while note(&[socket.text().await]) < MESSAGES {}
             socket
         };
         let writer = async {
@@ -105,7 +100,7 @@ async fn an_upgrade_in_the_middle_of_a_stream_loses_and_repeats_nothing() {
         };
         let (mut socket, ()) = tokio::join!(reader, writer);
         redis.fence("end").await;
-        assert!(socket.packet().await.unwrap().starts_with(r#"42["notice",{"fence":"end"}"#));
+        assert!(socket.text().await.starts_with(r#"42["notice",{"fence":"end"}"#));
         assert_eq!(got, (0..MESSAGES).collect::<Vec<_>>());
         socket.cut();
     }
@@ -119,16 +114,14 @@ async fn a_connect_may_be_answered_after_the_upgrade() {
     let polling = Polling::open(&server, "&channel_token=ada").await;
     polling.post("40").await;
     let waiting = polling.get_later().await;
-    let mut socket = polling.websocket().await;
-    socket.send("2probe").await;
-    assert_eq!(socket.packet().await.unwrap(), "3probe");
+    let mut socket = polling.probed().await;
     assert_eq!(packets(&waiting.response().await), ["6"]);
     socket.send("5").await;
     proxy.release();
-    assert!(socket.packet().await.unwrap().starts_with("40{"));
-    assert!(socket.packet().await.unwrap().starts_with(r#"42["session""#));
+    assert!(socket.text().await.starts_with("40{"));
+    assert!(socket.text().await.starts_with(r#"42["session""#));
     redis.records(record("user-1", 1)).await;
-    assert_eq!(Event::parse(&socket.packet().await.unwrap()).unwrap().number(), 1);
+    assert_eq!(Event::parse(&socket.text().await).unwrap().number(), 1);
 }
 
 #[tokio::test]
@@ -136,16 +129,14 @@ async fn once_moved_to_a_websocket_the_session_no_longer_polls() {
     let (redis, server) = start().await;
     redis.user("ada", 1, &[]).await;
     let polling = Polling::connect(&server, "ada").await;
-    let mut socket = polling.websocket().await;
-    socket.send("2probe").await;
-    assert_eq!(socket.packet().await.unwrap(), "3probe");
+    let mut socket = polling.probed().await;
     socket.send("5").await;
     redis.records(record("user-1", 1)).await;
-    assert_eq!(Event::parse(&socket.packet().await.unwrap()).unwrap().number(), 1);
-    let refused = get(server.address(), &polling.path()).await;
+    assert_eq!(Event::parse(&socket.text().await).unwrap().number(), 1);
+    let refused = get(&server, &polling.path()).await;
     assert_eq!((refused.status, refused.text()), (400, r#"{"code":3,"message":"Bad request"}"#));
     redis.records(record("user-1", 2)).await;
-    assert_eq!(Event::parse(&socket.packet().await.unwrap()).unwrap().number(), 2);
+    assert_eq!(Event::parse(&socket.text().await).unwrap().number(), 2);
 }
 
 #[tokio::test]
@@ -159,30 +150,23 @@ async fn a_probe_that_fails_leaves_polling_alive() {
             socket.send(probe).await;
         }
         if probe == Some("2probe") {
-            assert_eq!(socket.packet().await.unwrap(), "3probe");
+            assert_eq!(socket.text().await, "3probe");
         }
         socket.cut();
         redis.records(record("user-1", count)).await;
-        let mut packets = polling.get().await;
-        // While the probe is not known to have failed, a GET is not kept waiting.
-        while packets == ["6"] {
-            packets = polling.get().await;
-        }
-        assert_eq!(number(&packets), count);
+        // While the probe is not known to have failed, GETs are answered at once with a noop.
+        assert_eq!(polling.numbers(1).await, [count]);
     }
-    let mut socket = polling.websocket().await;
-    socket.send("2probe").await;
-    assert_eq!(socket.packet().await.unwrap(), "3probe");
+    let mut socket = polling.probed().await;
     socket.send("5").await;
     redis.records(record("user-1", 9)).await;
-    assert_eq!(Event::parse(&socket.packet().await.unwrap()).unwrap().number(), 9);
+    assert_eq!(Event::parse(&socket.text().await).unwrap().number(), 9);
 }
 
 #[tokio::test]
 async fn a_get_that_is_aborted_ends_the_session_and_nothing_is_lost() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let session = Browser::connect(&server, "ada").await.cut();
+    let (redis, server, browser) = start_with_ada(&[]).await;
+    let session = browser.cut();
     let polling = Polling::open(&server, "&channel_token=ada").await;
     polling.post(&session.packet()).await;
     assert_eq!(polling.get().await.len(), 1);
@@ -191,7 +175,7 @@ async fn a_get_that_is_aborted_ends_the_session_and_nothing_is_lost() {
     redis.records(record("user-1", 1)).await;
     server.caught_up(&redis).await;
     let browser = Browser::resume(&server, "ada", &session).await;
-    assert_eq!((browser.recovered, browser.missed.iter().map(Event::number).collect()), (true, vec![1]));
+    assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![1]));
 }
 
 #[tokio::test]
@@ -211,23 +195,74 @@ async fn a_second_get_ends_the_session() {
 async fn long_answers_are_compressed_for_those_who_take_it() {
     let (redis, server) = start().await;
     redis.user("ada", 1, &[]).await;
-    for (accepted, compressed) in [(Some("gzip, deflate, br"), true), (Some("br"), false), (None, false)] {
+    for (accepted, compressed) in [(GZIP, true), (Some("br"), false), (None, false)] {
         let polling = Polling::connect(&server, "ada").await;
         let payload = large_record("user-1", 1, 5_000);
-        let headers: Vec<_> = accepted.map(|accepted| ("accept-encoding", accepted)).into_iter().collect();
-        let waiting =
-            Exchange::begin(server.address(), &format!("GET {}", polling.path()), &headers, b"").await.unwrap();
+        let waiting = polling.get_accepting(accepted).await;
         redis.records(&payload).await;
         let response = waiting.response().await;
         assert_eq!(response.header("content-encoding"), compressed.then_some("gzip"));
-        let mut text = String::new();
-        if compressed {
-            GzDecoder::new(&*response.body).read_to_string(&mut text).unwrap();
-        } else {
-            text.push_str(response.text());
-        }
-        assert_eq!(Event::parse(&text).unwrap().argument, payload);
+        assert_eq!(Event::parse(&packets(&response)[0]).unwrap().argument, payload);
     }
-    let open = get_with(server.address(), "/socket.io/?EIO=4&transport=polling", &[("accept-encoding", "gzip")]).await;
+    let open = get_with(&server, POLLING, &[("accept-encoding", "gzip")]).await;
     assert_eq!(open.header("content-encoding"), None, "short answers stay as they are");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_to_a_hundred_browsers_that_poll_is_compressed_once_and_holds_up_nobody() {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[1]).await;
+    redis.user("bob", 2, &[2]).await;
+    let mut browser = Browser::connect(&server, "bob").await;
+    let mut waiting = Vec::new();
+    for _ in 0..100 {
+        let polling = Polling::connect(&server, "ada").await;
+        waiting.push(polling.get_accepting(GZIP).await);
+    }
+    // One of them goes away while the answer is made.
+    waiting.swap_remove(0);
+    let large = large_record("group-1", 0, 300_000);
+    redis.records(&large).await;
+    for number in 0..20 {
+        redis.records(record("group-2", number)).await;
+        assert_eq!(browser.number().await, number);
+    }
+    for exchange in waiting {
+        let packets = unpacked(exchange).await;
+        assert_eq!(Event::parse(&packets[0]).unwrap().argument, large);
+        assert_eq!(packets.len(), 1);
+    }
+    assert_eq!(server.count(Counter::Compressed), 1);
+}
+
+#[tokio::test]
+async fn messages_of_all_lengths_arrive_compressed_in_one_answer() {
+    let (redis, server, mut browser) = start_with_ada(&[]).await;
+    let polling = Polling::connect(&server, "ada").await;
+    let payloads: Vec<String> =
+        [1, 10, 300, 5_000, 70_000, 400_000, 1].map(|length| large_record("user-1", 7, length)).to_vec();
+    for payload in &payloads {
+        redis.records(payload).await;
+    }
+    // The shard has handed over all of them when it has handed over one that came later.
+    redis.fence("end").await;
+    browser.upto("end").await;
+    let packets = unpacked(polling.get_accepting(GZIP).await).await;
+    let arguments: Vec<String> = packets.iter().map(|packet| Event::parse(packet).unwrap().argument).collect();
+    assert_eq!(arguments[..payloads.len()], payloads);
+}
+
+#[tokio::test]
+async fn a_browser_that_goes_away_in_the_middle_of_an_answer_misses_nothing() {
+    let (redis, server, browser) = start_with_ada(&[]).await;
+    let session = browser.cut();
+    let polling = Polling::open(&server, "&channel_token=ada").await;
+    polling.post(&session.packet()).await;
+    assert_eq!(polling.get().await.len(), 1);
+    redis.records(large_record("user-1", 1, 7_000_000)).await;
+    server.caught_up(&redis).await;
+    drop(polling.get_later().await);
+    until("the end of the session", async || !polling.is_open().await).await;
+    let browser = Browser::resume(&server, "ada", &session).await;
+    assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![1]));
 }

@@ -7,7 +7,8 @@ use rand::RngExt;
 use tokio::task::JoinSet;
 
 use crate::harness::{
-    Browser, Ended, Event, Redis, Server, Session, large_record, numbers, record, start, start_with, until,
+    Browser, Ended, Event, Redis, Server, Session, large_record, numbers, record, start, start_with, start_with_ada,
+    until,
 };
 
 /// Publishes numbered records for a room; returns when the server has them.
@@ -27,9 +28,7 @@ async fn expect(browser: &mut Browser, numbers: impl IntoIterator<Item = usize>)
 
 #[tokio::test]
 async fn what_was_missed_comes_before_the_answer_and_the_session_is_the_same() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[2]).await;
-    let mut browser = Browser::connect(&server, "ada").await;
+    let (redis, server, mut browser) = start_with_ada(&[2]).await;
     publish(&redis, &server, "group-2", 0..3).await;
     expect(&mut browser, 0..2).await;
     let session = browser.cut();
@@ -139,9 +138,7 @@ async fn after_the_window_what_was_missed_is_gone_and_this_is_told() {
 
 #[tokio::test]
 async fn an_offset_that_makes_no_sense_costs_repetitions_but_no_record() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let mut browser = Browser::connect(&server, "ada").await;
+    let (redis, server, mut browser) = start_with_ada(&[]).await;
     publish(&redis, &server, "user-1", 0..4).await;
     expect(&mut browser, 0..2).await;
     let session = browser.cut();
@@ -157,9 +154,7 @@ async fn an_offset_that_makes_no_sense_costs_repetitions_but_no_record() {
 
 #[tokio::test]
 async fn an_offset_from_before_the_session_does_not_reach_behind_it() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let mut first = Browser::connect(&server, "ada").await;
+    let (redis, server, mut first) = start_with_ada(&[]).await;
     publish(&redis, &server, "user-1", [0]).await;
     expect(&mut first, [0]).await;
     publish(&redis, &server, "user-1", [1]).await;
@@ -221,9 +216,7 @@ async fn a_ticket_of_another_server_with_the_same_secret_is_honoured() {
 
 #[tokio::test]
 async fn who_comes_back_while_its_old_connection_lives_takes_its_place() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let mut old = Browser::connect(&server, "ada").await;
+    let (redis, server, mut old) = start_with_ada(&[]).await;
     publish(&redis, &server, "user-1", 0..3).await;
     expect(&mut old, 0..2).await;
     let mut new = Browser::resume(&server, "ada", &old.session).await;
@@ -240,9 +233,7 @@ async fn who_comes_back_while_its_old_connection_lives_takes_its_place() {
 
 #[tokio::test]
 async fn the_end_of_a_connection_that_was_replaced_does_not_end_the_session() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let old = Browser::connect(&server, "ada").await;
+    let (redis, server, old) = start_with_ada(&[]).await;
     let mut new = Browser::resume(&server, "ada", &old.session).await;
     old.cut();
     for round in 0..5 {
@@ -256,9 +247,8 @@ async fn the_end_of_a_connection_that_was_replaced_does_not_end_the_session() {
 
 #[tokio::test]
 async fn rooms_are_those_that_the_key_names_when_the_browser_comes_back() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[2, 3]).await;
-    let session = Browser::connect(&server, "ada").await.cut();
+    let (redis, server, browser) = start_with_ada(&[2, 3]).await;
+    let session = browser.cut();
     publish(&redis, &server, "group-2", [0]).await;
     publish(&redis, &server, "group-4", [1]).await;
     redis.user("ada", 1, &[3, 4]).await;
@@ -275,9 +265,8 @@ async fn rooms_are_those_that_the_key_names_when_the_browser_comes_back() {
 
 #[tokio::test]
 async fn when_the_key_is_gone_the_rooms_of_the_ticket_serve() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[2]).await;
-    let session = Browser::connect(&server, "ada").await.cut();
+    let (redis, server, browser) = start_with_ada(&[2]).await;
+    let session = browser.cut();
     redis.forget("ada").await;
     publish(&redis, &server, "group-2", [0]).await;
     let mut browser = Browser::resume(&server, "ada", &session).await;
@@ -288,9 +277,8 @@ async fn when_the_key_is_gone_the_rooms_of_the_ticket_serve() {
 
 #[tokio::test]
 async fn a_key_that_names_nobody_any_more_takes_the_rooms_away() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[2]).await;
-    let session = Browser::connect(&server, "ada").await.cut();
+    let (redis, server, browser) = start_with_ada(&[2]).await;
+    let session = browser.cut();
     redis.user_json("ada", "null").await;
     publish(&redis, &server, "group-2", [0]).await;
     let mut browser = Browser::resume(&server, "ada", &session).await;
@@ -302,9 +290,7 @@ async fn a_key_that_names_nobody_any_more_takes_the_rooms_away() {
 
 #[tokio::test]
 async fn who_left_begins_anew_and_gets_nothing_from_before() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let mut browser = Browser::connect(&server, "ada").await;
+    let (redis, server, mut browser) = start_with_ada(&[]).await;
     let left = browser.session.clone();
     browser.leave().await;
     publish(&redis, &server, "user-1", [0]).await;
@@ -386,7 +372,7 @@ async fn browsers_that_are_cut_all_the_time_while_messages_flow_get_each_once_an
     for user in 0..BROWSERS {
         let token = format!("user{user}");
         redis.user(&token, user, &[1]).await;
-        let mut browser = Browser::connect(&server, &token).await;
+        let mut browser = Browser::connect(&*server, &token).await;
         let server = Arc::clone(&server);
         browsers.spawn(async move {
             let mut diary = Diary::default();
@@ -401,7 +387,7 @@ async fn browsers_that_are_cut_all_the_time_while_messages_flow_get_each_once_an
                 let session = old.session.clone();
                 // Half of them come back before the old connection is known to be dead.
                 let dangling = rand::rng().random_bool(0.5).then_some(old);
-                browser = Browser::resume(&server, &token, &session).await;
+                browser = Browser::resume(&*server, &token, &session).await;
                 drop(dangling);
                 assert!(browser.recovered);
                 diary.note(&browser.missed);

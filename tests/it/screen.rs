@@ -11,7 +11,16 @@ use loomio_channels::hub::{
 };
 
 /// After this time a shard hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `condition` holds, at most for [`PATIENCE`].
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let limit = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < limit, "waited {PATIENCE:?} until {what}");
+        thread::yield_now();
+    }
+}
 
 /// A message that knows its own place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,16 +106,10 @@ pub(crate) fn obeyed(hub: &Hub<Screen>, shards: usize) {
 
 /// Waits until a subscriber has got `count` messages, or the hub cut it.
 pub(crate) fn served(seen: &Mutex<Seen>, count: usize) {
-    let until = Instant::now() + PATIENCE;
-    loop {
+    until(&format!("{count} messages have come"), || {
         let seen = seen.lock().unwrap();
-        if seen.got.len() >= count || seen.lagged {
-            return;
-        }
-        assert!(Instant::now() < until, "got {} messages of {count}", seen.got.len());
-        drop(seen);
-        thread::yield_now();
-    }
+        seen.got.len() >= count || seen.lagged
+    });
 }
 
 pub(crate) fn room(number: usize) -> String {

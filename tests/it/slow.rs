@@ -25,7 +25,7 @@ async fn publish_until(redis: &Redis, witness: &mut Browser, mut enough: impl Fn
 async fn who_stops_reading_is_closed_and_recovers_without_a_hole_while_others_notice_nothing() {
     let (redis, server) = start_with(&SMALL_OUTBOX).await;
     redis.user("ada", 1, &[1]).await;
-    let socket = WebSocket::connect_narrow(server.address(), "/socket.io/?EIO=4&transport=websocket&channel_token=ada");
+    let socket = WebSocket::narrow(&server, "&channel_token=ada");
     let mut slow = Browser::over(socket.await, "40").await;
     let mut witness = Browser::connect(&server, "ada").await;
     let published = publish_until(&redis, &mut witness, || server.count(Counter::SlowClosed) > 0).await;
@@ -58,8 +58,7 @@ async fn who_reads_nothing_of_what_it_missed_is_not_closed_for_that_but_for_what
     let mut times = 0..200;
     publish_until(&redis, &mut witness, || times.next().is_none()).await;
 
-    let mut socket =
-        WebSocket::connect_narrow(server.address(), "/socket.io/?EIO=4&transport=websocket&channel_token=ada").await;
+    let mut socket = WebSocket::narrow(&server, "&channel_token=ada").await;
     assert!(socket.packet().await.unwrap().starts_with("0{"));
     socket.send(&session.packet()).await;
     server.counted(Counter::Recovered, 1).await;

@@ -2,7 +2,9 @@
 
 use loomio_channels::metrics::Counter;
 
-use crate::harness::{Browser, Redis, Server, Session, large_record, numbers, record, start, start_with, until};
+use crate::harness::{
+    Browser, Redis, Server, Session, large_record, numbers, record, start, start_with, start_with_ada, until,
+};
 
 const SECRET: (&str, &str) = ("CHANNELS_SECRET", "a secret of both servers");
 
@@ -13,9 +15,7 @@ async fn publish(redis: &Redis, server: &Server, room: &str, number: usize) {
 
 #[tokio::test]
 async fn a_ticket_serves_only_with_the_token_it_was_made_for() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[2]).await;
-    let mut ada = Browser::connect(&server, "ada").await;
+    let (redis, server, mut ada) = start_with_ada(&[2]).await;
     publish(&redis, &server, "group-2", 0).await;
     assert_eq!(ada.number().await, 0);
     let borrowed = ada.session.clone();
@@ -38,24 +38,34 @@ async fn a_ticket_serves_only_with_the_token_it_was_made_for() {
 
 #[tokio::test]
 async fn without_the_key_a_browser_keeps_its_rooms_for_unvouched_max_and_no_longer() {
-    let (redis, server) = start_with(&[("UNVOUCHED_MAX", "2s")]).await;
+    let (redis, patient) = start_with(&[SECRET]).await;
+    let server = Server::start(&redis.url(), &[SECRET, ("UNVOUCHED_MAX", "1s")]).await;
+    server.ready().await;
     redis.user("ada", 1, &[2]).await;
     let mut session = Browser::connect(&server, "ada").await.cut();
     redis.forget("ada").await;
+    let mut kept = session.clone();
     let mut returns = 0;
     until("the end of the rooms", async || {
         publish(&redis, &server, "group-2", returns).await;
         let browser = Browser::resume(&server, "ada", &session).await;
         let has_rooms = browser.recovered;
         assert_eq!(numbers(&browser.missed), if has_rooms { vec![returns] } else { vec![] });
+        if has_rooms {
+            kept = browser.session.clone();
+        }
         session = browser.cut();
         returns += 1;
         !has_rooms
     })
     .await;
-    assert!(returns > 1, "for a while it kept them");
-    redis.user("ada", 1, &[2]).await;
+    patient.caught_up(&redis).await;
+    let mut browser = Browser::resume(&patient, "ada", &kept).await;
     publish(&redis, &server, "group-2", returns).await;
+    redis.fence("end").await;
+    let last = browser.upto("end").await.pop().map(|event| event.number());
+    assert_eq!(last, Some(returns), "with the default the last ticket that had rooms still has them");
+    redis.user("ada", 1, &[2]).await;
     let mut browser = Browser::resume(&server, "ada", &session).await;
     publish(&redis, &server, "group-2", returns + 1).await;
     redis.fence("end").await;
@@ -66,6 +76,8 @@ async fn without_the_key_a_browser_keeps_its_rooms_for_unvouched_max_and_no_long
 async fn absence_counts_from_when_a_browser_was_last_here() {
     let settings = [SECRET, ("RECOVERY_WINDOW", "3s")];
     let (redis, server) = start_with(&settings).await;
+    let other = Server::start(&redis.url(), &settings).await;
+    other.ready().await;
     redis.user("ada", 1, &[2]).await;
     let mut browser = Browser::connect(&server, "ada").await;
     let first = browser.session.clone();
@@ -74,13 +86,10 @@ async fn absence_counts_from_when_a_browser_was_last_here() {
         let event = browser.try_any_event().await.unwrap();
         assert_eq!((event.name.as_str(), event.argument.as_str()), ("session", ""));
     }
-    let last = browser.cut();
-    server.stop().await;
     redis.forget("ada").await;
-    let server = Server::start(&redis.url(), &settings).await;
-    server.ready().await;
-    let mut back = Browser::resume(&server, "ada", &last).await;
-    let mut long_gone = Browser::resume(&server, "ada", &first).await;
+    // A server that knows nothing of the session but the ticket.
+    let mut back = Browser::resume(&other, "ada", &browser.cut()).await;
+    let mut long_gone = Browser::resume(&other, "ada", &first).await;
     redis.records(record("group-2", 7)).await;
     redis.fence("end").await;
     assert_eq!(numbers(&back.upto("end").await), [7]);
@@ -116,9 +125,8 @@ async fn a_group_gained_while_connected_is_replayed_from_the_beginning_of_the_se
 
 #[tokio::test]
 async fn a_group_that_was_taken_away_and_given_back_is_replayed_as_a_whole() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[2]).await;
-    let session = Browser::connect(&server, "ada").await.cut();
+    let (redis, server, browser) = start_with_ada(&[2]).await;
+    let session = browser.cut();
     redis.user("ada", 1, &[]).await;
     let mut browser = Browser::resume(&server, "ada", &session).await;
     publish(&redis, &server, "group-2", 0).await;

@@ -1,11 +1,10 @@
 //! A browser: what the official client does with a WebSocket, and what it remembers.
 
+use std::net::SocketAddr;
+
 use serde_json::value::RawValue;
 
-use super::{
-    server::Server,
-    websocket::{Ended, WebSocket},
-};
+use super::websocket::{Ended, WEBSOCKET, WebSocket};
 
 /// An event as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,27 +78,26 @@ pub(crate) struct Browser {
 
 impl Browser {
     /// Connects with a token.
-    pub(crate) async fn connect(server: &Server, token: &str) -> Self {
-        Self::open(server, &format!("&channel_token={token}"), "40").await
+    pub(crate) async fn connect(to: impl Into<SocketAddr>, token: &str) -> Self {
+        Self::open(to, &format!("&channel_token={token}"), "40").await
     }
 
     /// Connects without one.
-    pub(crate) async fn anonymous(server: &Server) -> Self {
-        Self::open(server, "", "40").await
+    pub(crate) async fn anonymous(to: impl Into<SocketAddr>) -> Self {
+        Self::open(to, "", "40").await
     }
 
     /// Comes back.
-    pub(crate) async fn resume(server: &Server, token: &str, session: &Session) -> Self {
-        Self::open(server, &format!("&channel_token={token}"), &session.packet()).await
+    pub(crate) async fn resume(to: impl Into<SocketAddr>, token: &str, session: &Session) -> Self {
+        Self::open(to, &format!("&channel_token={token}"), &session.packet()).await
     }
 
     /// Connects with more of a query and a CONNECT packet.
-    pub(crate) async fn open(server: &Server, query: &str, connect: &str) -> Self {
-        let socket = WebSocket::connect(server.address(), &websocket_path(query)).await;
-        Self::over(socket, connect).await
+    pub(crate) async fn open(to: impl Into<SocketAddr>, query: &str, connect: &str) -> Self {
+        Self::over(WebSocket::connect(to, &format!("{WEBSOCKET}{query}")).await, connect).await
     }
 
-    /// Connects over an open WebSocket.
+    /// Connects over a WebSocket of which nothing has been read.
     pub(crate) async fn over(mut socket: WebSocket, connect: &str) -> Self {
         let open = socket.packet().await.unwrap();
         assert!(open.starts_with(r#"0{"sid":"#), "{open}");
@@ -209,11 +207,6 @@ impl Browser {
         self.socket.cut();
         self.session
     }
-}
-
-/// Where a WebSocket is opened.
-pub(super) fn websocket_path(query: &str) -> String {
-    format!("/socket.io/?EIO=4&transport=websocket{query}")
 }
 
 fn sent_offset(connect: &str) -> Option<String> {

@@ -50,6 +50,11 @@ impl Proxy {
         format!("redis://{}/0", self.address)
     }
 
+    /// Connections so far.
+    pub(crate) fn connections(&self) -> u64 {
+        self.orders.borrow().newest
+    }
+
     /// Closes all connections there are.
     pub(crate) fn cut(&self) {
         self.orders.send_modify(|orders| orders.cut = orders.newest);

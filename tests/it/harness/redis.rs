@@ -3,7 +3,7 @@
 use std::{
     net::TcpListener,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::{
         Mutex,
         atomic::{AtomicU16, AtomicU64, Ordering},
@@ -14,7 +14,7 @@ use std::{
 use redis::{AsyncConnectionConfig, Client, FromRedisValue, aio::MultiplexedConnection};
 use tempfile::TempDir;
 
-use super::{browser::fence, until, within};
+use super::{browser::fence, process::Killed, until, within};
 
 /// Ports are taken from below those that the system gives to outgoing connections, so that nobody gets one while its
 /// Redis is down.
@@ -27,7 +27,7 @@ const PIPELINE: usize = 500;
 pub(crate) struct Redis {
     port: u16,
     directory: TempDir,
-    process: Option<Child>,
+    process: Option<Killed>,
     link: Mutex<Option<MultiplexedConnection>>,
     published: AtomicU64,
     arguments: Vec<String>,
@@ -68,7 +68,7 @@ impl Redis {
 
     /// Starts it, with the keys it had.
     pub(crate) async fn up(&mut self) {
-        let mut process = Command::new("redis-server")
+        let process = Command::new("redis-server")
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"])
             .arg("--dir")
             .arg(self.directory.path())
@@ -79,10 +79,11 @@ impl Redis {
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server is installed");
-        let own = format!("process_id:{}\r\n", process.id());
+        let mut process = Killed(process);
+        let own = format!("process_id:{}\r\n", process.0.id());
         let this = &*self;
         until("redis-server", async || {
-            assert!(process.try_wait().unwrap().is_none(), "redis-server ended; is port {} taken?", this.port);
+            assert!(process.0.try_wait().unwrap().is_none(), "redis-server ended; is port {} taken?", this.port);
             let Some(mut link) = this.dial().await else { return false };
             let info: Result<String, _> = redis::cmd("INFO").arg("server").query_async(&mut link).await;
             info.is_ok_and(|info| info.contains(&own))
@@ -93,26 +94,18 @@ impl Redis {
 
     /// Ends it at once.
     pub(crate) fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill().unwrap();
-            process.wait().unwrap();
-        }
+        self.process = None;
         *self.link.lock().unwrap() = None;
     }
 
     /// Makes it hang: connections stay open, and nothing is answered.
     pub(crate) fn freeze(&self) {
-        self.signal("-STOP");
+        self.process.as_ref().expect("it is up").signal("STOP");
     }
 
     /// Lets it go on.
     pub(crate) fn thaw(&self) {
-        self.signal("-CONT");
-    }
-
-    fn signal(&self, signal: &str) {
-        let id = self.process.as_ref().expect("it is up").id().to_string();
-        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+        self.process.as_ref().expect("it is up").signal("CONT");
     }
 
     /// What Rails does at every boot of its page.
@@ -176,7 +169,7 @@ impl Redis {
         let mut link = self.link().await;
         let _: redis::RedisResult<()> = within("redis", redis::cmd("SHUTDOWN").query_async(&mut link)).await;
         let process = self.process.as_mut().expect("it is up");
-        until("the end of redis", async || process.try_wait().unwrap().is_some()).await;
+        until("the end of redis", async || process.0.try_wait().unwrap().is_some()).await;
         self.kill();
     }
 
@@ -258,12 +251,6 @@ impl Redis {
             .set_connection_timeout(Some(Duration::from_secs(30)))
             .set_response_timeout(None);
         Client::open(self.url()).unwrap().get_multiplexed_async_connection_with_config(&config).await.ok()
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        self.kill();
     }
 }
 

@@ -8,13 +8,9 @@ use loomio_channels::{
     lifecycle::Lifecycle,
     metrics::{Counter, Metrics},
 };
-use tokio::task::JoinSet;
+use tokio::{net::TcpStream, task::JoinSet};
 
-use super::{
-    http::{Exchange, get},
-    redis::Redis,
-    until, within,
-};
+use super::{connection::get, redis::Redis, until, within};
 
 pub(crate) struct Server {
     address: SocketAddr,
@@ -37,10 +33,6 @@ impl Server {
         let mut running = JoinSet::new();
         running.spawn(app.run());
         Self { address, metrics, lifecycle, running }
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
     }
 
     /// The status of `/health/ready`.
@@ -100,8 +92,13 @@ impl Server {
     pub(crate) async fn stop(mut self) {
         self.begin_stop();
         self.stopped().await;
-        let refused = Exchange::begin(self.address, "GET /", &[], b"").await;
-        assert!(refused.is_err(), "the port is free again");
+        assert!(TcpStream::connect(self.address).await.is_err(), "the port is free again");
+    }
+}
+
+impl From<&Server> for SocketAddr {
+    fn from(server: &Server) -> Self {
+        server.address
     }
 }
 
