@@ -15,7 +15,7 @@ import { freePort } from "./lib/ports.js";
 import { startRails } from "./lib/rails.js";
 import { startRedis } from "./lib/redis.js";
 import { OUR_BINARY, startOurs } from "./lib/servers.js";
-import { pause, until } from "./lib/wait.js";
+import { until } from "./lib/wait.js";
 
 if (!OUR_BINARY) throw new Error("set LOOMIO_CHANNELS_BIN to the path of the binary to test");
 const SECRET = "5ecre7ofAda";
@@ -63,7 +63,7 @@ describe("a Hocuspocus server that asks us", { timeout: 120_000 }, () => {
     open.add(editor);
     return editor;
   };
-  const synced = (...editors) => until("all are synced", () => editors.every((editor) => editor.synced), 20_000);
+  const synced = (...editors) => until("all are synced", () => editors.every((editor) => editor.synced));
 
   test("lets in who may edit", async () => {
     const [one, other] = [edit(`comment-1-${FREE_PART}`), edit(`comment-1-${FREE_PART}`)];
@@ -87,7 +87,7 @@ describe("a Hocuspocus server that asks us", { timeout: 120_000 }, () => {
   test("a restart of Rails is a pause, not a refusal", async () => {
     await rails.down();
     const during = [2, 3, 4].map((id) => edit(`comment-${id}-${FREE_PART}`));
-    await pause(3_000);
+    await until("ours has seen that Rails is down", () => ours.lines.some((line) => /cannot ask rails/.test(line)));
     assert.ok(during.every(({ synced, refused }) => !synced && !refused), "they wait");
     await rails.up();
     await synced(...during);

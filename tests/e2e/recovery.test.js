@@ -5,7 +5,7 @@ import { io as connect } from "socket.io-client";
 import { CLIENTS, closeBrowsers, fence, joined, openBrowser, say } from "./lib/browsers.js";
 import { startRedis } from "./lib/redis.js";
 import { OUR_BINARY, startOurs } from "./lib/servers.js";
-import { pause, soon, until } from "./lib/wait.js";
+import { until } from "./lib/wait.js";
 import { openSocket } from "./lib/wire.js";
 
 if (!OUR_BINARY) throw new Error("set LOOMIO_CHANNELS_BIN to the path of the binary to test");
@@ -39,7 +39,6 @@ describe("our server", { timeout: 300_000 }, () => {
     const back = browser.reconnected();
     browser.cut();
     await until("the client is away", () => !browser.socket.connected);
-    await pause(50); // the server learns of it
     await meanwhile();
     await back;
     return { recovered: browser.socket.recovered, sameId: browser.socket.id === before };
@@ -91,7 +90,7 @@ describe("our server", { timeout: 300_000 }, () => {
       const text = `to connection ${number}`;
       const transports = TRANSPORTS[number % TRANSPORTS.length];
       const socket = connect(server.url, { query: { channel_token: "ada" }, transports, forceNew: true });
-      const limit = setTimeout(() => done(false), 5_000);
+      const limit = setTimeout(() => done(false), 60_000);
       const done = (arrived) => {
         clearTimeout(limit);
         socket.disconnect();
@@ -140,9 +139,9 @@ describe("our server", { timeout: 300_000 }, () => {
     assert.equal(second.before.filter(isRecord).length, 1, "what came after its offset is replayed");
     await first.ended();
     await say(redis, "group-1", "only for the second");
-    await second.take(isRecord);
-    await pause(100);
-    assert.equal(second.received.filter(isRecord).length, 0, "and came once");
+    await redis.notice({ last: true });
+    const received = await second.take((packet) => packet.includes('"last"'));
+    assert.equal(received.filter(isRecord).length, 1, "and came once");
     assert.equal(first.received.filter(isRecord).length, 0);
     second.terminate();
   });
@@ -153,7 +152,6 @@ describe("our server", { timeout: 300_000 }, () => {
       await lastOffset(first);
       const text = `missed before ${offset.slice(0, 20)}`;
       first.terminate();
-      await pause(50);
       await say(redis, "group-1", text);
       const second = await signIn(JSON.stringify({ pid: first.answer.pid, offset }));
       // The ticket says where the session began, and all since then is replayed.
@@ -168,7 +166,6 @@ describe("our server", { timeout: 300_000 }, () => {
     const offset = await lastOffset(first);
     const { pid } = first.answer;
     first.terminate();
-    await pause(50);
     await say(redis, "group-1", "not for forgers");
     const middle = Math.floor(pid.length / 2);
     const flipped = pid.slice(0, middle) + (pid[middle] === "A" ? "B" : "A") + pid.slice(middle + 1);
@@ -217,21 +214,19 @@ describe("our server", { timeout: 300_000 }, () => {
     const browser = await open();
     redis.freeze();
     const published = [say(redis, "group-1", "one"), say(redis, "group-2", "two")];
-    await pause(1_500);
-    assert.deepEqual(browser.texts(), []);
+    // The server does not wait for Redis.
+    assert.equal((await fetch(`${server.url}/health/live`)).status, 200);
     redis.thaw();
     await Promise.all(published);
-    await until("both have arrived", () => browser.texts().length === 2, 20_000);
+    await fence(redis, browser);
     assert.deepEqual(browser.texts(), ["one", "two"]);
     assert.equal(browser.count("disconnect"), 0);
   });
 
-  test("who connects while Redis hangs gets their rooms when it answers", async () => {
+  test("a browser that connects while Redis hangs gets its rooms when Redis answers", async () => {
     redis.freeze();
-    const opening = open();
-    await pause(1_000);
+    const browser = await open();
     redis.thaw();
-    const browser = await opening;
     await joined(redis, browser, "group-2");
     await say(redis, "group-1", "arrives");
     await fence(redis, browser);
@@ -241,7 +236,7 @@ describe("our server", { timeout: 300_000 }, () => {
   test("a Redis that is killed and started again disconnects nobody", async () => {
     const [ada, visitor] = [await open(), await open({ token: undefined })];
     await redis.down();
-    await pause(1_000);
+    await server.becomes(503);
     await redis.up();
     await Promise.all([joined(redis, ada, "group-1"), joined(redis, visitor, "notice")]);
     await say(redis, "group-2", "after the restart");
@@ -261,7 +256,7 @@ describe("our server", { timeout: 300_000 }, () => {
   for (const transports of TRANSPORTS) {
     test(`SIGTERM ends the process politely, clients return by themselves: ${transports.join(" and ")}`, async () => {
       const crowd = await Promise.all(Array.from({ length: 5 }, () => open({ transports })));
-      const { code, signal } = await server.stop("SIGTERM", 20_000);
+      const { code, signal } = await server.stop();
       assert.deepEqual({ code, signal }, { code: 0, signal: null });
       await until("everyone has noticed", () => crowd.every((browser) => browser.count("disconnect") === 1));
       // A client that polls may meet the closed port before the closing packet. Both reasons make it come back.
@@ -271,17 +266,10 @@ describe("our server", { timeout: 300_000 }, () => {
         assert.ok(reasons.includes(reason), `disconnected by ${reason}`);
       }
       server = await startOurs(redis, { port: server.port });
-      await Promise.all(crowd.map((browser) => browser.connected(20_000)));
+      await Promise.all(crowd.map((browser) => browser.connected()));
       await say(redis, "group-1", "welcome back");
       await fence(redis, ...crowd);
       for (const browser of crowd) assert.equal(browser.texts().at(-1), "welcome back");
     });
   }
-
-  test("a second signal does not wait for anybody", async () => {
-    await open({ transports: ["websocket"] });
-    server.signal("SIGTERM");
-    server.signal("SIGTERM");
-    await soon("the process to end", server.exited, 5_000);
-  });
 });

@@ -55,7 +55,17 @@ export async function openBrowser(server, { io = io48, token, transports, option
     texts: () => diary.filter(([name]) => name === "records").map(([, data]) => data.records.text),
     /** Loses the transport; the client notices at once and comes back by itself. */
     cut: () => socket.io.engine.close(),
-    connected: (within = 10_000) => until("the client is connected", () => socket.connected, within),
+    /** Asks for a namespace that does not exist; once that is refused, the server has read all that was sent before. */
+    refused: (namespace = "/elsewhere") =>
+      soon("the refusal of a namespace", new Promise((resolve) => {
+        const other = socket.io.socket(namespace);
+        other.on("connect_error", ({ message, data = null }) => {
+          other.disconnect();
+          resolve({ message, data });
+        });
+        other.connect();
+      })),
+    connected: () => until("the client is connected", () => socket.connected),
     /** Waits for the next "connect". */
     reconnected: () => soon("the client to come back", new Promise((resolve) => socket.once("connect", resolve))),
     close: () => socket.disconnect(),
@@ -76,7 +86,7 @@ export async function joined(redis, browser, room) {
     if (mine.some((number) => browser.probes.has(number))) return true;
     mine.push(++probe);
     await redis.records({ room, records: { probe } });
-  }, 10_000, 20);
+  });
 }
 
 /** Sends every browser a notice and waits for it: whatever was published before has then arrived, or never will. */

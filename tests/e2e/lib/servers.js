@@ -23,16 +23,14 @@ export async function startOurs(redis, { port, env = {} } = {}) {
     env: { REDIS_URL: redis.url, PORT: String(port), CANONICAL_HOST: APP_HOST, RUST_LOG: "info", ...env },
   });
   const url = `http://127.0.0.1:${port}`;
-  await until(
-    `${url}/health/ready answers 200`,
-    async () => {
+  /** Waits until `/health/ready` has this status. */
+  const becomes = (readiness) =>
+    until(`${url}/health/ready answers ${readiness}`, async () => {
       child.assertRunning();
-      return fetch(`${url}/health/ready`).then((answer) => answer.ok, () => false);
-    },
-    20_000,
-    25,
-  );
-  return { name: "ours", url, port, ...child };
+      return (await fetch(`${url}/health/ready`).catch(() => ({}))).status === readiness;
+    });
+  await becomes(200);
+  return { name: "ours", url, port, becomes, ...child };
 }
 
 export async function startReference(redis, { port = 0, env = {} } = {}) {
