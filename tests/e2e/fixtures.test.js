@@ -11,7 +11,7 @@ const root = new URL("../../fixtures/redis/", import.meta.url);
 const files = (directory) =>
   readdirSync(new URL(`${directory}/`, root)).sort().map((name) => ({ name, bytes: readFileSync(new URL(`${directory}/${name}`, root)) }));
 
-describe("our server and the fixtures", { timeout: 120_000 }, () => {
+describe("our server and the fixtures", { timeout: 300_000 }, () => {
   let redis;
   let server;
   before(async () => {

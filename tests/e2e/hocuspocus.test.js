@@ -22,7 +22,7 @@ const SECRET = "5ecre7ofAda";
 const ADA = `12,${SECRET}`;
 const FREE_PART = "wh1chd0cument";
 
-describe("a Hocuspocus server that asks us", { timeout: 120_000 }, () => {
+describe("a Hocuspocus server that asks us", { timeout: 300_000 }, () => {
   let redis, rails, ours, hocuspocus, url;
   const open = new Set();
 
@@ -104,7 +104,7 @@ describe("a Hocuspocus server that asks us", { timeout: 120_000 }, () => {
   });
 });
 
-describe("an address of Rails that is wrong", { timeout: 60_000 }, () => {
+describe("an address of Rails that is wrong", { timeout: 300_000 }, () => {
   const ask = (ours) =>
     fetch(`${ours.url}/api/hocuspocus`, {
       method: "POST",
@@ -143,7 +143,7 @@ describe("an address of Rails that is wrong", { timeout: 60_000 }, () => {
   });
 });
 
-describe("a Rails behind TLS", { timeout: 60_000 }, () => {
+describe("a Rails behind TLS", { timeout: 300_000 }, () => {
   test("is trusted with a certificate of the system's, and not without", async () => {
     const directory = await mkdtemp(join(tmpdir(), "channels-tls-"));
     const [key, cert] = [join(directory, "key.pem"), join(directory, "cert.pem")];
@@ -155,7 +155,7 @@ describe("a Rails behind TLS", { timeout: 60_000 }, () => {
     const redis = await startRedis();
     const rails = await startRails(() => true, { tls: { key: await readFile(key), cert: await readFile(cert) } });
     const ask = async (env) => {
-      const ours = await startOurs(redis, { env: { PRIVATE_APP_URL: rails.url, RAILS_HOLD_SECONDS: "2", ...env } });
+      const ours = await startOurs(redis, { env: { PRIVATE_APP_URL: rails.url, RAILS_HOLD_SECONDS: "1", ...env } });
       const body = JSON.stringify({ user_secret: ADA, document_name: "comment-1-body" });
       const { status } = await fetch(`${ours.url}/api/hocuspocus`, { method: "POST", body });
       await ours.stop();

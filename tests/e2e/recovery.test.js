@@ -33,22 +33,12 @@ describe("our server", { timeout: 300_000 }, () => {
     await until("the session's offset has arrived", () => browser.count("session") === 1);
     return browser;
   };
-  /** Cuts the browser off, does `meanwhile`, and waits for its return. */
-  const away = async (browser, meanwhile) => {
-    const before = browser.socket.id;
-    const back = browser.reconnected();
-    browser.cut();
-    await until("the client is away", () => !browser.socket.connected);
-    await meanwhile();
-    await back;
-    return { recovered: browser.socket.recovered, sameId: browser.socket.id === before };
-  };
 
   for (const [version, io] of Object.entries(CLIENTS)) {
     for (const transports of TRANSPORTS) {
       test(`a client that has received nothing recovers: ${version} over ${transports.join(" and ")}`, async () => {
         const browser = await open({ io, transports });
-        const outcome = await away(browser, async () => {
+        const outcome = await browser.away(async () => {
           await say(redis, "group-1", "one");
           await say(redis, "user-1", "two");
           await say(redis, "group-9", "not hers");
@@ -61,10 +51,10 @@ describe("our server", { timeout: 300_000 }, () => {
   }
 
   test("a client recovers again and again", async () => {
-    const browser = await open({ transports: ["websocket"], options: { reconnectionDelay: 150, reconnectionDelayMax: 150 } });
+    const browser = await open({ transports: ["websocket"] });
     const sent = [];
     for (let round = 1; round <= 5; round += 1) {
-      const outcome = await away(browser, async () => {
+      const outcome = await browser.away(async () => {
         for (const half of ["a", "b"]) {
           sent.push(`${round}${half}`);
           await say(redis, "group-2", `${round}${half}`);
@@ -78,7 +68,7 @@ describe("our server", { timeout: 300_000 }, () => {
 
   test("a visitor recovers missed notices", async () => {
     const browser = await open({ token: undefined });
-    const outcome = await away(browser, () => redis.notice({ version: "1", notice: "missed", reload: false }));
+    const outcome = await browser.away(() => redis.notice({ version: "1", notice: "missed", reload: false }));
     await fence(redis, browser);
     assert.deepEqual(outcome, { recovered: true, sameId: true });
     assert.equal(browser.count("notice"), 1);
@@ -181,7 +171,7 @@ describe("our server", { timeout: 300_000 }, () => {
 
   test("rooms follow the user's key at every return", async () => {
     const browser = await open();
-    const outcome = await away(browser, async () => {
+    const outcome = await browser.away(async () => {
       await redis.user("ada", { ...ADA, group_ids: [2, 3] });
       await say(redis, "group-1", "she has left this group");
       await say(redis, "group-2", "she is still here");
@@ -197,7 +187,7 @@ describe("our server", { timeout: 300_000 }, () => {
 
   test("a key that has vanished costs nobody their rooms", async () => {
     const browser = await open();
-    const outcome = await away(browser, async () => {
+    const outcome = await browser.away(async () => {
       await redis.forget("ada");
       await say(redis, "group-1", "missed");
     });

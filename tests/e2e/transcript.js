@@ -25,7 +25,7 @@ export async function tell({ server, redis, io, transports }) {
   const name = names();
   const step = (title, saw) => story.push({ step: title, saw });
   const read = (browser) => browser.read().map(eventNamed);
-  const open = (token, options) => openBrowser(server, { io, token, transports, options });
+  const open = (token) => openBrowser(server, { io, token, transports });
   const id = (browser) => name("sid", browser.socket.id);
 
   await redis.user("token-ada", { name: "Ada", group_ids: [1, 2], id: 1 });
@@ -81,16 +81,11 @@ export async function tell({ server, redis, io, transports }) {
   step("a long message", read(ada));
   for (const browser of everyone) browser.read();
 
-  // The client is cut, misses something, and comes back by itself.
+  // The client is cut, misses something, and comes back.
   const away = async (browser, publish) => {
-    const before = browser.socket.id;
-    const back = browser.reconnected();
-    browser.cut();
-    await until("the client knows it is away", () => browser.count("disconnect"));
-    await publish();
-    await back;
+    const outcome = await browser.away(publish);
     await fence(redis, browser);
-    return { recovered: browser.socket.recovered, sameId: browser.socket.id === before, id: id(browser), saw: read(browser) };
+    return { ...outcome, id: id(browser), saw: read(browser) };
   };
 
   step("comes back to missed messages", await away(ada, async () => {

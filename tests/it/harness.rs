@@ -28,7 +28,7 @@ pub(crate) use self::{
 };
 
 /// How long a test waits for anything. Far more than it takes, as a machine may be busy with other things.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// How often a condition is looked at.
 const GLANCE: Duration = Duration::from_millis(5);

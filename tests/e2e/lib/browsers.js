@@ -14,22 +14,17 @@ export function closeBrowsers() {
   open.clear();
 }
 
-/** Long enough for a test to publish something while a client is away. */
-const RECONNECT_AFTER_MS = 500;
-
 /**
  * Connects like Loomio does. `diary` collects `[event, ...arguments]`, with "connect" and "disconnect" among them.
  * Messages whose records hold `probe` are how tests find out that a room was joined; the diary leaves them out.
  */
-export async function openBrowser(server, { io = io48, token, transports, options = {} } = {}) {
+export async function openBrowser(server, { io = io48, token, transports } = {}) {
   const socket = io(server.url, {
     query: token === undefined ? {} : { channel_token: token },
     ...(transports && { transports }),
     forceNew: true,
-    reconnectionDelay: RECONNECT_AFTER_MS,
-    reconnectionDelayMax: RECONNECT_AFTER_MS,
-    randomizationFactor: 0,
-    ...options,
+    reconnectionDelay: 100,
+    reconnectionDelayMax: 100,
   });
   open.add(socket);
   const diary = [];
@@ -53,17 +48,27 @@ export async function openBrowser(server, { io = io48, token, transports, option
     read: () => diary.splice(0),
     /** The texts of the records received so far, as `say` publishes them. */
     texts: () => diary.filter(([name]) => name === "records").map(([, data]) => data.records.text),
-    /** Loses the transport; the client notices at once and comes back by itself. */
-    cut: () => socket.io.engine.close(),
+    /** Loses the transport, does `meanwhile`, and comes back as by itself. */
+    async away(meanwhile) {
+      const before = socket.id;
+      socket.io.reconnection(false);
+      socket.io.engine.close();
+      await until("the client is away", () => !socket.connected);
+      await meanwhile();
+      const back = browser.reconnected();
+      socket.io.reconnection(true);
+      socket.io.open();
+      await back;
+      return { recovered: socket.recovered, sameId: socket.id === before };
+    },
     /** Asks for a namespace that does not exist; once that is refused, the server has read all that was sent before. */
     refused: (namespace = "/elsewhere") =>
       soon("the refusal of a namespace", new Promise((resolve) => {
         const other = socket.io.socket(namespace);
-        other.on("connect_error", ({ message, data = null }) => {
+        other.once("connect_error", ({ message, data = null }) => {
           other.disconnect();
           resolve({ message, data });
         });
-        other.connect();
       })),
     connected: () => until("the client is connected", () => socket.connected),
     /** Waits for the next "connect". */
