@@ -6,7 +6,6 @@ import { CLIENTS, closeBrowsers, fence, joined, openBrowser, say } from "./lib/b
 import { startRedis } from "./lib/redis.js";
 import { OUR_BINARY, startOurs } from "./lib/servers.js";
 import { until } from "./lib/wait.js";
-import { openSocket } from "./lib/wire.js";
 
 if (!OUR_BINARY) throw new Error("set LOOMIO_CHANNELS_BIN to the path of the binary to test");
 const TRANSPORTS = [["polling"], ["websocket"], ["polling", "websocket"]];
@@ -94,77 +93,6 @@ describe("our server", { timeout: 300_000 }, () => {
       await Promise.all(Array.from({ length: 10 }, (_item, index) => once(batch * 10 + index)));
     }
     assert.deepEqual(lost, []);
-  });
-
-  // ── Sessions on the wire
-
-  const signIn = async (payload = "") => {
-    const socket = await openSocket(server, "EIO=4&transport=websocket&channel_token=ada");
-    await socket.take((packet) => packet.startsWith("0"));
-    socket.send(`40${payload}`);
-    socket.before = await socket.take((packet) => packet.startsWith("40"));
-    socket.answer = JSON.parse(socket.before.pop().slice(2));
-    return socket;
-  };
-  const isRecord = (packet) => packet.startsWith('42["records"');
-  const lastOffset = async (socket) => JSON.parse((await socket.take((packet) => packet.startsWith("42"))).at(-1).slice(2)).at(-1);
-
-  test("a new session is told its offset at once", async () => {
-    const socket = await signIn();
-    const [packet] = await socket.take((candidate) => candidate.startsWith("42"));
-    const [event, offset, ...rest] = JSON.parse(packet.slice(2));
-    assert.equal(event, "session");
-    assert.equal(typeof offset, "string");
-    assert.deepEqual(rest, []);
-    socket.terminate();
-  });
-
-  test("a resume takes the place of a connection that still lives", async () => {
-    const first = await signIn();
-    const offset = await lastOffset(first);
-    await say(redis, "group-1", "seen by the first");
-    await first.take(isRecord);
-    const second = await signIn(JSON.stringify({ pid: first.answer.pid, offset }));
-    assert.equal(second.answer.sid, first.answer.sid);
-    assert.equal(second.before.filter(isRecord).length, 1, "what came after its offset is replayed");
-    await first.ended();
-    await say(redis, "group-1", "only for the second");
-    await redis.notice({ last: true });
-    const received = await second.take((packet) => packet.includes('"last"'));
-    assert.equal(received.filter(isRecord).length, 1, "and came once");
-    assert.equal(first.received.filter(isRecord).length, 0);
-    second.terminate();
-  });
-
-  test("an offset that makes no sense costs repetitions, and no record", async () => {
-    for (const offset of ["garbage", "", "1.2.3", "x".repeat(5_000), "0.18446744073709551616.0"]) {
-      const first = await signIn();
-      await lastOffset(first);
-      const text = `missed before ${offset.slice(0, 20)}`;
-      first.terminate();
-      await say(redis, "group-1", text);
-      const second = await signIn(JSON.stringify({ pid: first.answer.pid, offset }));
-      // The ticket says where the session began, and all since then is replayed.
-      assert.equal(second.answer.pid, first.answer.pid);
-      assert.ok(second.before.some((packet) => packet.includes(text)), `nothing is lost by ${JSON.stringify(offset.slice(0, 20))}`);
-      second.terminate();
-    }
-  });
-
-  test("a ticket that was tampered with opens nothing", async () => {
-    const first = await signIn();
-    const offset = await lastOffset(first);
-    const { pid } = first.answer;
-    first.terminate();
-    await say(redis, "group-1", "not for forgers");
-    const middle = Math.floor(pid.length / 2);
-    const flipped = pid.slice(0, middle) + (pid[middle] === "A" ? "B" : "A") + pid.slice(middle + 1);
-    for (const forged of [flipped, pid.slice(1), `${pid}A`, "", "\u0000", "x".repeat(10_000)]) {
-      const second = await signIn(JSON.stringify({ pid: forged, offset }));
-      assert.notEqual(second.answer.sid, first.answer.sid);
-      assert.notEqual(second.answer.pid, first.answer.pid);
-      second.terminate();
-    }
   });
 
   // ── Users that change meanwhile

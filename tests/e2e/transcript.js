@@ -77,7 +77,7 @@ export async function tell({ server, redis, io, transports }) {
   step("odd payloads arrive as JSON.parse reads them", everyone.map(read));
 
   await say(redis, "group-1", "b".repeat(40_000));
-  await fence(redis, ada);
+  await fence(redis, ...everyone);
   step("a long message", read(ada));
   for (const browser of everyone) browser.read();
 

@@ -331,7 +331,7 @@ export async function tellWire({ server, redis }) {
     await say("the last one seen");
     const [seen] = (await socket.take(isRecord)).slice(-1);
     const offset = JSON.parse(seen.slice(2)).at(-1);
-    socket.terminate();
+    await server.loses(() => socket.terminate());
     await say("missed one");
     await redis.notice({ missed: "two" });
     await redis.records({ room: "group-51", records: { text: "another room" } });

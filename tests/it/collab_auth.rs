@@ -311,7 +311,8 @@ async fn live_updates_arrive_while_ten_thousand_checks_wait() {
     let redis = Redis::start().await;
     redis.user("ada", 1, &[1]).await;
     let url = rails.url();
-    let server = Server::start(&redis.url(), &[("PRIVATE_APP_URL", url.as_str())]).await;
+    let settings = [("PRIVATE_APP_URL", url.as_str()), ("RAILS_HOLD_SECONDS", "300")];
+    let server = Server::start(&redis.url(), &settings).await;
     server.ready().await;
     let server = Arc::new(server);
     let mut ada = Browser::connect(&*server, "ada").await;

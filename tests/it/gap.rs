@@ -74,8 +74,7 @@ async fn an_empty_gap_is_none() {
     let away = Browser::connect(&server, "ada").await.cut();
     redis.kill_subscribers().await;
     server.resubscribed(1).await;
-    redis.fence("end").await;
-    assert_eq!(stays.upto("end").await, []);
+    assert_eq!(stays.rest(&redis).await, []);
     for session in [away, stays.cut()] {
         assert!(Browser::resume(&server, "ada", &session).await.recovered);
     }
@@ -104,7 +103,7 @@ async fn a_redis_that_is_restarted_in_order_lost_nothing() {
 
 #[tokio::test]
 async fn a_redis_that_is_restarted_after_the_subscription_was_cut_proves_nothing() {
-    let (mut redis, proxy, server) = start_behind_proxy().await;
+    let (mut redis, proxy, server) = start_behind_proxy(&[]).await;
     proxy.hold();
     proxy.cut();
     server.unready().await;
@@ -163,8 +162,7 @@ async fn a_redis_that_speaks_resp2_only_will_do() {
 
 #[tokio::test]
 async fn a_redis_that_stalls_loses_nothing() {
-    let (redis, proxy, server) = start_behind_proxy().await;
-    redis.user("ada", 1, &[]).await;
+    let (redis, proxy, server) = start_behind_proxy(&[]).await;
     let mut browser = Browser::connect(&server, "ada").await;
     redis.freeze();
     let publish = redis.many_records((0..100).map(|number| record("user-1", number)));
@@ -173,19 +171,20 @@ async fn a_redis_that_stalls_loses_nothing() {
         server.unready().await;
         until("a second dial beside the subscription", async || proxy.connections() >= before + 2).await;
         assert_eq!(get(&server, "/health/live").await.status, 200);
+        let visitor = Browser::anonymous(&server).await;
         redis.thaw();
+        visitor
     };
-    tokio::join!(publish, stall);
+    let ((), mut visitor) = tokio::join!(publish, stall);
     server.ready().await;
-    redis.fence("end").await;
-    assert_eq!(numbers(&browser.upto("end").await), (0..100).collect::<Vec<_>>());
+    assert_eq!(numbers(&browser.rest(&redis).await), (0..100).collect::<Vec<_>>());
+    assert_eq!(visitor.rest(&redis).await, []);
     assert_eq!(server.gaps(), [0, 0]);
 }
 
 /// A subscription that hangs is replaced; what is counted of its gap when a record is `published` meanwhile.
 async fn hang(published: bool) -> [u64; 2] {
-    let (redis, proxy, server) = start_behind_proxy().await;
-    redis.user("ada", 1, &[]).await;
+    let (redis, proxy, server) = start_behind_proxy(&[]).await;
     let mut browser = Browser::connect(&server, "ada").await;
     proxy.hang();
     if published {

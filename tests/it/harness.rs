@@ -54,9 +54,10 @@ pub(crate) async fn start_with_ada(groups: &[usize]) -> (Redis, Server, Browser)
     (redis, server, browser)
 }
 
-/// As [`start`], with a proxy between the two.
-pub(crate) async fn start_behind_proxy() -> (Redis, Proxy, Server) {
+/// As [`start`], with a proxy between the two and Ada in these groups, who is not connected.
+pub(crate) async fn start_behind_proxy(groups: &[usize]) -> (Redis, Proxy, Server) {
     let redis = Redis::start().await;
+    redis.user("ada", 1, groups).await;
     let proxy = Proxy::to(redis.port()).await;
     let server = Server::start(&proxy.url(), &[]).await;
     server.ready().await;
@@ -77,6 +78,14 @@ pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) 
         }
     })
     .await;
+}
+
+/// Publishes numbered records for a room; returns when the server has them.
+pub(crate) async fn publish(redis: &Redis, server: &Server, room: &str, numbers: impl IntoIterator<Item = usize>) {
+    for number in numbers {
+        redis.records(record(room, number)).await;
+    }
+    server.caught_up(redis).await;
 }
 
 /// The payload of a record with a number, for a room.

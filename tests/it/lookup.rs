@@ -6,7 +6,8 @@ use loomio_channels::metrics::Counter;
 use tokio::task::JoinSet;
 
 use crate::harness::{
-    Browser, Redis, Running, Server, fixtures, numbers, record, start, start_behind_proxy, start_with_ada, until,
+    Browser, Redis, Running, Server, fixtures, numbers, publish, record, start, start_behind_proxy, start_with_ada,
+    until,
 };
 
 /// How long a browser waits for a lookup before it is connected without.
@@ -57,8 +58,7 @@ async fn a_key_of_another_type_is_no_user() {
     redis.user_list("odd").await;
     let mut browser = Browser::connect(&server, "odd").await;
     redis.records(record("user-45", 1)).await;
-    redis.fence("end").await;
-    assert_eq!(browser.upto("end").await, []);
+    assert_eq!(browser.rest(&redis).await, []);
     assert_eq!(server.count(Counter::LookupsLate), 0);
 }
 
@@ -71,11 +71,9 @@ async fn thousands_of_groups_are_joined() {
     for group in [1, 5_000, 6_000, 6_001] {
         redis.records(record(&format!("group-{group}"), group)).await;
     }
-    redis.fence("end").await;
-    assert_eq!(numbers(&browser.upto("end").await), [1, 5_000, 6_000]);
+    assert_eq!(numbers(&browser.rest(&redis).await), [1, 5_000, 6_000]);
     let session = browser.cut();
-    redis.records(record("group-5999", 2)).await;
-    server.caught_up(&redis).await;
+    publish(&redis, &server, "group-5999", [2]).await;
     let browser = Browser::resume(&server, "busy", &session).await;
     assert!(browser.recovered);
     assert_eq!(numbers(&browser.missed), [2]);
@@ -157,15 +155,13 @@ async fn while_redis_hangs_a_browser_is_connected_as_a_visitor_and_gets_its_room
 
 #[tokio::test]
 async fn what_is_published_while_a_lookup_hangs_is_not_lost() {
-    let (redis, proxy, server) = start_behind_proxy().await;
-    redis.user("ada", 1, &[2]).await;
+    let (redis, proxy, server) = start_behind_proxy(&[2]).await;
     // The first lookup makes a connection; the subscription has its own and goes on.
     proxy.hold();
     let mut browser = Browser::connect(&server, "ada").await;
     redis.records(record("group-2", 1)).await;
     redis.records(record("user-1", 2)).await;
-    redis.fence("still a visitor").await;
-    assert_eq!(browser.upto("still a visitor").await, []);
+    assert_eq!(browser.rest(&redis).await, []);
     proxy.release();
     assert_eq!([browser.number().await, browser.number().await], [1, 2]);
     redis.records(record("group-2", 3)).await;
@@ -174,13 +170,11 @@ async fn what_is_published_while_a_lookup_hangs_is_not_lost() {
 
 #[tokio::test]
 async fn who_is_cut_while_its_lookup_hangs_misses_nothing() {
-    let (redis, proxy, server) = start_behind_proxy().await;
-    redis.user("ada", 1, &[]).await;
+    let (redis, proxy, server) = start_behind_proxy(&[]).await;
     proxy.hold();
     let mut browser = Browser::connect(&server, "ada").await;
     redis.records(record("user-1", 1)).await;
-    redis.fence("after the record").await;
-    assert_eq!(browser.upto("after the record").await, []);
+    assert_eq!(browser.rest(&redis).await, []);
     let session = browser.cut();
     proxy.release();
     let browser = Browser::resume(&server, "ada", &session).await;
@@ -190,12 +184,10 @@ async fn who_is_cut_while_its_lookup_hangs_misses_nothing() {
 
 #[tokio::test]
 async fn a_room_that_is_learned_of_late_brings_what_was_missed_before() {
-    let (redis, proxy, server) = start_behind_proxy().await;
-    redis.user("ada", 1, &[]).await;
+    let (redis, proxy, server) = start_behind_proxy(&[]).await;
     let session = Browser::connect(&server, "ada").await.cut();
     redis.user("ada", 1, &[2]).await;
-    redis.records(record("group-2", 1)).await;
-    server.caught_up(&redis).await;
+    publish(&redis, &server, "group-2", [1]).await;
     redis.kill_clients().await;
     proxy.hold();
     let mut browser = Browser::resume(&server, "ada", &session).await;
@@ -208,8 +200,7 @@ async fn a_room_that_is_learned_of_late_brings_what_was_missed_before() {
 
 #[tokio::test]
 async fn a_room_that_is_found_out_late_to_be_taken_away_does_not_serve_again_as_if_it_had_never_been() {
-    let (redis, proxy, server) = start_behind_proxy().await;
-    redis.user("ada", 1, &[1, 2]).await;
+    let (redis, proxy, server) = start_behind_proxy(&[1, 2]).await;
     let session = Browser::connect(&server, "ada").await.cut();
     redis.user("ada", 1, &[1]).await;
     redis.kill_clients().await;
@@ -234,8 +225,7 @@ async fn a_room_that_is_found_out_late_to_be_taken_away_does_not_serve_again_as_
         |browser: &Browser, number| browser.missed.iter().any(|event| event.argument == record("group-2", number));
     assert!(!browser.recovered && has(&browser, 7), "{:?}", browser.missed);
     redis.forget("ada").await;
-    redis.records(record("group-2", 9)).await;
-    server.caught_up(&redis).await;
+    publish(&redis, &server, "group-2", [9]).await;
     let browser = Browser::resume(&server, "ada", &away).await;
     assert!(!has(&browser, 9), "its old ticket serves no more");
 }
@@ -246,16 +236,14 @@ async fn a_group_that_is_named_twice_is_joined_once() {
     redis.user_json("ada", r#"{"id":1,"group_ids":[2,"2",2]}"#).await;
     let mut browser = Browser::connect(&server, "ada").await;
     redis.records(record("group-2", 1)).await;
-    redis.fence("end").await;
-    assert_eq!(numbers(&browser.upto("end").await), [1]);
+    assert_eq!(numbers(&browser.rest(&redis).await), [1]);
 }
 
 #[tokio::test]
 async fn who_comes_back_while_redis_hangs_keeps_the_rooms_it_had() {
     let (redis, server, browser) = start_with_ada(&[2]).await;
     let session = browser.cut();
-    redis.records(record("group-2", 1)).await;
-    server.caught_up(&redis).await;
+    publish(&redis, &server, "group-2", [1]).await;
     redis.freeze();
     let mut browser = Browser::resume(&server, "ada", &session).await;
     assert!(browser.recovered);
@@ -280,8 +268,7 @@ async fn who_connects_while_redis_is_down_gets_its_rooms_when_it_is_back() {
 
 #[tokio::test]
 async fn a_lookup_survives_the_loss_of_its_connection() {
-    let (redis, proxy, server) = start_behind_proxy().await;
-    redis.user("ada", 1, &[]).await;
+    let (redis, proxy, server) = start_behind_proxy(&[]).await;
     for number in 0..5 {
         let mut browser = Browser::connect(&server, "ada").await;
         redis.records(record("user-1", number)).await;
@@ -339,8 +326,7 @@ async fn who_comes_back_when_the_right_to_read_is_gone_keeps_the_rooms_it_had() 
     server.ready().await;
     let session = Browser::connect(&server, "ada").await.cut();
     redis.command(&["ACL", "SETUSER", "channels", "-get"]).await;
-    redis.records(record("group-2", 1)).await;
-    server.caught_up(&redis).await;
+    publish(&redis, &server, "group-2", [1]).await;
     let browser = Browser::resume(&server, "ada", &session).await;
     assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![1]));
     assert_eq!(server.count(Counter::LookupsRefused), 1);

@@ -2,19 +2,7 @@
 
 use loomio_channels::metrics::Counter;
 
-use crate::harness::{Browser, Redis, Server, get, numbers, record, start, start_with_ada};
-
-#[tokio::test]
-async fn a_subscription_that_is_killed_comes_back_and_browsers_stay() {
-    let (redis, server, mut browser) = start_with_ada(&[]).await;
-    for times in 1..=3 {
-        assert_eq!(redis.kill_subscribers().await, 1);
-        server.resubscribed(times).await;
-        let number = usize::try_from(times).unwrap();
-        redis.records(record("user-1", number)).await;
-        assert_eq!(browser.number().await, number);
-    }
-}
+use crate::harness::{Browser, Redis, Server, get, numbers, publish, record, start, start_with_ada};
 
 #[tokio::test]
 async fn when_redis_restarts_browsers_stay_and_readiness_follows() {
@@ -39,16 +27,14 @@ async fn who_was_away_during_a_gap_gets_what_is_known_and_is_told_that_something
     redis.records(record("user-1", 1)).await;
     assert_eq!(browser.number().await, 1);
     let before = browser.cut();
-    redis.records(record("user-1", 2)).await;
-    server.caught_up(&redis).await;
+    publish(&redis, &server, "user-1", [2]).await;
     let mut witness = Browser::resume(&server, "ada", &before).await;
     redis.kill_subscribers_and_publish(record("user-2", 1)).await;
     server.resubscribed(1).await;
     redis.records(record("user-1", 3)).await;
     assert_eq!(witness.number().await, 3);
     let after = witness.cut();
-    redis.records(record("user-1", 4)).await;
-    server.caught_up(&redis).await;
+    publish(&redis, &server, "user-1", [4]).await;
 
     let across = Browser::resume(&server, "ada", &before).await;
     assert!(!across.recovered && across.session.sid != before.sid);
@@ -82,18 +68,5 @@ async fn the_server_may_start_before_redis() {
     server.ready().await;
     redis.records(record("user-1", 1)).await;
     assert_eq!(browser.number().await, 1);
-    assert_eq!(server.count(Counter::Gaps), 0);
-}
-
-#[tokio::test]
-async fn a_redis_that_hangs_takes_nobody_with_it() {
-    let (redis, server, mut browser) = start_with_ada(&[]).await;
-    redis.freeze();
-    assert_eq!(get(&server, "/health/live").await.status, 200);
-    let mut visitor = Browser::anonymous(&server).await;
-    redis.thaw();
-    redis.fence("thawed").await;
-    assert_eq!(browser.upto("thawed").await, []);
-    assert_eq!(visitor.upto("thawed").await, []);
     assert_eq!(server.count(Counter::Gaps), 0);
 }

@@ -3,8 +3,8 @@
 use loomio_channels::metrics::Counter;
 
 use crate::harness::{
-    Browser, Event, Exchange, POLLING, Polling, Session, get, get_with, large_record, numbers, packets, record, start,
-    start_behind_proxy, start_with_ada, until,
+    Browser, Event, Exchange, POLLING, Polling, Session, get, get_with, large_record, numbers, packets, publish,
+    record, start, start_behind_proxy, start_with_ada, until,
 };
 
 /// What browsers send as `accept-encoding`.
@@ -46,8 +46,7 @@ async fn a_session_from_handshake_to_close() {
 async fn a_session_goes_from_one_transport_to_the_other_and_back() {
     let (redis, server, browser) = start_with_ada(&[]).await;
     let session = browser.cut();
-    redis.records(record("user-1", 1)).await;
-    server.caught_up(&redis).await;
+    publish(&redis, &server, "user-1", [1]).await;
 
     let polling = Polling::open(&server, "&channel_token=ada").await;
     polling.post(&session.packet()).await;
@@ -57,8 +56,7 @@ async fn a_session_goes_from_one_transport_to_the_other_and_back() {
     assert_eq!(packets[1..], [format!(r#"40{{"sid":"{}","pid":"{}"}}"#, session.sid, session.pid)]);
     polling.post("1").await;
 
-    redis.records(record("user-1", 2)).await;
-    server.caught_up(&redis).await;
+    publish(&redis, &server, "user-1", [2]).await;
     let session = Session { offset: Some(missed.offset), ..session };
     let browser = Browser::resume(&server, "ada", &session).await;
     assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![2]));
@@ -108,8 +106,7 @@ async fn an_upgrade_in_the_middle_of_a_stream_loses_and_repeats_nothing() {
 
 #[tokio::test]
 async fn a_connect_may_be_answered_after_the_upgrade() {
-    let (redis, proxy, server) = start_behind_proxy().await;
-    redis.user("ada", 1, &[]).await;
+    let (redis, proxy, server) = start_behind_proxy(&[]).await;
     proxy.hold();
     let polling = Polling::open(&server, "&channel_token=ada").await;
     polling.post("40").await;
@@ -172,8 +169,7 @@ async fn a_get_that_is_aborted_ends_the_session_and_nothing_is_lost() {
     assert_eq!(polling.get().await.len(), 1);
     drop(polling.get_later().await);
     until("the end of the session", async || !polling.is_open().await).await;
-    redis.records(record("user-1", 1)).await;
-    server.caught_up(&redis).await;
+    publish(&redis, &server, "user-1", [1]).await;
     let browser = Browser::resume(&server, "ada", &session).await;
     assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![1]));
 }

@@ -7,17 +7,9 @@ use rand::RngExt;
 use tokio::task::JoinSet;
 
 use crate::harness::{
-    Browser, Ended, Event, Redis, Server, Session, large_record, numbers, record, start, start_with, start_with_ada,
+    Browser, Ended, Event, Server, Session, large_record, numbers, publish, record, start, start_with, start_with_ada,
     until,
 };
-
-/// Publishes numbered records for a room; returns when the server has them.
-async fn publish(redis: &Redis, server: &Server, room: &str, numbers: impl IntoIterator<Item = usize>) {
-    for number in numbers {
-        redis.records(record(room, number)).await;
-    }
-    server.caught_up(redis).await;
-}
 
 /// The next records are those with these numbers.
 async fn expect(browser: &mut Browser, numbers: impl IntoIterator<Item = usize>) {
@@ -225,8 +217,7 @@ async fn who_comes_back_while_its_old_connection_lives_takes_its_place() {
     expect(&mut old, [2]).await;
     assert_eq!(old.end().await, Ended::Closed(None));
     publish(&redis, &server, "user-1", 3..5).await;
-    redis.fence("end").await;
-    assert_eq!(numbers(&new.upto("end").await), [3, 4]);
+    assert_eq!(numbers(&new.rest(&redis).await), [3, 4]);
     let again = Browser::resume(&server, "ada", &new.cut()).await;
     assert_eq!((again.recovered, again.missed), (true, vec![]));
 }
@@ -259,8 +250,7 @@ async fn rooms_are_those_that_the_key_names_when_the_browser_comes_back() {
     for (number, room) in [(3, "group-2"), (4, "group-3"), (5, "group-4")] {
         publish(&redis, &server, room, [number]).await;
     }
-    redis.fence("end").await;
-    assert_eq!(numbers(&browser.upto("end").await), [4, 5]);
+    assert_eq!(numbers(&browser.rest(&redis).await), [4, 5]);
 }
 
 #[tokio::test]
@@ -284,8 +274,7 @@ async fn a_key_that_names_nobody_any_more_takes_the_rooms_away() {
     let mut browser = Browser::resume(&server, "ada", &session).await;
     assert_eq!((browser.recovered, numbers(&browser.missed)), (false, vec![]));
     publish(&redis, &server, "group-2", [1]).await;
-    redis.fence("end").await;
-    assert_eq!(browser.upto("end").await, []);
+    assert_eq!(browser.rest(&redis).await, []);
 }
 
 #[tokio::test]
@@ -325,8 +314,7 @@ async fn the_session_of_another_user_is_not_handed_over() {
     assert_eq!((visitor.recovered, numbers(&visitor.missed)), (false, vec![]));
     publish(&redis, &server, "group-2", [5]).await;
     publish(&redis, &server, "user-4", [6]).await;
-    redis.fence("end").await;
-    assert_eq!(numbers(&bob.upto("end").await), [6]);
+    assert_eq!(numbers(&bob.rest(&redis).await), [6]);
     assert!(Browser::resume(&server, "ada", &ada).await.recovered, "it is still hers");
 }
 

@@ -59,7 +59,7 @@ async fn who_reads_nothing_of_what_it_missed_is_not_closed_for_that_but_for_what
     publish_until(&redis, &mut witness, || times.next().is_none()).await;
 
     let mut socket = WebSocket::narrow(&server, "&channel_token=ada").await;
-    assert!(socket.packet().await.unwrap().starts_with("0{"));
+    assert!(socket.text().await.starts_with("0{"));
     socket.send(&session.packet()).await;
     server.counted(Counter::Recovered, 1).await;
     for number in 200..202 {
@@ -90,8 +90,7 @@ async fn who_stops_polling_is_closed_as_well() {
     let mut witness = Browser::connect(&server, "ada").await;
     publish_until(&redis, &mut witness, || server.count(Counter::SlowClosed) > 0).await;
     until("the end of the session", async || !polling.is_open().await).await;
-    redis.fence("end").await;
-    assert_eq!(witness.upto("end").await, []);
+    assert_eq!(witness.rest(&redis).await, []);
 }
 
 #[tokio::test]

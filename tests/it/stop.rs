@@ -4,7 +4,7 @@ use tokio::net::TcpStream;
 
 use crate::harness::{
     Browser, Connection, Ended, POLLING, Polling, Proxy, Redis, Running, WEBSOCKET, WebSocket, get, handshake,
-    large_record, record, start, start_with_ada, within,
+    large_record, publish, record, start, start_with_ada, within,
 };
 
 /// A program behind a Redis with Ada.
@@ -143,8 +143,7 @@ async fn a_browser_between_two_requests_gets_what_was_accepted_too() {
     let (redis, mut server) = start().await;
     redis.user("ada", 1, &[]).await;
     let polling = Polling::connect(&server, "ada").await;
-    redis.records(record("user-1", 7)).await;
-    server.caught_up(&redis).await;
+    publish(&redis, &server, "user-1", [7]).await;
     server.begin_stop();
     server.unready().await;
     assert_eq!(get(&server, POLLING).await.status, 503, "no session begins any more");

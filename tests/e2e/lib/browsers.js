@@ -52,7 +52,7 @@ export async function openBrowser(server, { io = io48, token, transports } = {})
     async away(meanwhile) {
       const before = socket.id;
       socket.io.reconnection(false);
-      socket.io.engine.close();
+      await server.loses(() => socket.io.engine.close());
       await until("the client is away", () => !socket.connected);
       await meanwhile();
       const back = browser.reconnected();

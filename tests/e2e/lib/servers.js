@@ -30,16 +30,28 @@ export async function startOurs(redis, { port, env = {} } = {}) {
       return (await fetch(`${url}/health/ready`).catch(() => ({}))).status === readiness;
     });
   await becomes(200);
-  return { name: "ours", url, port, becomes, ...child };
+  /** Ends a connection by `cut`. One that comes back takes the place of the old one, so that there is nothing to wait for. */
+  const loses = async (cut) => cut();
+  return { name: "ours", url, port, becomes, loses, ...child };
 }
 
 export async function startReference(redis, { port = 0, env = {} } = {}) {
-  return startNode("server.js", "reference", {
+  const server = await startNode("server.js", "reference", {
     REDIS_URL: redis.url,
     PORT: String(port),
     CANONICAL_HOST: APP_HOST,
     ...env,
   });
+  const sockets = async () => Number((await fetch(server.url)).headers.get("x-sockets"));
+  return {
+    ...server,
+    /** Ends a connection by `cut` and waits until the server knows. One that comes back before loses its rooms. */
+    async loses(cut) {
+      const before = await sockets();
+      await cut();
+      await until("the reference has noticed the end of a connection", async () => (await sockets()) < before);
+    },
+  };
 }
 
 /** The official Engine.IO echo server. */

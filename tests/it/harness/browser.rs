@@ -4,7 +4,10 @@ use std::net::SocketAddr;
 
 use serde_json::value::RawValue;
 
-use super::websocket::{Ended, WEBSOCKET, WebSocket};
+use super::{
+    redis::Redis,
+    websocket::{Ended, WEBSOCKET, WebSocket},
+};
 
 /// An event as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,7 +102,7 @@ impl Browser {
 
     /// Connects over a WebSocket of which nothing has been read.
     pub(crate) async fn over(mut socket: WebSocket, connect: &str) -> Self {
-        let open = socket.packet().await.unwrap();
+        let open = socket.text().await;
         assert!(open.starts_with(r#"0{"sid":"#), "{open}");
         socket.send(connect).await;
         Self::join(socket, connect).await
@@ -109,7 +112,7 @@ impl Browser {
     async fn join(mut socket: WebSocket, connect: &str) -> Self {
         let mut missed = Vec::new();
         let answer = loop {
-            let packet = socket.packet().await.expect("connected");
+            let packet = socket.text().await;
             match Event::parse(&packet) {
                 Some(event) => missed.push(event),
                 None => break packet,
@@ -177,12 +180,18 @@ impl Browser {
         }
     }
 
+    /// All events that come before a fence that is published now.
+    pub(crate) async fn rest(&mut self, redis: &Redis) -> Vec<Event> {
+        redis.fence("rest").await;
+        self.upto("rest").await
+    }
+
     /// Leaves the namespace; returns when the server knows.
     pub(crate) async fn leave(&mut self) {
         self.socket.send("41").await;
         // Packets are handled in order, and this one is answered.
         self.socket.send("40/elsewhere,").await;
-        let answer = self.socket.packet().await.unwrap();
+        let answer = self.socket.text().await;
         assert_eq!(answer, r#"44/elsewhere,{"message":"Invalid namespace"}"#);
     }
 
