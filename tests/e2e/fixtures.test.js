@@ -1,4 +1,4 @@
-// Every payload in fixtures/ goes through our server: good ones arrive as they are, bad ones harm nobody.
+// Every payload in fixtures/ goes through our server: good ones arrive as they are, bad ones are dropped.
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { after, afterEach, before, describe, test } from "node:test";

@@ -1,4 +1,4 @@
-//! Who may edit a document: what Hocuspocus servers are told.
+//! Checks of the right to edit a document: the answers to Hocuspocus servers.
 
 mod outages;
 
@@ -12,7 +12,7 @@ use crate::{
     rails::{Answer, Asked, Rails},
 };
 
-/// Nobody listens there, and these tests need nobody to.
+/// Nothing listens there, and these tests need no Redis.
 const NO_REDIS: &str = "redis://127.0.0.1:1/0";
 
 const MANY: (&str, &str) = ("COLLAB_AUTH_PER_MINUTE", "1000000");
@@ -77,7 +77,7 @@ async fn only_200_grants_and_rails_is_asked_in_its_own_words() {
 }
 
 #[tokio::test]
-async fn rails_may_stumble_once() {
+async fn a_check_that_rails_answers_with_500_is_made_once_more() {
     let rails = Rails::start(|_| Answer::Status(500, "")).await;
     let server = server(&rails, &[]).await;
     assert_eq!(ask(&server, "7,secret", "type-1-unknown").await.status, 401);
@@ -177,7 +177,7 @@ async fn only_the_head_of_an_answer_is_read() {
 }
 
 #[tokio::test]
-async fn the_place_of_one_who_leaves_is_free_when_rails_has_answered() {
+async fn an_abandoned_request_occupies_its_place_until_rails_has_answered() {
     let rails =
         Rails::start(|asked| if number(asked) == 1 { Answer::Later(200) } else { Answer::Status(200, "") }).await;
     let server = server(&rails, &[("RAILS_MAX_CONCURRENCY", "1")]).await;
@@ -196,12 +196,12 @@ async fn the_place_of_one_who_leaves_is_free_when_rails_has_answered() {
     }
     assert_eq!((rails.most_under_way(), rails.requests()), (1, 2));
     assert_eq!(ask(&server, "1,a", "comment-1-body").await.status, 200);
-    assert_eq!(rails.requests(), 2, "the answer that nobody waited for was kept");
+    assert_eq!(rails.requests(), 2, "the answer to the abandoned check was kept");
     server.stop().await;
 }
 
 #[tokio::test]
-async fn who_leaves_fails_nobody_who_asked_the_same() {
+async fn an_abandoned_check_does_not_fail_identical_checks() {
     let rails = Rails::start(|_| Answer::Later(200)).await;
     let server = server(&rails, &[]).await;
     let first = begin(&server, &[], question("1,a", "comment-1-body")).await;
@@ -262,12 +262,12 @@ async fn each_address_and_each_token_has_an_allowance() {
     for token in 20..25 {
         assert_eq!(from(&server, &format!("203.0.113.{token}"), token).await.status, 200);
     }
-    assert_eq!(from(&server, "203.0.113.30", 30).await.status, 429, "nobody is believed");
+    assert_eq!(from(&server, "203.0.113.30", 30).await.status, 429, "x-forwarded-for is not believed");
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_server_that_names_nobody_locks_nobody_out() {
+async fn without_a_client_address_only_the_token_is_limited() {
     let rails = Rails::start(|asked| Answer::Status(number(asked), "")).await;
     let server = server(&rails, &[("COLLAB_AUTH_PER_MINUTE", "5")]).await;
     for user in 0..20 {
@@ -281,7 +281,7 @@ async fn a_server_that_names_nobody_locks_nobody_out() {
 }
 
 #[tokio::test]
-async fn what_rails_stumbles_over_is_no_guess_that_missed() {
+async fn a_denial_after_500_does_not_count_as_a_wrong_guess() {
     let rails = Rails::start(|_| Answer::Status(500, "")).await;
     let server = server(&rails, &[("COLLAB_AUTH_PER_MINUTE", "5")]).await;
     let named = [("x-forwarded-for", "203.0.113.1")];
@@ -293,7 +293,7 @@ async fn what_rails_stumbles_over_is_no_guess_that_missed() {
 }
 
 #[tokio::test]
-async fn the_stop_ends_the_waiting() {
+async fn the_stop_ends_waiting_checks() {
     let rails = Rails::start(|_| Answer::Nothing).await;
     let mut server = server(&rails, &[]).await;
     let waiting = begin(&server, &[], question("1,a", "comment-1-body")).await;

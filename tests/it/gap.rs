@@ -67,7 +67,7 @@ async fn pages_that_were_open_are_asked_to_reload_once_and_never_called_recovere
 }
 
 #[tokio::test]
-async fn an_empty_gap_is_none() {
+async fn an_empty_gap_is_not_announced() {
     let (redis, server) = start_with(&[("GAP_NOTICE", "reload")]).await;
     redis.user("ada", 1, &[]).await;
     let mut stays = Browser::connect(&server, "ada").await;

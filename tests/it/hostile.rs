@@ -188,7 +188,7 @@ async fn packets_that_make_no_sense_end_the_connection() {
 }
 
 #[tokio::test]
-async fn packets_that_make_sense_do_not() {
+async fn well_formed_packets_do_not_end_the_connection() {
     withstand(async |server| {
         let mut socket = WebSocket::connected(server).await;
         for packet in [
@@ -223,7 +223,7 @@ async fn a_namespace_that_is_not_there_is_refused_whatever_its_name() {
         }
         socket.send("40").await;
         assert!(socket.text().await.starts_with("40{"));
-        // One that long is not said back.
+        // A name that long is not repeated in the answer.
         socket.write(frame(TEXT, format!("40/{},", "n".repeat(60_000)))).await;
         assert_eq!(socket.end().await, Ended::Closed(None));
     })
@@ -255,7 +255,7 @@ async fn nonsense_to_come_back_with_makes_a_new_session() {
 }
 
 #[tokio::test]
-async fn floods_hold_up_nobody() {
+async fn floods_delay_no_other_client() {
     withstand(async |server| {
         let mut events = WebSocket::connected(server).await;
         for _ in 0..10 {
@@ -294,7 +294,7 @@ async fn attachments_are_taken_as_announced() {
             socket.write([announced(count), frame(BINARY, vec![1; size]).repeat(count)].concat()).await;
             assert!(socket.is_served().await, "{count} of {size}");
         }
-        // One never comes.
+        // The last attachment never comes.
         socket.write([announced(100), frame(BINARY, "x").repeat(99)].concat()).await;
         assert!(socket.is_served().await);
 
@@ -314,7 +314,7 @@ async fn attachments_are_taken_as_announced() {
 }
 
 #[tokio::test]
-async fn a_probe_that_is_none_leaves_the_session_polling() {
+async fn a_malformed_probe_leaves_the_session_polling() {
     withstand(async |server| {
         for bytes in
             [frame(TEXT, "2"), frame(TEXT, "5"), frame(TEXT, "x"), frame(BINARY, "x"), vec![TEXT, 0], frame(CLOSE, "")]

@@ -169,7 +169,7 @@ async fn what_is_published_while_a_lookup_hangs_is_not_lost() {
 }
 
 #[tokio::test]
-async fn who_is_cut_while_its_lookup_hangs_misses_nothing() {
+async fn a_browser_that_is_cut_while_its_lookup_hangs_misses_nothing() {
     let (redis, proxy, server) = start_behind_proxy(&[]).await;
     proxy.hold();
     let mut browser = Browser::connect(&server, "ada").await;
@@ -240,7 +240,7 @@ async fn a_group_that_is_named_twice_is_joined_once() {
 }
 
 #[tokio::test]
-async fn who_comes_back_while_redis_hangs_keeps_the_rooms_it_had() {
+async fn a_browser_that_returns_while_redis_hangs_keeps_its_rooms() {
     let (redis, server, browser) = start_with_ada(&[2]).await;
     let session = browser.cut();
     publish(&redis, &server, "group-2", [1]).await;
@@ -254,7 +254,7 @@ async fn who_comes_back_while_redis_hangs_keeps_the_rooms_it_had() {
 }
 
 #[tokio::test]
-async fn who_connects_while_redis_is_down_gets_its_rooms_when_it_is_back() {
+async fn a_browser_that_connects_while_redis_is_down_gets_its_rooms_afterwards() {
     let (mut redis, server) = start().await;
     redis.user("ada", 1, &[]).await;
     redis.kill();
@@ -300,7 +300,7 @@ async fn a_redis_user_without_the_right_to_read_makes_visitors_at_once_and_is_as
         for _ in 0..BROWSERS {
             browsers.push(Browser::connect(&server, "ada").await);
         }
-        assert_eq!(server.count(Counter::LookupsLate), 0, "nobody waited");
+        assert_eq!(server.count(Counter::LookupsLate), 0, "no browser waited");
         assert_eq!(server.count(Counter::LookupsRefused), BROWSERS);
         redis.records(record("user-1", 1)).await;
         redis.fence("end").await;
@@ -319,7 +319,7 @@ async fn a_redis_user_without_the_right_to_read_makes_visitors_at_once_and_is_as
 }
 
 #[tokio::test]
-async fn who_comes_back_when_the_right_to_read_is_gone_keeps_the_rooms_it_had() {
+async fn a_browser_that_returns_when_the_right_to_read_is_gone_keeps_its_rooms() {
     let (redis, url) = restricted(&[]).await;
     redis.user("ada", 1, &[2]).await;
     let server = Server::start(&url, &[]).await;

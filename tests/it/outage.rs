@@ -22,7 +22,7 @@ async fn when_redis_restarts_browsers_stay_and_readiness_follows() {
 }
 
 #[tokio::test]
-async fn who_was_away_during_a_gap_gets_what_is_known_and_is_told_that_something_may_be_lost() {
+async fn a_browser_that_was_away_during_a_gap_gets_what_is_known_and_is_told_of_the_gap() {
     let (redis, server, mut browser) = start_with_ada(&[]).await;
     redis.records(record("user-1", 1)).await;
     assert_eq!(browser.number().await, 1);
@@ -46,7 +46,7 @@ async fn who_was_away_during_a_gap_gets_what_is_known_and_is_told_that_something
 }
 
 #[tokio::test]
-async fn who_never_got_an_event_is_told_of_a_gap_as_well() {
+async fn a_browser_that_never_got_an_event_is_told_of_a_gap() {
     let (redis, server, browser) = start_with_ada(&[]).await;
     let session = browser.cut();
     redis.kill_subscribers_and_publish(record("user-2", 1)).await;

@@ -188,7 +188,7 @@ async fn a_second_get_ends_the_session() {
 }
 
 #[tokio::test]
-async fn long_answers_are_compressed_for_those_who_take_it() {
+async fn long_responses_are_compressed_for_clients_that_accept_gzip() {
     let (redis, server) = start().await;
     redis.user("ada", 1, &[]).await;
     for (accepted, compressed) in [(GZIP, true), (Some("br"), false), (None, false)] {
@@ -205,7 +205,7 @@ async fn long_answers_are_compressed_for_those_who_take_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_to_a_hundred_browsers_that_poll_is_compressed_once_and_holds_up_nobody() {
+async fn a_message_to_a_hundred_browsers_that_poll_is_compressed_once_and_delays_no_other_browser() {
     let (redis, server) = start().await;
     redis.user("ada", 1, &[1]).await;
     redis.user("bob", 2, &[2]).await;
@@ -215,7 +215,7 @@ async fn a_message_to_a_hundred_browsers_that_poll_is_compressed_once_and_holds_
         let polling = Polling::connect(&server, "ada").await;
         waiting.push(polling.get_accepting(GZIP).await);
     }
-    // One of them goes away while the answer is made.
+    // One browser goes away while the response is made.
     waiting.swap_remove(0);
     let large = large_record("group-1", 0, 300_000);
     redis.records(&large).await;

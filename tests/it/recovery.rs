@@ -1,4 +1,4 @@
-//! Who loses its connection and comes back gets what it missed, once and in order, or is told that something is lost.
+//! A browser that loses its connection and returns gets what it missed, once and in order, or is told of a loss.
 
 use std::sync::Arc;
 
@@ -55,7 +55,7 @@ async fn a_session_survives_many_cuts() {
 }
 
 #[tokio::test]
-async fn who_never_got_an_event_recovers_from_its_first_offset_or_from_its_pid_alone() {
+async fn a_browser_that_never_got_an_event_recovers_from_its_first_offset_or_from_its_pid_alone() {
     let (redis, server) = start().await;
     redis.user("ada", 1, &[]).await;
     publish(&redis, &server, "user-1", [0]).await;
@@ -78,7 +78,7 @@ async fn a_visitor_recovers_its_notices() {
 }
 
 #[tokio::test]
-async fn who_missed_nothing_recovers_although_the_log_overflowed_with_the_rooms_of_others() {
+async fn a_browser_that_missed_nothing_recovers_although_the_log_overflowed_with_other_rooms() {
     let (redis, server) = start_with(&[("RECOVERY_LOG_BYTES", "64KiB")]).await;
     redis.user("ada", 1, &[]).await;
     redis.user("bob", 2, &[]).await;
@@ -207,7 +207,7 @@ async fn a_ticket_of_another_server_with_the_same_secret_is_honoured() {
 }
 
 #[tokio::test]
-async fn who_comes_back_while_its_old_connection_lives_takes_its_place() {
+async fn a_return_replaces_a_connection_that_still_lives() {
     let (redis, server, mut old) = start_with_ada(&[]).await;
     publish(&redis, &server, "user-1", 0..3).await;
     expect(&mut old, 0..2).await;
@@ -266,7 +266,7 @@ async fn when_the_key_is_gone_the_rooms_of_the_ticket_serve() {
 }
 
 #[tokio::test]
-async fn a_key_that_names_nobody_any_more_takes_the_rooms_away() {
+async fn a_key_that_has_become_null_takes_the_rooms_away() {
     let (redis, server, browser) = start_with_ada(&[2]).await;
     let session = browser.cut();
     redis.user_json("ada", "null").await;
@@ -278,7 +278,7 @@ async fn a_key_that_names_nobody_any_more_takes_the_rooms_away() {
 }
 
 #[tokio::test]
-async fn who_left_begins_anew_and_gets_nothing_from_before() {
+async fn a_browser_that_left_the_namespace_begins_a_new_session_and_gets_nothing_from_before() {
     let (redis, server, mut browser) = start_with_ada(&[]).await;
     let left = browser.session.clone();
     browser.leave().await;
@@ -319,7 +319,7 @@ async fn the_session_of_another_user_is_not_handed_over() {
 }
 
 #[tokio::test]
-async fn a_visitor_who_signs_in_gets_what_came_since_it_came() {
+async fn a_visitor_that_signs_in_gets_what_came_since_it_connected() {
     let (redis, server) = start().await;
     let session = Browser::connect(&server, "ada").await.cut();
     redis.user("ada", 1, &[]).await;

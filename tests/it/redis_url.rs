@@ -88,7 +88,7 @@ fn certificate(directory: &TempDir, names: &str) -> [String; 2] {
 }
 
 #[tokio::test]
-async fn tls_is_spoken_with_whom_the_system_trusts() {
+async fn tls_needs_a_certificate_that_the_system_trusts() {
     let (redis, directory) = (Redis::start().await, TempDir::new().unwrap());
     let [key, own] = certificate(&directory, "DNS:localhost");
     let [_, other] = certificate(&directory, "IP:127.0.0.1");
@@ -124,7 +124,7 @@ async fn a_sentinel_knows_the_way() {
 }
 
 #[tokio::test]
-async fn who_is_not_redis_is_found_out() {
+async fn a_server_that_is_not_redis_is_recognized() {
     let other = server("redis://127.0.0.1:1", None).await;
     let said = complaint(&format!("redis://127.0.0.1:{}", other.port()), None).await;
     assert!(said.contains("what answers is not redis"), "{said}");

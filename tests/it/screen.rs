@@ -90,12 +90,12 @@ pub(crate) fn ask_to_join(
     let screen = Screen::default();
     let seen = Arc::clone(&screen.0);
     let (sender, receiver) = mpsc::channel();
-    // Whoever was cut meanwhile does not wait for it any more.
+    // A subscriber that was cut meanwhile no longer waits for the welcome.
     let membership = hub.join(screen, rooms, since, Instant::now(), move |joined| drop(sender.send(joined)));
     (membership, seen, receiver)
 }
 
-/// Waits until all `shards` have done what they were told so far. Nobody else may join meanwhile: newcomers go from shard
+/// Waits until all `shards` have done what they were told so far. Nothing else may join meanwhile: newcomers go from shard
 /// to shard in turn.
 pub(crate) fn obeyed(hub: &Hub<Screen>, shards: usize) {
     let guests: Vec<_> = (0..shards).map(|_| ask_to_join(hub, Rooms::default(), Since::Now)).collect();

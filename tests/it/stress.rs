@@ -105,7 +105,10 @@ impl Diary {
             if got.next_if_eq(&sequence).is_some() {
                 before = sequence;
             } else {
-                assert!(self.told.contains(&before), "{sequence} is missing after {before}, and nobody said so");
+                assert!(
+                    self.told.contains(&before),
+                    "{sequence} is missing after {before}, and the browser was not told"
+                );
             }
         }
         assert_eq!(got.next(), None, "something came that was never published for these rooms");

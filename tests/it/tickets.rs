@@ -152,7 +152,7 @@ async fn a_group_that_was_taken_away_does_not_come_back_with_the_key_gone() {
 }
 
 #[tokio::test]
-async fn who_missed_more_than_a_return_may_take_starts_over() {
+async fn a_browser_that_missed_more_than_replay_bytes_starts_over() {
     let (redis, server) = start_with(&[("REPLAY_BYTES", "64KiB")]).await;
     redis.user("ada", 1, &[]).await;
     let mut browser = Browser::connect(&server, "ada").await;

@@ -97,7 +97,7 @@ async fn more_connections_than_open_files_allow_are_not_promised() {
 const SILENT: usize = 8_000;
 
 #[tokio::test]
-async fn thousands_of_silent_connections_keep_nobody_out() {
+async fn a_browser_connects_beside_thousands_of_silent_connections() {
     // In the first round all places are taken, in the second only those for silent connections.
     for open_files in [1_024, 20_000] {
         let (redis, program, mut early) = start(open_files, &[]).await;

@@ -107,7 +107,7 @@ async fn an_address_has_so_many_sessions_and_the_next_has_its_own() {
         statuses.push(ask(address).await);
     }
     assert_eq!(statuses, [200, 200, 503, 503, 200]);
-    // A proxy that names nobody asks for all its clients.
+    // A proxy that sends no client address stands for all its clients.
     assert_eq!([ask("").await, ask("").await, ask("").await], [200; 3]);
 }
 

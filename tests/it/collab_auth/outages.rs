@@ -12,7 +12,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn two_hundred_logins_wait_out_a_restart_and_rails_sees_each_check_once() {
+async fn two_hundred_checks_wait_out_a_restart_and_rails_gets_each_distinct_one_once() {
     let mut rails = Rails::start(|_| Answer::Status(200, "")).await;
     let server = server(&rails, &[]).await;
     assert_eq!(ask(&server, "1,a", "comment-1-body").await.status, 200);
@@ -79,7 +79,7 @@ async fn rails_says_when_it_wants_to_be_asked_again() {
 }
 
 #[tokio::test]
-async fn nobody_waits_in_vain_for_a_rails_that_asks_for_more_time_than_there_is() {
+async fn a_check_is_refused_at_once_when_retry_after_is_longer_than_checks_are_held() {
     let rails = Rails::start(|_| Answer::Status(429, "retry-after: 300\r\n")).await;
     // A check that is held would be held for longer than a test waits.
     let server = server(&rails, &[("RAILS_HOLD_SECONDS", "200")]).await;
@@ -92,7 +92,7 @@ async fn nobody_waits_in_vain_for_a_rails_that_asks_for_more_time_than_there_is(
 }
 
 #[tokio::test]
-async fn a_rails_that_misbehaves_costs_little_and_grants_nothing_by_accident() {
+async fn malformed_and_unfinished_answers_of_rails_grant_nothing() {
     let rails = Rails::start(|asked| match number(asked) {
         1 => Answer::Nothing,
         2 => Answer::Slowly("HTTP/1.1 200 OK\r\n"),
@@ -106,12 +106,12 @@ async fn a_rails_that_misbehaves_costs_little_and_grants_nothing_by_accident() {
         let told = ask(&server, "1,a", &format!("comment-{number}-body")).await;
         assert_eq!(told.status, 503, "{number}");
     }
-    until("whoever asked has gone", async || rails.under_way() == 0).await;
+    until("the requests are over", async || rails.under_way() == 0).await;
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_silent_rails_is_found_to_be_down_though_nobody_waits_so_long() {
+async fn a_rails_that_does_not_answer_is_found_to_be_down_after_all_checks_have_ended() {
     let rails = Rails::start(|asked| if number(asked) == 9 { Answer::Status(200, "") } else { Answer::Nothing }).await;
     let server = server(&rails, &[("RAILS_HOLD_SECONDS", "1"), ("RAILS_MAX_CONCURRENCY", "3")]).await;
     let mut first = JoinSet::new();
@@ -129,7 +129,7 @@ async fn a_silent_rails_is_found_to_be_down_though_nobody_waits_so_long() {
 }
 
 #[tokio::test]
-async fn the_trouble_of_one_document_holds_up_no_other() {
+async fn failures_for_one_document_delay_no_other() {
     let rails = Rails::start(|asked| if number(asked) == 1 { Answer::Raw("") } else { Answer::Status(200, "") }).await;
     let server = server(&rails, &[]).await;
     let troubled = begin(&server, &[], question("1,a", "comment-1-body")).await;
@@ -144,7 +144,7 @@ async fn the_trouble_of_one_document_holds_up_no_other() {
 }
 
 #[tokio::test]
-async fn the_first_after_an_outage_that_nobody_saw_end_are_not_refused() {
+async fn checks_after_an_outage_whose_end_was_not_seen_are_not_refused() {
     let mut rails = Rails::down(|_| Answer::Status(200, ""));
     let server = server(&rails, &[("RAILS_HOLD_SECONDS", "1")]).await;
     let down = Instant::now();
@@ -156,7 +156,7 @@ async fn the_first_after_an_outage_that_nobody_saw_end_are_not_refused() {
     rails.up().await;
     // Longer than the longest pause between two tries after so short an outage, and than a check waits.
     let alone = Instant::now();
-    until("nobody has asked for a while", async || alone.elapsed() > Duration::from_millis(1_500)).await;
+    until("a time without a request", async || alone.elapsed() > Duration::from_millis(1_500)).await;
     assert_eq!(rails.requests(), 0);
     let mut first = JoinSet::new();
     for user in 1..=20 {

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::{browser::fence, process::Killed, until, within};
 
-/// Ports are taken from below those that the system gives to outgoing connections, so that nobody gets one while its
+/// Ports are taken from below those that the system gives to outgoing connections, so that none is taken while its
 /// Redis is down.
 const FIRST_PORT: u16 = 12_000;
 const PORTS: u16 = 20_000;
@@ -34,7 +34,7 @@ pub(crate) struct Redis {
 }
 
 impl Redis {
-    /// One that answers.
+    /// A Redis that answers.
     pub(crate) async fn start() -> Self {
         Self::start_with(&[]).await
     }
@@ -133,7 +133,7 @@ impl Redis {
         self.publish("/records", payload.as_ref()).await;
     }
 
-    /// Publishes for everyone.
+    /// Publishes for all browsers.
     pub(crate) async fn notice(&self, payload: impl AsRef<[u8]>) {
         self.publish("/system_notice", payload.as_ref()).await;
     }
@@ -258,7 +258,7 @@ fn key(token: &str) -> String {
     format!("/current_users/{token}")
 }
 
-/// A port nobody listens on, another one at each call; different processes begin at different places.
+/// A free port, a different one at each call; different processes begin at different places.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = u16::try_from(std::process::id() % 1_000 * 20).unwrap();

@@ -20,7 +20,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// One that accepts, though it may not be subscribed yet.
+    /// A server that accepts, though it may not be subscribed yet.
     pub(crate) async fn start(redis: &str, settings: &[(&str, &str)]) -> Self {
         // Browsers and their server share this process's limit.
         rlimit::increase_nofile_limit(u64::MAX).unwrap();

@@ -86,7 +86,7 @@ async fn requests_that_are_too_large_are_refused() {
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_hung_up_on() {
+async fn a_connection_that_does_not_speak_http_is_closed() {
     let client_hello = [&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &[0x5a; 505]].concat();
     let requests: [&[u8]; 16] = [
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x12\x04\0\0\0\0\0",
@@ -151,7 +151,7 @@ async fn odd_requests_get_an_error_and_no_more() {
 }
 
 #[tokio::test]
-async fn connections_left_half_open_cost_nobody_anything() {
+async fn connections_left_half_open_do_not_disturb_others() {
     withstand(async |server| {
         let mut idle = Vec::new();
         for _ in 0..100 {
