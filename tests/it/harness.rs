@@ -54,6 +54,14 @@ pub(crate) async fn start_with_ada(groups: &[usize]) -> (Redis, Server, Browser)
     (redis, server, browser)
 }
 
+/// As [`start_with_ada`], with a browser that polls and no groups.
+pub(crate) async fn start_with_polling_ada() -> (Redis, Server, Polling) {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[]).await;
+    let polling = Polling::connect(&server, "ada").await;
+    (redis, server, polling)
+}
+
 /// As [`start`], with a proxy between the two and Ada in these groups, who is not connected.
 pub(crate) async fn start_behind_proxy(groups: &[usize]) -> (Redis, Proxy, Server) {
     let redis = Redis::start().await;

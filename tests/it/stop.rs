@@ -3,8 +3,8 @@
 use tokio::net::TcpStream;
 
 use crate::harness::{
-    Browser, Connection, Ended, POLLING, Polling, Proxy, Redis, Running, WEBSOCKET, WebSocket, get, handshake,
-    large_record, publish, record, start, start_with_ada, within,
+    Browser, Connection, Ended, POLLING, Proxy, Redis, Running, WEBSOCKET, WebSocket, get, handshake, large_record,
+    publish, record, start_with_ada, start_with_polling_ada, within,
 };
 
 /// A program behind a Redis with Ada.
@@ -42,9 +42,7 @@ async fn websockets_are_closed_as_by_a_server_that_goes_away() {
 
 #[tokio::test]
 async fn a_get_that_waits_is_answered_with_the_close_packet() {
-    let (redis, mut server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let polling = Polling::connect(&server, "ada").await;
+    let (_redis, mut server, polling) = start_with_polling_ada().await;
     let waiting = polling.get_later().await;
     // The same connection order as the server's: this one is answered after the GET has been read.
     assert_eq!(get(&server, "/health/live").await.status, 200);
@@ -140,9 +138,7 @@ async fn what_redis_has_accepted_when_sigterm_comes_is_delivered() {
 
 #[tokio::test]
 async fn a_browser_between_two_requests_gets_what_was_accepted_too() {
-    let (redis, mut server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let polling = Polling::connect(&server, "ada").await;
+    let (redis, mut server, polling) = start_with_polling_ada().await;
     publish(&redis, &server, "user-1", [7]).await;
     server.begin_stop();
     server.unready().await;
