@@ -35,6 +35,10 @@ impl Server {
         Self { address, metrics, lifecycle, running }
     }
 
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The status of `/health/ready`.
     pub(crate) async fn readiness(&self) -> u16 {
         get(self.address, "/health/ready").await.status
@@ -98,7 +102,7 @@ impl Server {
 
 impl From<&Server> for SocketAddr {
     fn from(server: &Server) -> Self {
-        server.address
+        server.address()
     }
 }
 
