@@ -1,8 +1,8 @@
-// Every payload in fixtures/ goes through our server: good ones arrive as they are, bad ones harm nobody.
+// Every payload in fixtures/ goes through our server: good ones arrive as they are, bad ones are dropped.
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { after, afterEach, before, describe, test } from "node:test";
-import { closeBrowsers, fence, joined, openBrowser } from "./lib/browsers.js";
+import { closeBrowsers, fence, openBrowser } from "./lib/browsers.js";
 import { startRedis } from "./lib/redis.js";
 import { OUR_BINARY, startOurs } from "./lib/servers.js";
 
@@ -11,7 +11,7 @@ const root = new URL("../../fixtures/redis/", import.meta.url);
 const files = (directory) =>
   readdirSync(new URL(`${directory}/`, root)).sort().map((name) => ({ name, bytes: readFileSync(new URL(`${directory}/${name}`, root)) }));
 
-describe("our server and the fixtures", { timeout: 120_000 }, () => {
+describe("our server and the fixtures", { timeout: 300_000 }, () => {
   let redis;
   let server;
   before(async () => {
@@ -71,19 +71,6 @@ describe("our server and the fixtures", { timeout: 120_000 }, () => {
     assert.deepEqual(arrived, expected);
     browser.close();
   });
-
-  for (const { name, bytes } of files("users")) {
-    test(`a user stored as in ${name} can connect`, async () => {
-      const token = `fixture-${name}`;
-      await redis.user(token, bytes);
-      const browser = await openBrowser(server, { token });
-      await joined(redis, browser, "notice");
-      const rooms = readableRooms(bytes);
-      for (const room of rooms) await joined(redis, browser, room);
-      assert.equal(browser.count("disconnect"), 0);
-      browser.close();
-    });
-  }
 });
 
 // Mostly good, so that members which are odd in different ways meet.
@@ -111,17 +98,4 @@ function parse(text) {
   } catch {
     return undefined;
   }
-}
-
-/** The rooms that can be read out of a stored user, however little of it makes sense. */
-function readableRooms(bytes) {
-  let user;
-  try {
-    user = JSON.parse(bytes);
-  } catch {
-    return [];
-  }
-  const plain = (id) => (typeof id === "number" && Number.isSafeInteger(id)) || (typeof id === "string" && /^\d+$/.test(id));
-  const groups = Array.isArray(user?.group_ids) ? user.group_ids : [];
-  return [...(plain(user?.id) ? [`user-${user.id}`] : []), ...groups.filter(plain).map((id) => `group-${id}`)];
 }

@@ -32,14 +32,14 @@ afterEach(closeBrowsers);
 
 for (const [version, io] of Object.entries(CLIENTS)) {
   for (const transports of TRANSPORTS) {
-    test(`${version} over ${transports.join(" and ")} sees the same`, { timeout: 60_000 }, async () => {
+    test(`${version} over ${transports.join(" and ")} sees the same`, { timeout: 300_000 }, async () => {
       const [reference, ours] = await Promise.all(stages.map((stage) => tell({ ...stage, io, transports })));
       compare(reference, ours, STEP_DIFFERENCES);
     });
   }
 }
 
-test("the wire reads the same", { timeout: 60_000 }, async () => {
+test("the wire reads the same", { timeout: 300_000 }, async () => {
   const [reference, ours] = await Promise.all(stages.map((stage) => tellWire(stage)));
   compare(reference, ours, WIRE_DIFFERENCES);
 });

@@ -5,8 +5,7 @@ import { io as connect } from "socket.io-client";
 import { CLIENTS, closeBrowsers, fence, joined, openBrowser, say } from "./lib/browsers.js";
 import { startRedis } from "./lib/redis.js";
 import { OUR_BINARY, startOurs } from "./lib/servers.js";
-import { pause, soon, until } from "./lib/wait.js";
-import { openSocket } from "./lib/wire.js";
+import { until } from "./lib/wait.js";
 
 if (!OUR_BINARY) throw new Error("set LOOMIO_CHANNELS_BIN to the path of the binary to test");
 const TRANSPORTS = [["polling"], ["websocket"], ["polling", "websocket"]];
@@ -33,23 +32,12 @@ describe("our server", { timeout: 300_000 }, () => {
     await until("the session's offset has arrived", () => browser.count("session") === 1);
     return browser;
   };
-  /** Cuts the browser off, does `meanwhile`, and waits for its return. */
-  const away = async (browser, meanwhile) => {
-    const before = browser.socket.id;
-    const back = browser.reconnected();
-    browser.cut();
-    await until("the client is away", () => !browser.socket.connected);
-    await pause(50); // the server learns of it
-    await meanwhile();
-    await back;
-    return { recovered: browser.socket.recovered, sameId: browser.socket.id === before };
-  };
 
   for (const [version, io] of Object.entries(CLIENTS)) {
     for (const transports of TRANSPORTS) {
       test(`a client that has received nothing recovers: ${version} over ${transports.join(" and ")}`, async () => {
         const browser = await open({ io, transports });
-        const outcome = await away(browser, async () => {
+        const outcome = await browser.away(async () => {
           await say(redis, "group-1", "one");
           await say(redis, "user-1", "two");
           await say(redis, "group-9", "not hers");
@@ -62,10 +50,10 @@ describe("our server", { timeout: 300_000 }, () => {
   }
 
   test("a client recovers again and again", async () => {
-    const browser = await open({ transports: ["websocket"], options: { reconnectionDelay: 150, reconnectionDelayMax: 150 } });
+    const browser = await open({ transports: ["websocket"] });
     const sent = [];
     for (let round = 1; round <= 5; round += 1) {
-      const outcome = await away(browser, async () => {
+      const outcome = await browser.away(async () => {
         for (const half of ["a", "b"]) {
           sent.push(`${round}${half}`);
           await say(redis, "group-2", `${round}${half}`);
@@ -79,7 +67,7 @@ describe("our server", { timeout: 300_000 }, () => {
 
   test("a visitor recovers missed notices", async () => {
     const browser = await open({ token: undefined });
-    const outcome = await away(browser, () => redis.notice({ version: "1", notice: "missed", reload: false }));
+    const outcome = await browser.away(() => redis.notice({ version: "1", notice: "missed", reload: false }));
     await fence(redis, browser);
     assert.deepEqual(outcome, { recovered: true, sameId: true });
     assert.equal(browser.count("notice"), 1);
@@ -91,7 +79,7 @@ describe("our server", { timeout: 300_000 }, () => {
       const text = `to connection ${number}`;
       const transports = TRANSPORTS[number % TRANSPORTS.length];
       const socket = connect(server.url, { query: { channel_token: "ada" }, transports, forceNew: true });
-      const limit = setTimeout(() => done(false), 5_000);
+      const limit = setTimeout(() => done(false), 60_000);
       const done = (arrived) => {
         clearTimeout(limit);
         socket.disconnect();
@@ -107,84 +95,11 @@ describe("our server", { timeout: 300_000 }, () => {
     assert.deepEqual(lost, []);
   });
 
-  // ── Sessions on the wire
-
-  const signIn = async (payload = "") => {
-    const socket = await openSocket(server, "EIO=4&transport=websocket&channel_token=ada");
-    await socket.take((packet) => packet.startsWith("0"));
-    socket.send(`40${payload}`);
-    socket.before = await socket.take((packet) => packet.startsWith("40"));
-    socket.answer = JSON.parse(socket.before.pop().slice(2));
-    return socket;
-  };
-  const isRecord = (packet) => packet.startsWith('42["records"');
-  const lastOffset = async (socket) => JSON.parse((await socket.take((packet) => packet.startsWith("42"))).at(-1).slice(2)).at(-1);
-
-  test("a new session is told its offset at once", async () => {
-    const socket = await signIn();
-    const [packet] = await socket.take((candidate) => candidate.startsWith("42"));
-    const [event, offset, ...rest] = JSON.parse(packet.slice(2));
-    assert.equal(event, "session");
-    assert.equal(typeof offset, "string");
-    assert.deepEqual(rest, []);
-    socket.terminate();
-  });
-
-  test("a resume takes the place of a connection that still lives", async () => {
-    const first = await signIn();
-    const offset = await lastOffset(first);
-    await say(redis, "group-1", "seen by the first");
-    await first.take(isRecord);
-    const second = await signIn(JSON.stringify({ pid: first.answer.pid, offset }));
-    assert.equal(second.answer.sid, first.answer.sid);
-    assert.equal(second.before.filter(isRecord).length, 1, "what came after its offset is replayed");
-    await first.ended();
-    await say(redis, "group-1", "only for the second");
-    await second.take(isRecord);
-    await pause(100);
-    assert.equal(second.received.filter(isRecord).length, 0, "and came once");
-    assert.equal(first.received.filter(isRecord).length, 0);
-    second.terminate();
-  });
-
-  test("an offset that makes no sense costs repetitions, and no record", async () => {
-    for (const offset of ["garbage", "", "1.2.3", "x".repeat(5_000), "0.18446744073709551616.0"]) {
-      const first = await signIn();
-      await lastOffset(first);
-      const text = `missed before ${offset.slice(0, 20)}`;
-      first.terminate();
-      await pause(50);
-      await say(redis, "group-1", text);
-      const second = await signIn(JSON.stringify({ pid: first.answer.pid, offset }));
-      // The ticket says where the session began, and all since then is replayed.
-      assert.equal(second.answer.pid, first.answer.pid);
-      assert.ok(second.before.some((packet) => packet.includes(text)), `nothing is lost by ${JSON.stringify(offset.slice(0, 20))}`);
-      second.terminate();
-    }
-  });
-
-  test("a ticket that was tampered with opens nothing", async () => {
-    const first = await signIn();
-    const offset = await lastOffset(first);
-    const { pid } = first.answer;
-    first.terminate();
-    await pause(50);
-    await say(redis, "group-1", "not for forgers");
-    const middle = Math.floor(pid.length / 2);
-    const flipped = pid.slice(0, middle) + (pid[middle] === "A" ? "B" : "A") + pid.slice(middle + 1);
-    for (const forged of [flipped, pid.slice(1), `${pid}A`, "", "\u0000", "x".repeat(10_000)]) {
-      const second = await signIn(JSON.stringify({ pid: forged, offset }));
-      assert.notEqual(second.answer.sid, first.answer.sid);
-      assert.notEqual(second.answer.pid, first.answer.pid);
-      second.terminate();
-    }
-  });
-
   // ── Users that change meanwhile
 
   test("rooms follow the user's key at every return", async () => {
     const browser = await open();
-    const outcome = await away(browser, async () => {
+    const outcome = await browser.away(async () => {
       await redis.user("ada", { ...ADA, group_ids: [2, 3] });
       await say(redis, "group-1", "she has left this group");
       await say(redis, "group-2", "she is still here");
@@ -200,7 +115,7 @@ describe("our server", { timeout: 300_000 }, () => {
 
   test("a key that has vanished costs nobody their rooms", async () => {
     const browser = await open();
-    const outcome = await away(browser, async () => {
+    const outcome = await browser.away(async () => {
       await redis.forget("ada");
       await say(redis, "group-1", "missed");
     });
@@ -217,21 +132,19 @@ describe("our server", { timeout: 300_000 }, () => {
     const browser = await open();
     redis.freeze();
     const published = [say(redis, "group-1", "one"), say(redis, "group-2", "two")];
-    await pause(1_500);
-    assert.deepEqual(browser.texts(), []);
+    // The server does not wait for Redis.
+    assert.equal((await fetch(`${server.url}/health/live`)).status, 200);
     redis.thaw();
     await Promise.all(published);
-    await until("both have arrived", () => browser.texts().length === 2, 20_000);
+    await fence(redis, browser);
     assert.deepEqual(browser.texts(), ["one", "two"]);
     assert.equal(browser.count("disconnect"), 0);
   });
 
-  test("who connects while Redis hangs gets their rooms when it answers", async () => {
+  test("a browser that connects while Redis hangs gets its rooms when Redis answers", async () => {
     redis.freeze();
-    const opening = open();
-    await pause(1_000);
+    const browser = await open();
     redis.thaw();
-    const browser = await opening;
     await joined(redis, browser, "group-2");
     await say(redis, "group-1", "arrives");
     await fence(redis, browser);
@@ -241,7 +154,7 @@ describe("our server", { timeout: 300_000 }, () => {
   test("a Redis that is killed and started again disconnects nobody", async () => {
     const [ada, visitor] = [await open(), await open({ token: undefined })];
     await redis.down();
-    await pause(1_000);
+    await server.becomes(503);
     await redis.up();
     await Promise.all([joined(redis, ada, "group-1"), joined(redis, visitor, "notice")]);
     await say(redis, "group-2", "after the restart");
@@ -261,7 +174,7 @@ describe("our server", { timeout: 300_000 }, () => {
   for (const transports of TRANSPORTS) {
     test(`SIGTERM ends the process politely, clients return by themselves: ${transports.join(" and ")}`, async () => {
       const crowd = await Promise.all(Array.from({ length: 5 }, () => open({ transports })));
-      const { code, signal } = await server.stop("SIGTERM", 20_000);
+      const { code, signal } = await server.stop();
       assert.deepEqual({ code, signal }, { code: 0, signal: null });
       await until("everyone has noticed", () => crowd.every((browser) => browser.count("disconnect") === 1));
       // A client that polls may meet the closed port before the closing packet. Both reasons make it come back.
@@ -271,17 +184,10 @@ describe("our server", { timeout: 300_000 }, () => {
         assert.ok(reasons.includes(reason), `disconnected by ${reason}`);
       }
       server = await startOurs(redis, { port: server.port });
-      await Promise.all(crowd.map((browser) => browser.connected(20_000)));
+      await Promise.all(crowd.map((browser) => browser.connected()));
       await say(redis, "group-1", "welcome back");
       await fence(redis, ...crowd);
       for (const browser of crowd) assert.equal(browser.texts().at(-1), "welcome back");
     });
   }
-
-  test("a second signal does not wait for anybody", async () => {
-    await open({ transports: ["websocket"] });
-    server.signal("SIGTERM");
-    server.signal("SIGTERM");
-    await soon("the process to end", server.exited, 5_000);
-  });
 });

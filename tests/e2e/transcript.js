@@ -2,7 +2,7 @@
 // clients saw, step by step, with everything volatile replaced by names.
 import { fence, joined, openBrowser, say } from "./lib/browsers.js";
 import { eventNamed, names } from "./lib/names.js";
-import { pause, until } from "./lib/wait.js";
+import { until } from "./lib/wait.js";
 
 /** Valid JSON that careless handling would change. Compared as the client's JSON.parse leaves it. */
 const ODD_PAYLOADS = [
@@ -25,7 +25,7 @@ export async function tell({ server, redis, io, transports }) {
   const name = names();
   const step = (title, saw) => story.push({ step: title, saw });
   const read = (browser) => browser.read().map(eventNamed);
-  const open = (token, options) => openBrowser(server, { io, token, transports, options });
+  const open = (token) => openBrowser(server, { io, token, transports });
   const id = (browser) => name("sid", browser.socket.id);
 
   await redis.user("token-ada", { name: "Ada", group_ids: [1, 2], id: 1 });
@@ -77,21 +77,15 @@ export async function tell({ server, redis, io, transports }) {
   step("odd payloads arrive as JSON.parse reads them", everyone.map(read));
 
   await say(redis, "group-1", "b".repeat(40_000));
-  await fence(redis, ada);
+  await fence(redis, ...everyone);
   step("a long message", read(ada));
   for (const browser of everyone) browser.read();
 
-  // The client is cut, misses something, and comes back by itself.
+  // The client is cut, misses something, and comes back.
   const away = async (browser, publish) => {
-    const before = browser.socket.id;
-    const back = browser.reconnected();
-    browser.cut();
-    await until("the client knows it is away", () => browser.count("disconnect"));
-    await pause(100); // the server learns of it
-    await publish();
-    await back;
+    const outcome = await browser.away(publish);
     await fence(redis, browser);
-    return { recovered: browser.socket.recovered, sameId: browser.socket.id === before, id: id(browser), saw: read(browser) };
+    return { ...outcome, id: id(browser), saw: read(browser) };
   };
 
   step("comes back to missed messages", await away(ada, async () => {
@@ -113,15 +107,17 @@ export async function tell({ server, redis, io, transports }) {
 
   // Not one event, not even a probe, has reached this client when it is cut.
   const quiet = await open("token-bob");
-  await pause(200);
+  await quiet.refused();
   step("comes back though it had received nothing", await away(quiet, () => say(redis, "group-7", "missed from the start")));
   quiet.close();
   for (const browser of everyone) browser.read();
 
-  // Leaving on purpose ends the session.
+  // Leaving on purpose ends the session. The first request for a namespace keeps the connection, the second shows that
+  // the server has read of the leave.
   const before = tab.socket.id;
+  const kept = tab.refused();
   tab.close();
-  await pause(100);
+  await Promise.all([kept, tab.refused("/another")]);
   await say(redis, "group-1", "while signed out");
   tab.socket.connect();
   await tab.connected();
@@ -135,19 +131,13 @@ export async function tell({ server, redis, io, transports }) {
   });
 
   for (const browser of everyone) browser.read();
-  const elsewhere = ada.socket.io.socket("/elsewhere");
-  const refusal = await new Promise((resolve) => {
-    elsewhere.on("connect_error", (error) => resolve({ message: error.message, data: error.data ?? null }));
-    elsewhere.connect();
-  });
-  elsewhere.disconnect();
-  step("an unknown namespace is refused", { refusal, connected: ada.socket.connected, saw: read(ada) });
+  step("an unknown namespace is refused", { refusal: await ada.refused(), connected: ada.socket.connected, saw: read(ada) });
 
   ada.socket.emit("hello", { from: "the browser" }, [1, 2]);
   ada.socket.emit("binary", new Uint8Array([1, 2, 3]));
-  const answer = await new Promise((resolve) => {
-    ada.socket.timeout(300).emit("question", 1, (error, ...values) => resolve(error ? error.message : values));
-  });
+  let answer = "none";
+  ada.socket.emit("question", 1, (...values) => (answer = values));
+  await ada.refused();
   await fence(redis, ada);
   step("events from the browser are ignored and never acknowledged", { answer, connected: ada.socket.connected, saw: read(ada) });
 

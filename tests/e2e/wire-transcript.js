@@ -3,7 +3,7 @@
 import { gunzipSync } from "node:zlib";
 import { APP_ORIGIN } from "./lib/servers.js";
 import { names } from "./lib/names.js";
-import { pause } from "./lib/wait.js";
+import { soon, until } from "./lib/wait.js";
 import { http, join, openPolling, openSocket, split } from "./lib/wire.js";
 
 const POLLING = "EIO=4&transport=polling";
@@ -80,6 +80,12 @@ export async function tellWire({ server, redis }) {
     return signedIn(session);
   }
 
+  // Another session of the same user, which shows how far the server has come.
+  const witness = await openSocket(server, WEBSOCKET + token);
+  witness.send("40");
+  await settle((matches) => witness.take(matches));
+  const arrived = (text) => witness.take((packet) => String(packet).includes(`"${text}"`));
+
   // ── Opening
 
   await show("opens a polling session", `/socket.io/?${POLLING}`);
@@ -155,18 +161,21 @@ export async function tellWire({ server, redis }) {
     step("several packets in one POST", shown(await session.post(join("3", '42["a",1]', '42["b",{"c":"d"}]', "3"))));
 
     const pending = session.get();
-    await pause(50);
     await say("small");
     step("a waiting poll is answered", shown(await pending));
 
-    for (const text of ["one", "two", "three"]) await say(text);
-    await pause(100);
-    step("what has gathered comes in one answer", (await session.poll()).map(packetNamed));
+    const gathered = await until("what has gathered comes in one answer", async () => {
+      for (const text of ["one", "two", "three"]) await say(text);
+      await arrived("three");
+      const packets = await session.poll();
+      if (packets.filter(isRecord).length === 3) return packets;
+      await session.collect((more) => [...packets, ...more].filter(isRecord).length === 3);
+    });
+    step("what has gathered comes in one answer", gathered.map(packetNamed));
 
     const gzip = { headers: { origin: APP_ORIGIN, "accept-encoding": "gzip" } };
     const encoded = async (text, options) => {
       await say(text);
-      await pause(50);
       const answer = await session.get(options);
       const body = answer.headers["content-encoding"] ? gunzipSync(answer.body) : answer.body;
       return shown({ ...answer, body });
@@ -179,7 +188,7 @@ export async function tellWire({ server, redis }) {
 
     await session.post("41");
     await say("after leaving");
-    await pause(100);
+    await arrived("after leaving");
     await session.post("40");
     step("41 leaves the namespace, 40 enters it again as another session",
       (await session.collect((packets) => packets.some((packet) => packet.startsWith("40")))).filter((packet) => !isNoise(packet)).map(packetNamed));
@@ -192,41 +201,46 @@ export async function tellWire({ server, redis }) {
   // ── Ends of polling sessions
 
   // A server may say that the session is over with a close packet or by not knowing it any more; clients treat both alike.
-  const nextPoll = async (session) => {
-    const limit = new AbortController();
-    const timer = setTimeout(() => limit.abort(), 400);
-    const answer = await session.get({ signal: limit.signal }).catch(() => undefined);
-    clearTimeout(timer);
-    if (!answer) return "the session goes on";
-    return answer.status === 400 || split(answer.body).includes("1") ? "the session is over" : shown(answer);
+  const outcome = async (session, stage) => {
+    const mark = `mark ${(counter += 1)}`;
+    // A session that lives is answered: its CONNECT, or a record.
+    if (stage === "fresh") await session.post("40").catch(() => {});
+    else await say(mark);
+    for (;;) {
+      const { status, body } = await soon("the next poll", session.get());
+      const packets = split(body);
+      if (status !== 200 || packets.includes("1")) return "the session is over";
+      if (packets.some((packet) => packet.startsWith("40") || packet.includes(mark))) return "the session goes on";
+    }
   };
 
   const ending = async (title, provoke, stage) => {
     const session = await openPolling(server, { query: token });
     if (stage !== "fresh") await signIn(session);
     const saw = await provoke(session);
-    await pause(50);
-    step(title, { saw, after: await nextPoll(session) });
+    step(title, { saw, after: await outcome(session, stage) });
   };
   await ending("a second poll at a time", async (session) => {
-    const first = session.get();
-    await pause(50);
-    const second = await session.get();
-    return [shown(await first), { status: second.status }];
+    const answers = await Promise.all([session.get(), session.get()]);
+    const [first, second] = answers.sort((one, other) => one.status - other.status);
+    return [shown(first), { status: second.status }];
   });
   await ending("an aborted poll", async (session) => {
     const abort = new AbortController();
-    const poll = session.get({ signal: abort.signal }).catch(() => "aborted");
-    await pause(50);
+    const { answer } = await session.begin({ signal: abort.signal });
     abort.abort();
-    return poll;
+    await answer.catch(() => {});
+    await until("the session has ended", async () => (await session.post("3")).status === 400);
   });
-  await ending("a poll waits while the browser closes", async (session) => {
-    const poll = session.get();
-    await pause(50);
-    await session.post("1");
-    return shown(await poll);
-  });
+  await ending("a poll waits while the browser closes", (session) =>
+    until("the poll was not overtaken", async () => {
+      const { answer } = await session.begin();
+      await session.post("1");
+      const answered = await answer;
+      if (answered.status === 200) return shown(answered);
+      session = await openPolling(server, { query: token });
+      await signIn(session);
+    }));
   await ending("a body above the limit", async (session) => {
     const answer = await session.post(`4${"x".repeat(1_000_001)}`).catch(() => ({ status: 413 }));
     return { status: answer.status };
@@ -277,7 +291,8 @@ export async function tellWire({ server, redis }) {
     socket.send('42["plain",{"a":[1]}]');
     socket.send('451-["binary",{"_placeholder":true,"num":0}]');
     socket.send(Buffer.from([1, 2, 3]));
-    await pause(300);
+    socket.send("40/elsewhere,");
+    step("no event is acknowledged", (await socket.take((packet) => packet.startsWith("44"))).map(packetNamed));
     await say("still here");
     step("events from the browser change nothing", (await socket.take(isRecord)).filter((packet) => !isNoise(packet)).map(packetNamed));
     socket.close();
@@ -302,8 +317,8 @@ export async function tellWire({ server, redis }) {
     ["CONNECT that is not JSON", ["40{"], null],
   ]) {
     const socket = await socketSession(stage === null ? null : "40");
-    for (const packet of packets) socket.send(packet);
-    await pause(100);
+    for (const packet of [...packets, "40/elsewhere,"]) socket.send(packet);
+    await until("the session has ended or answers", () => socket.isClosed() || socket.received.some((packet) => packet.startsWith("44")));
     step(`over WebSocket: ${title}`, { closed: socket.isClosed() });
     socket.terminate();
   }
@@ -316,13 +331,12 @@ export async function tellWire({ server, redis }) {
     await say("the last one seen");
     const [seen] = (await socket.take(isRecord)).slice(-1);
     const offset = JSON.parse(seen.slice(2)).at(-1);
-    socket.terminate();
-    await pause(100);
+    await server.loses(() => socket.terminate());
     await say("missed one");
     await redis.notice({ missed: "two" });
     await redis.records({ room: "group-51", records: { text: "another room" } });
     await say("missed three");
-    await pause(50);
+    await arrived("missed three");
 
     const resumed = await openSocket(server, WEBSOCKET + token);
     await resumed.take((packet) => packet.startsWith("0"));
@@ -364,7 +378,6 @@ export async function tellWire({ server, redis }) {
     const { socket, answer } = await upgrade(session);
     const released = (await pending).map(packetNamed);
     await say("between probe and upgrade");
-    await pause(50);
     socket.send("5");
     await say("after the upgrade");
     const after = [];
@@ -384,16 +397,15 @@ export async function tellWire({ server, redis }) {
     await signIn(session);
     const probe = await openSocket(server, `${WEBSOCKET}&sid=${session.sid}`);
     probe.terminate();
-    await pause(100);
     await say("after a probe that was dropped");
     step("a dropped probe leaves the polling session alone", (await session.collect((packets) => packets.some(isRecord))).filter((packet) => !isNoise(packet)).map(packetNamed));
     const { socket } = await upgrade(session);
     socket.terminate();
-    await pause(150);
     await say("after a probe that went silent");
     step("so does one dropped after its answer", (await session.collect((packets) => packets.some(isRecord))).filter((packet) => !isNoise(packet)).map(packetNamed));
     await session.post("1");
   }
 
+  witness.close();
   return story;
 }

@@ -1,21 +1,18 @@
-//! Who may edit a document: what Hocuspocus servers are told.
+//! Checks of the right to edit a document: the answers to Hocuspocus servers.
 
 mod outages;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
 
 use loomio_channels::metrics::Counter;
-use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
+use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::{
     harness::{Browser, Exchange, Redis, Server, record, until},
     rails::{Answer, Asked, Rails},
 };
 
-/// Nobody listens there, and these tests need nobody to.
+/// Nothing listens there, and these tests need no Redis.
 const NO_REDIS: &str = "redis://127.0.0.1:1/0";
 
 const MANY: (&str, &str) = ("COLLAB_AUTH_PER_MINUTE", "1000000");
@@ -30,7 +27,7 @@ fn question(secret: &str, name: &str) -> String {
 }
 
 async fn begin(server: &Server, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Exchange {
-    Exchange::begin(server.address(), "POST /api/hocuspocus", headers, body.as_ref()).await.unwrap()
+    Exchange::begin(server, "POST /api/hocuspocus", headers, body.as_ref()).await.unwrap()
 }
 
 /// An answer of ours.
@@ -80,7 +77,7 @@ async fn only_200_grants_and_rails_is_asked_in_its_own_words() {
 }
 
 #[tokio::test]
-async fn rails_may_stumble_once() {
+async fn a_check_that_rails_answers_with_500_is_made_once_more() {
     let rails = Rails::start(|_| Answer::Status(500, "")).await;
     let server = server(&rails, &[]).await;
     assert_eq!(ask(&server, "7,secret", "type-1-unknown").await.status, 401);
@@ -128,7 +125,7 @@ async fn malformed_questions_are_told_so_and_never_reach_rails() {
     }
     assert_eq!(rails.requests(), 0);
     assert_eq!(server.count(Counter::ChecksMalformed), count);
-    let get = Exchange::begin(server.address(), "GET /api/hocuspocus", &[], b"").await.unwrap();
+    let get = Exchange::begin(&server, "GET /api/hocuspocus", &[], b"").await.unwrap();
     assert_eq!(told(get).await.status, 405);
     server.stop().await;
 }
@@ -180,28 +177,31 @@ async fn only_the_head_of_an_answer_is_read() {
 }
 
 #[tokio::test]
-async fn the_place_of_one_who_leaves_is_free_when_rails_has_answered() {
+async fn an_abandoned_request_occupies_its_place_until_rails_has_answered() {
     let rails =
         Rails::start(|asked| if number(asked) == 1 { Answer::Later(200) } else { Answer::Status(200, "") }).await;
     let server = server(&rails, &[("RAILS_MAX_CONCURRENCY", "1")]).await;
     let first = begin(&server, &[], question("1,a", "comment-1-body")).await;
     until("the first is under way", async || rails.under_way() == 1).await;
     let second = begin(&server, &[], question("1,a", "comment-2-body")).await;
-    let mut second = Box::pin(second.response());
-    assert!(timeout(Duration::from_millis(200), second.as_mut()).await.is_err(), "the second waits for the place");
     drop(first);
-    let early = timeout(Duration::from_millis(200), second.as_mut()).await;
-    assert!(early.is_err(), "Rails still works on what nobody waits for");
+    until("the first has left", async || server.count(Counter::ChecksAbandoned) == 1).await;
+    // An identical check joins the second, so the second still waits: Rails works on the first all the same.
+    let third = begin(&server, &[], question("1,a", "comment-2-body")).await;
+    until("the third waits with the second", async || server.count(Counter::ChecksJoined) == 1).await;
+    assert_eq!(rails.requests(), 1);
     rails.release();
-    assert_eq!(second.await.status, 200);
+    for waiting in [second, third] {
+        assert_eq!(waiting.response().await.status, 200);
+    }
     assert_eq!((rails.most_under_way(), rails.requests()), (1, 2));
     assert_eq!(ask(&server, "1,a", "comment-1-body").await.status, 200);
-    assert_eq!(rails.requests(), 2, "the answer that nobody waited for was kept");
+    assert_eq!(rails.requests(), 2, "the answer to the abandoned check was kept");
     server.stop().await;
 }
 
 #[tokio::test]
-async fn who_leaves_fails_nobody_who_asked_the_same() {
+async fn an_abandoned_check_does_not_fail_identical_checks() {
     let rails = Rails::start(|_| Answer::Later(200)).await;
     let server = server(&rails, &[]).await;
     let first = begin(&server, &[], question("1,a", "comment-1-body")).await;
@@ -211,10 +211,8 @@ async fn who_leaves_fails_nobody_who_asked_the_same() {
     until("the others wait for the same", async || server.count(Counter::ChecksJoined) == 2).await;
     drop((first, third));
     until("two have left", async || server.count(Counter::ChecksAbandoned) == 2).await;
-    let mut second = Box::pin(second.response());
-    assert!(timeout(Duration::from_millis(200), second.as_mut()).await.is_err());
     rails.release();
-    assert_eq!(second.await.status, 200);
+    assert_eq!(second.response().await.status, 200);
     assert_eq!((rails.requests(), server.count(Counter::ChecksAbandoned)), (1, 2));
     server.stop().await;
 }
@@ -264,12 +262,12 @@ async fn each_address_and_each_token_has_an_allowance() {
     for token in 20..25 {
         assert_eq!(from(&server, &format!("203.0.113.{token}"), token).await.status, 200);
     }
-    assert_eq!(from(&server, "203.0.113.30", 30).await.status, 429, "nobody is believed");
+    assert_eq!(from(&server, "203.0.113.30", 30).await.status, 429, "x-forwarded-for is not believed");
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_server_that_names_nobody_locks_nobody_out() {
+async fn without_a_client_address_only_the_token_is_limited() {
     let rails = Rails::start(|asked| Answer::Status(number(asked), "")).await;
     let server = server(&rails, &[("COLLAB_AUTH_PER_MINUTE", "5")]).await;
     for user in 0..20 {
@@ -283,7 +281,7 @@ async fn a_server_that_names_nobody_locks_nobody_out() {
 }
 
 #[tokio::test]
-async fn what_rails_stumbles_over_is_no_guess_that_missed() {
+async fn a_denial_after_500_does_not_count_as_a_wrong_guess() {
     let rails = Rails::start(|_| Answer::Status(500, "")).await;
     let server = server(&rails, &[("COLLAB_AUTH_PER_MINUTE", "5")]).await;
     let named = [("x-forwarded-for", "203.0.113.1")];
@@ -295,7 +293,7 @@ async fn what_rails_stumbles_over_is_no_guess_that_missed() {
 }
 
 #[tokio::test]
-async fn the_stop_ends_the_waiting() {
+async fn the_stop_ends_waiting_checks() {
     let rails = Rails::start(|_| Answer::Nothing).await;
     let mut server = server(&rails, &[]).await;
     let waiting = begin(&server, &[], question("1,a", "comment-1-body")).await;
@@ -306,17 +304,18 @@ async fn the_stop_ends_the_waiting() {
 }
 
 #[tokio::test]
-async fn live_updates_do_not_notice_ten_thousand_tokens() {
+async fn live_updates_arrive_while_ten_thousand_checks_wait() {
     const CHECKS: usize = 10_000;
     const RECORDS: usize = 200;
     let rails = Rails::start(|_| Answer::Later(401)).await;
     let redis = Redis::start().await;
     redis.user("ada", 1, &[1]).await;
     let url = rails.url();
-    let server = Server::start(&redis.url(), &[("PRIVATE_APP_URL", url.as_str())]).await;
+    let settings = [("PRIVATE_APP_URL", url.as_str()), ("RAILS_HOLD_SECONDS", "300")];
+    let server = Server::start(&redis.url(), &settings).await;
     server.ready().await;
     let server = Arc::new(server);
-    let mut ada = Browser::connect(&server, "ada").await;
+    let mut ada = Browser::connect(&*server, "ada").await;
 
     // As many connections at a time as the limit of open files allows.
     let connections = Arc::new(Semaphore::new(4_000));
@@ -331,12 +330,10 @@ async fn live_updates_do_not_notice_ten_thousand_tokens() {
             begin(&server, &[("x-forwarded-for", &address)], body).await.response().await.status
         });
     }
-    let mut latencies = Vec::new();
+    // Rails answers none of them before its release, and each record arrives before the next is published.
     for number in 0..RECORDS {
-        let published = Instant::now();
         redis.records(record("group-1", number)).await;
         assert_eq!(ada.number().await, number);
-        latencies.push(published.elapsed());
     }
     until("the others were refused", async || server.count(Counter::ChecksUnavailable) > 0).await;
     rails.release();
@@ -345,10 +342,5 @@ async fn live_updates_do_not_notice_ten_thousand_tokens() {
     let (denied, refused) = (count(401), count(503));
     assert_eq!(denied + refused, CHECKS);
     assert!(denied >= 2_048, "{denied}");
-    latencies.sort();
-    let (median, slowest) = (latencies[RECORDS / 2], latencies[RECORDS - 1]);
-    println!("{denied} denied, {refused} refused; a record took {median:?}, the slowest {slowest:?}");
-    // The clients of the ten thousand share this thread, so the slowest is mostly theirs.
-    assert!(median < Duration::from_millis(100) && slowest < Duration::from_secs(3), "{median:?}, {slowest:?}");
     assert!(rails.most_under_way() <= 16);
 }

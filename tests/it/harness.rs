@@ -4,9 +4,9 @@
 //! Nothing here outlives the test that made it.
 
 mod browser;
-mod http;
+mod connection;
 mod polling;
-mod program;
+mod process;
 mod proxy;
 mod redis;
 mod server;
@@ -18,17 +18,17 @@ use tokio::time::{sleep, timeout};
 
 pub(crate) use self::{
     browser::{Browser, Event, Session},
-    http::{Exchange, get, get_with},
-    polling::{Polling, packets},
-    program::Program,
+    connection::{Connection, Exchange, get, get_with, handshake},
+    polling::{POLLING, Polling, packets},
+    process::{Killed, Running, run},
     proxy::Proxy,
     redis::{Redis, free_port},
     server::Server,
-    websocket::{Ended, WebSocket},
+    websocket::{BINARY, CLOSE, Ended, PING, TEXT, WEBSOCKET, WebSocket, frame, header},
 };
 
 /// How long a test waits for anything. Far more than it takes, as a machine may be busy with other things.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// How often a condition is looked at.
 const GLANCE: Duration = Duration::from_millis(5);
@@ -46,9 +46,26 @@ pub(crate) async fn start_with(settings: &[(&str, &str)]) -> (Redis, Server) {
     (redis, server)
 }
 
-/// As [`start`], with a proxy between the two.
-pub(crate) async fn start_behind_proxy() -> (Redis, Proxy, Server) {
+/// As [`start`], with a browser of Ada, who is user 1 in these groups and has the token `ada`.
+pub(crate) async fn start_with_ada(groups: &[usize]) -> (Redis, Server, Browser) {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, groups).await;
+    let browser = Browser::connect(&server, "ada").await;
+    (redis, server, browser)
+}
+
+/// As [`start_with_ada`], with a browser that polls and no groups.
+pub(crate) async fn start_with_polling_ada() -> (Redis, Server, Polling) {
+    let (redis, server) = start().await;
+    redis.user("ada", 1, &[]).await;
+    let polling = Polling::connect(&server, "ada").await;
+    (redis, server, polling)
+}
+
+/// As [`start`], with a proxy between the two and Ada in these groups, who is not connected.
+pub(crate) async fn start_behind_proxy(groups: &[usize]) -> (Redis, Proxy, Server) {
     let redis = Redis::start().await;
+    redis.user("ada", 1, groups).await;
     let proxy = Proxy::to(redis.port()).await;
     let server = Server::start(&proxy.url(), &[]).await;
     server.ready().await;
@@ -69,6 +86,14 @@ pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) 
         }
     })
     .await;
+}
+
+/// Publishes numbered records for a room; returns when the server has them.
+pub(crate) async fn publish(redis: &Redis, server: &Server, room: &str, numbers: impl IntoIterator<Item = usize>) {
+    for number in numbers {
+        redis.records(record(room, number)).await;
+    }
+    server.caught_up(redis).await;
 }
 
 /// The payload of a record with a number, for a room.

@@ -4,9 +4,8 @@ mod http;
 
 use std::cell::Cell;
 
-use crate::{
-    harness::{Browser, Ended, Polling, Redis, Server, record, start},
-    raw::{BINARY, CLOSE, PING, Raw, TEXT, WEBSOCKET, frame, handshake, header},
+use crate::harness::{
+    BINARY, Browser, CLOSE, Ended, PING, Polling, Redis, Server, TEXT, WebSocket, frame, header, record, start_with_ada,
 };
 
 /// Largest message, as the server announces it.
@@ -14,9 +13,7 @@ const LIMIT: usize = 1_000_000;
 
 /// Runs the attack while a browser gets one message after the other, and some more afterwards.
 async fn withstand(attack: impl AsyncFnOnce(&Server)) {
-    let (redis, server) = start().await;
-    redis.user("token", 1, &[1]).await;
-    let mut witness = Browser::connect(&server, "token").await;
+    let (redis, server, mut witness) = start_with_ada(&[1]).await;
     let over = Cell::new(false);
     let attacked = async {
         attack(&server).await;
@@ -79,9 +76,9 @@ async fn frames_against_the_protocol_are_answered_with_their_code() {
     ];
     withstand(async |server| {
         for (name, bytes, code) in cases {
-            for mut raw in [Raw::websocket(server.address()).await, Raw::connected(server.address()).await] {
-                raw.write(&bytes).await;
-                assert_eq!(raw.end().await, Ended::Closed(Some(code)), "{name}");
+            for mut socket in [WebSocket::open(server).await, WebSocket::connected(server).await] {
+                socket.write(&bytes).await;
+                assert_eq!(socket.end().await, Ended::Closed(Some(code)), "{name}");
             }
         }
     })
@@ -92,12 +89,12 @@ async fn frames_against_the_protocol_are_answered_with_their_code() {
 async fn the_longest_message_is_taken() {
     withstand(async |server| {
         let event = |length: usize| format!("42[\"x\",\"{}\"]", "a".repeat(length - 10));
-        let mut raw = Raw::connected(server.address()).await;
-        raw.write(frame(TEXT, event(LIMIT))).await;
+        let mut socket = WebSocket::connected(server).await;
+        socket.send(event(LIMIT)).await;
         let whole = event(LIMIT);
         let (half, rest) = whole.split_at(LIMIT / 2);
-        raw.write([frame(0x01, half), frame(PING, "between"), frame(0x00, ""), frame(0x80, rest)].concat()).await;
-        assert!(raw.is_served().await);
+        socket.write([frame(0x01, half), frame(PING, "between"), frame(0x00, ""), frame(0x80, rest)].concat()).await;
+        assert!(socket.is_served().await);
     })
     .await;
 }
@@ -177,23 +174,23 @@ async fn packets_that_make_no_sense_end_the_connection() {
     ];
     withstand(async |server| {
         for packet in fresh {
-            let mut raw = Raw::websocket(server.address()).await;
-            raw.write(frame(TEXT, packet)).await;
-            assert_eq!(raw.end().await, Ended::Closed(None), "{packet:.40?}");
+            let mut socket = WebSocket::open(server).await;
+            socket.send(packet).await;
+            assert_eq!(socket.end().await, Ended::Closed(None), "{packet:.40?}");
         }
         for packet in connected {
-            let mut raw = Raw::connected(server.address()).await;
-            raw.write(frame(TEXT, packet)).await;
-            assert_eq!(raw.end().await, Ended::Closed(None), "{packet:.40?}");
+            let mut socket = WebSocket::connected(server).await;
+            socket.send(packet).await;
+            assert_eq!(socket.end().await, Ended::Closed(None), "{packet:.40?}");
         }
     })
     .await;
 }
 
 #[tokio::test]
-async fn packets_that_make_sense_do_not() {
+async fn well_formed_packets_do_not_end_the_connection() {
     withstand(async |server| {
-        let mut raw = Raw::connected(server.address()).await;
+        let mut socket = WebSocket::connected(server).await;
         for packet in [
             "42[\"x\"]",
             "42[1]",
@@ -206,8 +203,8 @@ async fn packets_that_make_sense_do_not() {
             "42/,[\"x\"]",
             "42[\"x\",\"\\ud800\"]",
         ] {
-            raw.write(frame(TEXT, packet)).await;
-            assert!(raw.is_served().await, "{packet}");
+            socket.send(packet).await;
+            assert!(socket.is_served().await, "{packet}");
         }
     })
     .await;
@@ -216,19 +213,19 @@ async fn packets_that_make_sense_do_not() {
 #[tokio::test]
 async fn a_namespace_that_is_not_there_is_refused_whatever_its_name() {
     withstand(async |server| {
-        let mut raw = Raw::websocket(server.address()).await;
+        let mut socket = WebSocket::open(server).await;
         for name in ["/admin", "/../../etc/passwd", "/\u{1f600}", "/a?token=b", "/ ", &format!("/{}", "n".repeat(200))]
         {
-            raw.write(frame(TEXT, format!("40{name},"))).await;
-            let answer = raw.text().await;
+            socket.send(format!("40{name},")).await;
+            let answer = socket.text().await;
             let refused = answer.starts_with("44/") && answer.ends_with(r#",{"message":"Invalid namespace"}"#);
             assert!(refused, "{name:.40}: {answer:.100}");
         }
-        raw.write(frame(TEXT, "40")).await;
-        assert!(raw.text().await.starts_with("40{"));
-        // One that long is not said back.
-        raw.write(frame(TEXT, format!("40/{},", "n".repeat(60_000)))).await;
-        assert_eq!(raw.end().await, Ended::Closed(None));
+        socket.send("40").await;
+        assert!(socket.text().await.starts_with("40{"));
+        // A name that long is not repeated in the answer.
+        socket.write(frame(TEXT, format!("40/{},", "n".repeat(60_000)))).await;
+        assert_eq!(socket.end().await, Ended::Closed(None));
     })
     .await;
 }
@@ -248,9 +245,9 @@ async fn nonsense_to_come_back_with_makes_a_new_session() {
             r#"{"pid":"","offset":"","channel_token":""}"#.to_owned(),
             r#"{"offset":"ffffffff.18446744073709551615.ffffffffffffffff"}"#.to_owned(),
         ] {
-            let mut raw = Raw::websocket(server.address()).await;
-            raw.write(frame(TEXT, format!("40{data}"))).await;
-            let answer = raw.text().await;
+            let mut socket = WebSocket::open(server).await;
+            socket.send(format!("40{data}")).await;
+            let answer = socket.text().await;
             assert!(answer.starts_with("40{"), "{data:.60}: {answer:.60}");
         }
     })
@@ -258,23 +255,23 @@ async fn nonsense_to_come_back_with_makes_a_new_session() {
 }
 
 #[tokio::test]
-async fn floods_hold_up_nobody() {
+async fn floods_delay_no_other_client() {
     withstand(async |server| {
-        let mut events = Raw::connected(server.address()).await;
+        let mut events = WebSocket::connected(server).await;
         for _ in 0..10 {
             events.write(frame(TEXT, "42[\"x\",{\"a\":1}]").repeat(1_000)).await;
         }
         assert!(events.is_served().await);
 
-        let mut pings = Raw::connected(server.address()).await;
+        let mut pings = WebSocket::connected(server).await;
         pings.write(frame(PING, "x").repeat(10_000)).await;
         assert!(pings.is_served().await);
 
-        let mut namespaces = Raw::websocket(server.address()).await;
+        let mut namespaces = WebSocket::open(server).await;
         namespaces.write(frame(TEXT, "40/x,").repeat(10_000)).await;
         namespaces.closed().await;
 
-        let mut connects = Raw::websocket(server.address()).await;
+        let mut connects = WebSocket::open(server).await;
         for _ in 0..1_000 {
             connects.write([frame(TEXT, "40"), frame(TEXT, "41")].concat()).await;
         }
@@ -292,14 +289,14 @@ async fn attachments_are_taken_as_announced() {
         frame(TEXT, format!(r#"45{count}-["x",{}]"#, places.join(",")))
     };
     withstand(async |server| {
-        let mut raw = Raw::connected(server.address()).await;
+        let mut socket = WebSocket::connected(server).await;
         for (count, size) in [(1, 0), (3, 100_000), (100, 1_000)] {
-            raw.write([announced(count), frame(BINARY, vec![1; size]).repeat(count)].concat()).await;
-            assert!(raw.is_served().await, "{count} of {size}");
+            socket.write([announced(count), frame(BINARY, vec![1; size]).repeat(count)].concat()).await;
+            assert!(socket.is_served().await, "{count} of {size}");
         }
-        // One never comes.
-        raw.write([announced(100), frame(BINARY, "x").repeat(99)].concat()).await;
-        assert!(raw.is_served().await);
+        // The last attachment never comes.
+        socket.write([announced(100), frame(BINARY, "x").repeat(99)].concat()).await;
+        assert!(socket.is_served().await);
 
         for (name, bytes) in [
             ("too many", announced(10_000)),
@@ -308,26 +305,24 @@ async fn attachments_are_taken_as_announced() {
             ("an event in between", [announced(1), frame(TEXT, "42[\"x\"]")].concat()),
             ("announced twice", announced(1).repeat(2)),
         ] {
-            let mut raw = Raw::connected(server.address()).await;
-            raw.write(&bytes).await;
-            assert_eq!(raw.end().await, Ended::Closed(None), "{name}");
+            let mut socket = WebSocket::connected(server).await;
+            socket.write(&bytes).await;
+            assert_eq!(socket.end().await, Ended::Closed(None), "{name}");
         }
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_probe_that_is_none_leaves_the_session_polling() {
+async fn a_malformed_probe_leaves_the_session_polling() {
     withstand(async |server| {
         for bytes in
             [frame(TEXT, "2"), frame(TEXT, "5"), frame(TEXT, "x"), frame(BINARY, "x"), vec![TEXT, 0], frame(CLOSE, "")]
         {
             let session = Polling::connect(server, "nobody").await;
-            let target = format!("{WEBSOCKET}&sid={}", session.sid);
-            let mut raw = Raw::begin(server.address(), handshake(&target)).await;
-            assert_eq!(raw.status().await, Some(101));
-            raw.write(bytes).await;
-            raw.closed().await;
+            let mut socket = session.websocket().await;
+            socket.write(bytes).await;
+            socket.closed().await;
             assert!(session.is_open().await);
         }
     })

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use loomio_channels::metrics::Counter;
 use tokio::task::JoinSet;
 
-use crate::{
-    harness::{Browser, Redis, Server, WebSocket, fixtures, numbers, record, start, start_behind_proxy, until},
-    process::Running,
+use crate::harness::{
+    Browser, Redis, Running, Server, fixtures, numbers, publish, record, start, start_behind_proxy, start_with_ada,
+    until,
 };
 
 /// How long a browser waits for a lookup before it is connected without.
@@ -58,8 +58,7 @@ async fn a_key_of_another_type_is_no_user() {
     redis.user_list("odd").await;
     let mut browser = Browser::connect(&server, "odd").await;
     redis.records(record("user-45", 1)).await;
-    redis.fence("end").await;
-    assert_eq!(browser.upto("end").await, []);
+    assert_eq!(browser.rest(&redis).await, []);
     assert_eq!(server.count(Counter::LookupsLate), 0);
 }
 
@@ -72,11 +71,9 @@ async fn thousands_of_groups_are_joined() {
     for group in [1, 5_000, 6_000, 6_001] {
         redis.records(record(&format!("group-{group}"), group)).await;
     }
-    redis.fence("end").await;
-    assert_eq!(numbers(&browser.upto("end").await), [1, 5_000, 6_000]);
+    assert_eq!(numbers(&browser.rest(&redis).await), [1, 5_000, 6_000]);
     let session = browser.cut();
-    redis.records(record("group-5999", 2)).await;
-    server.caught_up(&redis).await;
+    publish(&redis, &server, "group-5999", [2]).await;
     let browser = Browser::resume(&server, "busy", &session).await;
     assert!(browser.recovered);
     assert_eq!(numbers(&browser.missed), [2]);
@@ -134,7 +131,7 @@ async fn what_is_published_right_after_connect_is_never_lost() {
         visits.spawn(async move {
             let token = format!("user{user}");
             redis.user(&token, user, &[]).await;
-            let mut browser = Browser::connect(&server, &token).await;
+            let mut browser = Browser::connect(&*server, &token).await;
             redis.records(record(&format!("user-{user}"), user)).await;
             assert_eq!(browser.number().await, user);
         });
@@ -149,8 +146,7 @@ async fn while_redis_hangs_a_browser_is_connected_as_a_visitor_and_gets_its_room
     redis.freeze();
     let start = Instant::now();
     let mut browser = Browser::connect(&server, "ada").await;
-    let waited = start.elapsed();
-    assert!((PATIENCE..2 * PATIENCE).contains(&waited), "{waited:?}");
+    assert!((PATIENCE..5 * PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
     assert_eq!(server.count(Counter::LookupsLate), 1);
     redis.thaw();
     redis.records(record("user-1", 1)).await;
@@ -159,15 +155,13 @@ async fn while_redis_hangs_a_browser_is_connected_as_a_visitor_and_gets_its_room
 
 #[tokio::test]
 async fn what_is_published_while_a_lookup_hangs_is_not_lost() {
-    let (redis, proxy, server) = start_behind_proxy().await;
-    redis.user("ada", 1, &[2]).await;
+    let (redis, proxy, server) = start_behind_proxy(&[2]).await;
     // The first lookup makes a connection; the subscription has its own and goes on.
     proxy.hold();
     let mut browser = Browser::connect(&server, "ada").await;
     redis.records(record("group-2", 1)).await;
     redis.records(record("user-1", 2)).await;
-    redis.fence("still a visitor").await;
-    assert_eq!(browser.upto("still a visitor").await, []);
+    assert_eq!(browser.rest(&redis).await, []);
     proxy.release();
     assert_eq!([browser.number().await, browser.number().await], [1, 2]);
     redis.records(record("group-2", 3)).await;
@@ -175,14 +169,12 @@ async fn what_is_published_while_a_lookup_hangs_is_not_lost() {
 }
 
 #[tokio::test]
-async fn who_is_cut_while_its_lookup_hangs_misses_nothing() {
-    let (redis, proxy, server) = start_behind_proxy().await;
-    redis.user("ada", 1, &[]).await;
+async fn a_browser_that_is_cut_while_its_lookup_hangs_misses_nothing() {
+    let (redis, proxy, server) = start_behind_proxy(&[]).await;
     proxy.hold();
     let mut browser = Browser::connect(&server, "ada").await;
     redis.records(record("user-1", 1)).await;
-    redis.fence("after the record").await;
-    assert_eq!(browser.upto("after the record").await, []);
+    assert_eq!(browser.rest(&redis).await, []);
     let session = browser.cut();
     proxy.release();
     let browser = Browser::resume(&server, "ada", &session).await;
@@ -192,12 +184,10 @@ async fn who_is_cut_while_its_lookup_hangs_misses_nothing() {
 
 #[tokio::test]
 async fn a_room_that_is_learned_of_late_brings_what_was_missed_before() {
-    let (redis, proxy, server) = start_behind_proxy().await;
-    redis.user("ada", 1, &[]).await;
+    let (redis, proxy, server) = start_behind_proxy(&[]).await;
     let session = Browser::connect(&server, "ada").await.cut();
     redis.user("ada", 1, &[2]).await;
-    redis.records(record("group-2", 1)).await;
-    server.caught_up(&redis).await;
+    publish(&redis, &server, "group-2", [1]).await;
     redis.kill_clients().await;
     proxy.hold();
     let mut browser = Browser::resume(&server, "ada", &session).await;
@@ -210,8 +200,7 @@ async fn a_room_that_is_learned_of_late_brings_what_was_missed_before() {
 
 #[tokio::test]
 async fn a_room_that_is_found_out_late_to_be_taken_away_does_not_serve_again_as_if_it_had_never_been() {
-    let (redis, proxy, server) = start_behind_proxy().await;
-    redis.user("ada", 1, &[1, 2]).await;
+    let (redis, proxy, server) = start_behind_proxy(&[1, 2]).await;
     let session = Browser::connect(&server, "ada").await.cut();
     redis.user("ada", 1, &[1]).await;
     redis.kill_clients().await;
@@ -236,8 +225,7 @@ async fn a_room_that_is_found_out_late_to_be_taken_away_does_not_serve_again_as_
         |browser: &Browser, number| browser.missed.iter().any(|event| event.argument == record("group-2", number));
     assert!(!browser.recovered && has(&browser, 7), "{:?}", browser.missed);
     redis.forget("ada").await;
-    redis.records(record("group-2", 9)).await;
-    server.caught_up(&redis).await;
+    publish(&redis, &server, "group-2", [9]).await;
     let browser = Browser::resume(&server, "ada", &away).await;
     assert!(!has(&browser, 9), "its old ticket serves no more");
 }
@@ -248,17 +236,14 @@ async fn a_group_that_is_named_twice_is_joined_once() {
     redis.user_json("ada", r#"{"id":1,"group_ids":[2,"2",2]}"#).await;
     let mut browser = Browser::connect(&server, "ada").await;
     redis.records(record("group-2", 1)).await;
-    redis.fence("end").await;
-    assert_eq!(numbers(&browser.upto("end").await), [1]);
+    assert_eq!(numbers(&browser.rest(&redis).await), [1]);
 }
 
 #[tokio::test]
-async fn who_comes_back_while_redis_hangs_keeps_the_rooms_it_had() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[2]).await;
-    let session = Browser::connect(&server, "ada").await.cut();
-    redis.records(record("group-2", 1)).await;
-    server.caught_up(&redis).await;
+async fn a_browser_that_returns_while_redis_hangs_keeps_its_rooms() {
+    let (redis, server, browser) = start_with_ada(&[2]).await;
+    let session = browser.cut();
+    publish(&redis, &server, "group-2", [1]).await;
     redis.freeze();
     let mut browser = Browser::resume(&server, "ada", &session).await;
     assert!(browser.recovered);
@@ -269,7 +254,7 @@ async fn who_comes_back_while_redis_hangs_keeps_the_rooms_it_had() {
 }
 
 #[tokio::test]
-async fn who_connects_while_redis_is_down_gets_its_rooms_when_it_is_back() {
+async fn a_browser_that_connects_while_redis_is_down_gets_its_rooms_afterwards() {
     let (mut redis, server) = start().await;
     redis.user("ada", 1, &[]).await;
     redis.kill();
@@ -283,8 +268,7 @@ async fn who_connects_while_redis_is_down_gets_its_rooms_when_it_is_back() {
 
 #[tokio::test]
 async fn a_lookup_survives_the_loss_of_its_connection() {
-    let (redis, proxy, server) = start_behind_proxy().await;
-    redis.user("ada", 1, &[]).await;
+    let (redis, proxy, server) = start_behind_proxy(&[]).await;
     for number in 0..5 {
         let mut browser = Browser::connect(&server, "ada").await;
         redis.records(record("user-1", number)).await;
@@ -316,7 +300,7 @@ async fn a_redis_user_without_the_right_to_read_makes_visitors_at_once_and_is_as
         for _ in 0..BROWSERS {
             browsers.push(Browser::connect(&server, "ada").await);
         }
-        assert_eq!(server.count(Counter::LookupsLate), 0, "nobody waited");
+        assert_eq!(server.count(Counter::LookupsLate), 0, "no browser waited");
         assert_eq!(server.count(Counter::LookupsRefused), BROWSERS);
         redis.records(record("user-1", 1)).await;
         redis.fence("end").await;
@@ -335,15 +319,14 @@ async fn a_redis_user_without_the_right_to_read_makes_visitors_at_once_and_is_as
 }
 
 #[tokio::test]
-async fn who_comes_back_when_the_right_to_read_is_gone_keeps_the_rooms_it_had() {
+async fn a_browser_that_returns_when_the_right_to_read_is_gone_keeps_its_rooms() {
     let (redis, url) = restricted(&[]).await;
     redis.user("ada", 1, &[2]).await;
     let server = Server::start(&url, &[]).await;
     server.ready().await;
     let session = Browser::connect(&server, "ada").await.cut();
     redis.command(&["ACL", "SETUSER", "channels", "-get"]).await;
-    redis.records(record("group-2", 1)).await;
-    server.caught_up(&redis).await;
+    publish(&redis, &server, "group-2", [1]).await;
     let browser = Browser::resume(&server, "ada", &session).await;
     assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![1]));
     assert_eq!(server.count(Counter::LookupsRefused), 1);
@@ -353,13 +336,12 @@ async fn who_comes_back_when_the_right_to_read_is_gone_keeps_the_rooms_it_had() 
 async fn what_has_to_be_changed_in_redis_is_said_at_the_start_and_when_a_browser_is_refused() {
     const MEND: &str = "ACL SETUSER <user> +get ~/current_users/*";
     let (redis, url) = restricted(&["-get"]).await;
-    let server = Running::start(&[], &[("PORT", "0"), ("REDIS_URL", &url)]).await;
+    let server = Running::start(&[], &[("REDIS_URL", &url)]).await;
     let said = server.says("redis refuses lookups").await;
     assert!(said.contains("ERROR") && said.contains("REDIS_URL") && said.contains(MEND), "{said}");
     server.says("subscribed to redis").await;
     for _ in 0..3 {
-        let path = "/socket.io/?EIO=4&transport=websocket&channel_token=ada";
-        Browser::over(WebSocket::connect(server.address(), path).await, "40").await;
+        Browser::connect(&server, "ada").await;
     }
     let said = server.says("redis refuses a lookup,").await;
     assert!(said.contains("WARN") && said.contains("REDIS_URL") && said.contains(MEND), "{said}");
@@ -369,7 +351,7 @@ async fn what_has_to_be_changed_in_redis_is_said_at_the_start_and_when_a_browser
     assert!(!log.iter().any(|line| line.contains("ada") || line.contains("secret")), "{log:?}");
 
     redis.command(&["ACL", "SETUSER", "channels", "+get"]).await;
-    let mut server = Running::start(&[], &[("PORT", "0"), ("REDIS_URL", &url)]).await;
+    let mut server = Running::start(&[], &[("REDIS_URL", &url)]).await;
     until("the check of rights", async || redis.calls("get").await == 1).await;
     server.says("subscribed to redis").await;
     server.signal("TERM");
@@ -392,7 +374,7 @@ async fn while_redis_answers_that_it_cannot_it_is_asked_four_times_a_second_howe
     let server = std::sync::Arc::new(server);
     for _ in 0..BROWSERS {
         let server = server.clone();
-        visits.spawn(async move { Browser::connect(&server, "ada").await });
+        visits.spawn(async move { Browser::connect(&*server, "ada").await });
     }
     while let Some(browser) = visits.join_next().await {
         browsers.push(browser.unwrap());

@@ -5,7 +5,6 @@
 mod bounds;
 mod cli;
 mod collab_auth;
-mod compression;
 mod corpora;
 mod gap;
 mod harness;
@@ -17,9 +16,7 @@ mod model;
 mod outage;
 mod paths;
 mod polling;
-mod process;
 mod rails;
-mod raw;
 mod readme;
 mod recovery;
 mod redis_url;

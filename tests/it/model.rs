@@ -1,4 +1,4 @@
-//! The hub against a model of it: whatever happens in whatever order, everyone gets what it is owed, once and in order,
+//! The hub against a model of it: in any order of events every subscriber gets what it is owed, once and in order,
 //! or is told that something is gone.
 
 use std::{
@@ -163,8 +163,8 @@ struct Connection {
 }
 
 impl Connection {
-    /// What it got is what it was owed, as far as it goes; all of it once the shards are `settled`. Only who lags may
-    /// have less, and must have.
+    /// What it got is what it was owed, as far as it goes; all of it once the shards are `settled`. A subscriber
+    /// that lags has less, and no other.
     fn check(&self, settled: bool) {
         let seen = self.seen();
         let got: Vec<u64> = seen.got.iter().map(|offset| offset.sequence).collect();
@@ -232,11 +232,13 @@ impl World {
             Step::Settle => self.settle(),
         }
         // What is too old is dropped once the shards have seen it.
-        let until = Instant::now() + screen::PATIENCE;
-        while self.hub.log_bytes() != self.log.bytes() && Instant::now() < until {
-            self.hub.expire(self.now);
-        }
-        assert_eq!(self.hub.log_bytes(), self.log.bytes());
+        screen::until("the log has expired", || {
+            let expired = self.hub.log_bytes() == self.log.bytes();
+            if !expired {
+                self.hub.expire(self.now);
+            }
+            expired
+        });
     }
 
     fn publish(&mut self, name: usize, weight: usize) {
@@ -345,7 +347,7 @@ impl World {
         let names = |rooms: &BTreeSet<usize>| rooms.iter().copied().map(room).collect();
         let connection = self.browsers[who].connection.as_mut().unwrap();
         connection.membership.set_rooms(Rooms { had: names(&(&same | had)), gained: names(gained) });
-        // Who was told of a loss already is not cut for another.
+        // A subscriber that was told of a loss is not cut for another.
         connection.owed.extend(match kept {
             Some(kept) if connection.complete => [lost, kept].concat(),
             Some(kept) => kept,
@@ -358,7 +360,7 @@ impl World {
         self.settle();
     }
 
-    /// Afterwards nobody who lags is connected.
+    /// Afterwards no subscriber that lags is connected.
     fn settle(&mut self) {
         obeyed(&self.hub, self.shards);
         for who in 0..BROWSERS {
@@ -398,7 +400,7 @@ proptest! {
 }
 
 #[test]
-fn who_gets_rooms_late_and_cannot_get_all_of_them_is_cut() {
+fn a_subscriber_that_gets_rooms_late_and_cannot_get_all_of_them_is_cut() {
     let mut world = World::new(1, 1_000, usize::MAX);
     world.take(Step::Join { who: 0, rooms: vec![0] });
     (0..100).for_each(|_| world.publish(1, 10));

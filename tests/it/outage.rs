@@ -2,21 +2,7 @@
 
 use loomio_channels::metrics::Counter;
 
-use crate::harness::{Browser, Redis, Server, get, numbers, record, start, start_behind_proxy};
-
-#[tokio::test]
-async fn a_subscription_that_is_killed_comes_back_and_browsers_stay() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let mut browser = Browser::connect(&server, "ada").await;
-    for times in 1..=3 {
-        assert_eq!(redis.kill_subscribers().await, 1);
-        server.resubscribed(times).await;
-        let number = usize::try_from(times).unwrap();
-        redis.records(record("user-1", number)).await;
-        assert_eq!(browser.number().await, number);
-    }
-}
+use crate::harness::{Browser, Redis, Server, get, numbers, publish, record, start, start_with_ada};
 
 #[tokio::test]
 async fn when_redis_restarts_browsers_stay_and_readiness_follows() {
@@ -25,7 +11,7 @@ async fn when_redis_restarts_browsers_stay_and_readiness_follows() {
     let (mut ada, mut visitor) = (Browser::connect(&server, "ada").await, Browser::anonymous(&server).await);
     redis.kill();
     server.unready().await;
-    assert_eq!(get(server.address(), "/health/live").await.status, 200);
+    assert_eq!(get(&server, "/health/live").await.status, 200);
     redis.up().await;
     server.ready().await;
     server.resubscribed(1).await;
@@ -36,37 +22,19 @@ async fn when_redis_restarts_browsers_stay_and_readiness_follows() {
 }
 
 #[tokio::test]
-async fn a_subscription_that_hangs_is_noticed_and_made_anew() {
-    let (redis, proxy, server) = start_behind_proxy().await;
-    redis.user("ada", 1, &[]).await;
-    let mut browser = Browser::connect(&server, "ada").await;
-    proxy.hang();
-    redis.records(record("user-1", 1)).await;
-    server.resubscribed(1).await;
-    redis.records(record("user-1", 2)).await;
-    assert_eq!(browser.number().await, 2);
-    let other_tab = Browser::connect(&server, "ada").await;
-    assert_eq!(other_tab.missed, []);
-}
-
-#[tokio::test]
-async fn who_was_away_during_a_gap_gets_what_is_known_and_is_told_that_something_may_be_lost() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let mut browser = Browser::connect(&server, "ada").await;
+async fn a_browser_that_was_away_during_a_gap_gets_what_is_known_and_is_told_of_the_gap() {
+    let (redis, server, mut browser) = start_with_ada(&[]).await;
     redis.records(record("user-1", 1)).await;
     assert_eq!(browser.number().await, 1);
     let before = browser.cut();
-    redis.records(record("user-1", 2)).await;
-    server.caught_up(&redis).await;
+    publish(&redis, &server, "user-1", [2]).await;
     let mut witness = Browser::resume(&server, "ada", &before).await;
     redis.kill_subscribers_and_publish(record("user-2", 1)).await;
     server.resubscribed(1).await;
     redis.records(record("user-1", 3)).await;
     assert_eq!(witness.number().await, 3);
     let after = witness.cut();
-    redis.records(record("user-1", 4)).await;
-    server.caught_up(&redis).await;
+    publish(&redis, &server, "user-1", [4]).await;
 
     let across = Browser::resume(&server, "ada", &before).await;
     assert!(!across.recovered && across.session.sid != before.sid);
@@ -78,10 +46,9 @@ async fn who_was_away_during_a_gap_gets_what_is_known_and_is_told_that_something
 }
 
 #[tokio::test]
-async fn who_never_got_an_event_is_told_of_a_gap_as_well() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let session = Browser::connect(&server, "ada").await.cut();
+async fn a_browser_that_never_got_an_event_is_told_of_a_gap() {
+    let (redis, server, browser) = start_with_ada(&[]).await;
+    let session = browser.cut();
     redis.kill_subscribers_and_publish(record("user-2", 1)).await;
     server.resubscribed(1).await;
     for session in [session.clone(), session.without_offset()] {
@@ -101,20 +68,5 @@ async fn the_server_may_start_before_redis() {
     server.ready().await;
     redis.records(record("user-1", 1)).await;
     assert_eq!(browser.number().await, 1);
-    assert_eq!(server.count(Counter::Gaps), 0);
-}
-
-#[tokio::test]
-async fn a_redis_that_hangs_takes_nobody_with_it() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let mut browser = Browser::connect(&server, "ada").await;
-    redis.freeze();
-    assert_eq!(get(server.address(), "/health/live").await.status, 200);
-    let mut visitor = Browser::anonymous(&server).await;
-    redis.thaw();
-    redis.fence("thawed").await;
-    assert_eq!(browser.upto("thawed").await, []);
-    assert_eq!(visitor.upto("thawed").await, []);
     assert_eq!(server.count(Counter::Gaps), 0);
 }

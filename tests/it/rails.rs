@@ -72,16 +72,16 @@ pub(crate) struct Rails {
 }
 
 impl Rails {
-    /// One that answers every request by what `script` says.
+    /// A Rails that answers every request by what `script` says.
     pub(crate) async fn start(script: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
         let mut rails = Self::down(script);
         rails.up().await;
         rails
     }
 
-    /// One that is not there yet.
+    /// A Rails that does not listen yet.
     pub(crate) fn down(script: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
-        // An address of its own, so that nobody takes the port while it is down: this process's, and a number.
+        // An address of its own, so that the port stays free while it is down: of this process, and a number.
         static NEXT: AtomicU8 = AtomicU8::new(1);
         let [_, _, b, c] = std::process::id().to_be_bytes();
         let d = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -243,7 +243,7 @@ async fn reply(stream: &mut TcpStream, answer: Answer, state: &State) -> std::io
             Ok(true)
         }
         Answer::Nothing => {
-            // Until whoever asked has gone.
+            // Until the client has gone.
             let _ = stream.read(&mut [0]).await;
             Ok(false)
         }

@@ -1,4 +1,4 @@
-//! Who loses its connection and comes back gets what it missed, once and in order, or is told that something is lost.
+//! A browser that loses its connection and returns gets what it missed, once and in order, or is told of a loss.
 
 use std::sync::Arc;
 
@@ -7,16 +7,9 @@ use rand::RngExt;
 use tokio::task::JoinSet;
 
 use crate::harness::{
-    Browser, Ended, Event, Redis, Server, Session, large_record, numbers, record, start, start_with, until,
+    Browser, Ended, Event, Server, Session, large_record, numbers, publish, record, start, start_with, start_with_ada,
+    until,
 };
-
-/// Publishes numbered records for a room; returns when the server has them.
-async fn publish(redis: &Redis, server: &Server, room: &str, numbers: impl IntoIterator<Item = usize>) {
-    for number in numbers {
-        redis.records(record(room, number)).await;
-    }
-    server.caught_up(redis).await;
-}
 
 /// The next records are those with these numbers.
 async fn expect(browser: &mut Browser, numbers: impl IntoIterator<Item = usize>) {
@@ -27,9 +20,7 @@ async fn expect(browser: &mut Browser, numbers: impl IntoIterator<Item = usize>)
 
 #[tokio::test]
 async fn what_was_missed_comes_before_the_answer_and_the_session_is_the_same() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[2]).await;
-    let mut browser = Browser::connect(&server, "ada").await;
+    let (redis, server, mut browser) = start_with_ada(&[2]).await;
     publish(&redis, &server, "group-2", 0..3).await;
     expect(&mut browser, 0..2).await;
     let session = browser.cut();
@@ -64,7 +55,7 @@ async fn a_session_survives_many_cuts() {
 }
 
 #[tokio::test]
-async fn who_never_got_an_event_recovers_from_its_first_offset_or_from_its_pid_alone() {
+async fn a_browser_that_never_got_an_event_recovers_from_its_first_offset_or_from_its_pid_alone() {
     let (redis, server) = start().await;
     redis.user("ada", 1, &[]).await;
     publish(&redis, &server, "user-1", [0]).await;
@@ -87,7 +78,7 @@ async fn a_visitor_recovers_its_notices() {
 }
 
 #[tokio::test]
-async fn who_missed_nothing_recovers_although_the_log_overflowed_with_the_rooms_of_others() {
+async fn a_browser_that_missed_nothing_recovers_although_the_log_overflowed_with_other_rooms() {
     let (redis, server) = start_with(&[("RECOVERY_LOG_BYTES", "64KiB")]).await;
     redis.user("ada", 1, &[]).await;
     redis.user("bob", 2, &[]).await;
@@ -139,9 +130,7 @@ async fn after_the_window_what_was_missed_is_gone_and_this_is_told() {
 
 #[tokio::test]
 async fn an_offset_that_makes_no_sense_costs_repetitions_but_no_record() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let mut browser = Browser::connect(&server, "ada").await;
+    let (redis, server, mut browser) = start_with_ada(&[]).await;
     publish(&redis, &server, "user-1", 0..4).await;
     expect(&mut browser, 0..2).await;
     let session = browser.cut();
@@ -157,9 +146,7 @@ async fn an_offset_that_makes_no_sense_costs_repetitions_but_no_record() {
 
 #[tokio::test]
 async fn an_offset_from_before_the_session_does_not_reach_behind_it() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let mut first = Browser::connect(&server, "ada").await;
+    let (redis, server, mut first) = start_with_ada(&[]).await;
     publish(&redis, &server, "user-1", [0]).await;
     expect(&mut first, [0]).await;
     publish(&redis, &server, "user-1", [1]).await;
@@ -220,10 +207,8 @@ async fn a_ticket_of_another_server_with_the_same_secret_is_honoured() {
 }
 
 #[tokio::test]
-async fn who_comes_back_while_its_old_connection_lives_takes_its_place() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let mut old = Browser::connect(&server, "ada").await;
+async fn a_return_replaces_a_connection_that_still_lives() {
+    let (redis, server, mut old) = start_with_ada(&[]).await;
     publish(&redis, &server, "user-1", 0..3).await;
     expect(&mut old, 0..2).await;
     let mut new = Browser::resume(&server, "ada", &old.session).await;
@@ -232,17 +217,14 @@ async fn who_comes_back_while_its_old_connection_lives_takes_its_place() {
     expect(&mut old, [2]).await;
     assert_eq!(old.end().await, Ended::Closed(None));
     publish(&redis, &server, "user-1", 3..5).await;
-    redis.fence("end").await;
-    assert_eq!(numbers(&new.upto("end").await), [3, 4]);
+    assert_eq!(numbers(&new.rest(&redis).await), [3, 4]);
     let again = Browser::resume(&server, "ada", &new.cut()).await;
     assert_eq!((again.recovered, again.missed), (true, vec![]));
 }
 
 #[tokio::test]
 async fn the_end_of_a_connection_that_was_replaced_does_not_end_the_session() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let old = Browser::connect(&server, "ada").await;
+    let (redis, server, old) = start_with_ada(&[]).await;
     let mut new = Browser::resume(&server, "ada", &old.session).await;
     old.cut();
     for round in 0..5 {
@@ -256,9 +238,8 @@ async fn the_end_of_a_connection_that_was_replaced_does_not_end_the_session() {
 
 #[tokio::test]
 async fn rooms_are_those_that_the_key_names_when_the_browser_comes_back() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[2, 3]).await;
-    let session = Browser::connect(&server, "ada").await.cut();
+    let (redis, server, browser) = start_with_ada(&[2, 3]).await;
+    let session = browser.cut();
     publish(&redis, &server, "group-2", [0]).await;
     publish(&redis, &server, "group-4", [1]).await;
     redis.user("ada", 1, &[3, 4]).await;
@@ -269,15 +250,13 @@ async fn rooms_are_those_that_the_key_names_when_the_browser_comes_back() {
     for (number, room) in [(3, "group-2"), (4, "group-3"), (5, "group-4")] {
         publish(&redis, &server, room, [number]).await;
     }
-    redis.fence("end").await;
-    assert_eq!(numbers(&browser.upto("end").await), [4, 5]);
+    assert_eq!(numbers(&browser.rest(&redis).await), [4, 5]);
 }
 
 #[tokio::test]
 async fn when_the_key_is_gone_the_rooms_of_the_ticket_serve() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[2]).await;
-    let session = Browser::connect(&server, "ada").await.cut();
+    let (redis, server, browser) = start_with_ada(&[2]).await;
+    let session = browser.cut();
     redis.forget("ada").await;
     publish(&redis, &server, "group-2", [0]).await;
     let mut browser = Browser::resume(&server, "ada", &session).await;
@@ -287,24 +266,20 @@ async fn when_the_key_is_gone_the_rooms_of_the_ticket_serve() {
 }
 
 #[tokio::test]
-async fn a_key_that_names_nobody_any_more_takes_the_rooms_away() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[2]).await;
-    let session = Browser::connect(&server, "ada").await.cut();
+async fn a_key_that_has_become_null_takes_the_rooms_away() {
+    let (redis, server, browser) = start_with_ada(&[2]).await;
+    let session = browser.cut();
     redis.user_json("ada", "null").await;
     publish(&redis, &server, "group-2", [0]).await;
     let mut browser = Browser::resume(&server, "ada", &session).await;
     assert_eq!((browser.recovered, numbers(&browser.missed)), (false, vec![]));
     publish(&redis, &server, "group-2", [1]).await;
-    redis.fence("end").await;
-    assert_eq!(browser.upto("end").await, []);
+    assert_eq!(browser.rest(&redis).await, []);
 }
 
 #[tokio::test]
-async fn who_left_begins_anew_and_gets_nothing_from_before() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let mut browser = Browser::connect(&server, "ada").await;
+async fn a_browser_that_left_the_namespace_begins_a_new_session_and_gets_nothing_from_before() {
+    let (redis, server, mut browser) = start_with_ada(&[]).await;
     let left = browser.session.clone();
     browser.leave().await;
     publish(&redis, &server, "user-1", [0]).await;
@@ -339,13 +314,12 @@ async fn the_session_of_another_user_is_not_handed_over() {
     assert_eq!((visitor.recovered, numbers(&visitor.missed)), (false, vec![]));
     publish(&redis, &server, "group-2", [5]).await;
     publish(&redis, &server, "user-4", [6]).await;
-    redis.fence("end").await;
-    assert_eq!(numbers(&bob.upto("end").await), [6]);
+    assert_eq!(numbers(&bob.rest(&redis).await), [6]);
     assert!(Browser::resume(&server, "ada", &ada).await.recovered, "it is still hers");
 }
 
 #[tokio::test]
-async fn a_visitor_who_signs_in_gets_what_came_since_it_came() {
+async fn a_visitor_that_signs_in_gets_what_came_since_it_connected() {
     let (redis, server) = start().await;
     let session = Browser::connect(&server, "ada").await.cut();
     redis.user("ada", 1, &[]).await;
@@ -386,7 +360,7 @@ async fn browsers_that_are_cut_all_the_time_while_messages_flow_get_each_once_an
     for user in 0..BROWSERS {
         let token = format!("user{user}");
         redis.user(&token, user, &[1]).await;
-        let mut browser = Browser::connect(&server, &token).await;
+        let mut browser = Browser::connect(&*server, &token).await;
         let server = Arc::clone(&server);
         browsers.spawn(async move {
             let mut diary = Diary::default();
@@ -401,7 +375,7 @@ async fn browsers_that_are_cut_all_the_time_while_messages_flow_get_each_once_an
                 let session = old.session.clone();
                 // Half of them come back before the old connection is known to be dead.
                 let dangling = rand::rng().random_bool(0.5).then_some(old);
-                browser = Browser::resume(&server, &token, &session).await;
+                browser = Browser::resume(&*server, &token, &session).await;
                 drop(dangling);
                 assert!(browser.recovered);
                 diary.note(&browser.missed);

@@ -2,22 +2,19 @@
 
 use std::{
     fs,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 use tempfile::TempDir;
 
-use crate::{
-    harness::{Browser, Redis, WebSocket, free_port, record},
-    process::Running,
-};
+use crate::harness::{Browser, Killed, Redis, Running, free_port, record};
 
 const PASSWORD: &str = "p@ss:w/rd";
 const ESCAPED: &str = "p%40ss%3Aw%2Frd";
 
 async fn server(url: &str, trusted: Option<&str>) -> Running {
     let trusted = trusted.map(|file| ("SSL_CERT_FILE", file));
-    let environment: Vec<_> = [("PORT", "0"), ("REDIS_URL", url)].into_iter().chain(trusted).collect();
+    let environment: Vec<_> = [("REDIS_URL", url)].into_iter().chain(trusted).collect();
     Running::start(&[], &environment).await
 }
 
@@ -27,8 +24,7 @@ async fn works(redis: &Redis, url: &str, trusted: Option<&str>) {
     redis.command(&["MOVE", "/current_users/ada", "3"]).await;
     let server = server(url, trusted).await;
     server.says("subscribed to redis").await;
-    let path = "/socket.io/?EIO=4&transport=websocket&channel_token=ada";
-    let mut browser = Browser::over(WebSocket::connect(server.address(), path).await, "40").await;
+    let mut browser = Browser::connect(&server, "ada").await;
     redis.records(record("user-1", 1)).await;
     assert_eq!(browser.number().await, 1, "{url}");
 }
@@ -92,7 +88,7 @@ fn certificate(directory: &TempDir, names: &str) -> [String; 2] {
 }
 
 #[tokio::test]
-async fn tls_is_spoken_with_whom_the_system_trusts() {
+async fn tls_needs_a_certificate_that_the_system_trusts() {
     let (redis, directory) = (Redis::start().await, TempDir::new().unwrap());
     let [key, own] = certificate(&directory, "DNS:localhost");
     let [_, other] = certificate(&directory, "IP:127.0.0.1");
@@ -112,16 +108,6 @@ async fn tls_is_spoken_with_whom_the_system_trusts() {
     }
 }
 
-/// Killed when dropped.
-struct Sentinel(Child);
-
-impl Drop for Sentinel {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
 #[tokio::test]
 async fn a_sentinel_knows_the_way() {
     let redis = Redis::start().await;
@@ -130,7 +116,7 @@ async fn a_sentinel_knows_the_way() {
     let monitor = format!("sentinel monitor main 127.0.0.1 {} 1", redis.port());
     fs::write(&file, format!("port {port}\nbind 127.0.0.1\ndir {}\n{monitor}\n", directory.path().display())).unwrap();
     let sentinel = Command::new("redis-server").arg(&file).arg("--sentinel").stdout(Stdio::null()).spawn();
-    let _sentinel = Sentinel(sentinel.expect("redis-server is installed"));
+    let _sentinel = Killed(sentinel.expect("redis-server is installed"));
     let at = |service| format!("redis-sentinel://127.0.0.1:{port}/3?sentinelServiceName={service}");
     works(&redis, &at("main"), None).await;
     let said = complaint(&at("other"), None).await;
@@ -138,7 +124,7 @@ async fn a_sentinel_knows_the_way() {
 }
 
 #[tokio::test]
-async fn who_is_not_redis_is_found_out() {
+async fn a_server_that_is_not_redis_is_recognized() {
     let other = server("redis://127.0.0.1:1", None).await;
     let said = complaint(&format!("redis://127.0.0.1:{}", other.port()), None).await;
     assert!(said.contains("what answers is not redis"), "{said}");

@@ -11,7 +11,16 @@ use loomio_channels::hub::{
 };
 
 /// After this time a shard hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `condition` holds, at most for [`PATIENCE`].
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let limit = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < limit, "waited {PATIENCE:?} until {what}");
+        thread::yield_now();
+    }
+}
 
 /// A message that knows its own place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,12 +90,12 @@ pub(crate) fn ask_to_join(
     let screen = Screen::default();
     let seen = Arc::clone(&screen.0);
     let (sender, receiver) = mpsc::channel();
-    // Whoever was cut meanwhile does not wait for it any more.
+    // A subscriber that was cut meanwhile no longer waits for the welcome.
     let membership = hub.join(screen, rooms, since, Instant::now(), move |joined| drop(sender.send(joined)));
     (membership, seen, receiver)
 }
 
-/// Waits until all `shards` have done what they were told so far. Nobody else may join meanwhile: newcomers go from shard
+/// Waits until all `shards` have done what they were told so far. Nothing else may join meanwhile: newcomers go from shard
 /// to shard in turn.
 pub(crate) fn obeyed(hub: &Hub<Screen>, shards: usize) {
     let guests: Vec<_> = (0..shards).map(|_| ask_to_join(hub, Rooms::default(), Since::Now)).collect();
@@ -97,16 +106,10 @@ pub(crate) fn obeyed(hub: &Hub<Screen>, shards: usize) {
 
 /// Waits until a subscriber has got `count` messages, or the hub cut it.
 pub(crate) fn served(seen: &Mutex<Seen>, count: usize) {
-    let until = Instant::now() + PATIENCE;
-    loop {
+    until(&format!("{count} messages have come"), || {
         let seen = seen.lock().unwrap();
-        if seen.got.len() >= count || seen.lagged {
-            return;
-        }
-        assert!(Instant::now() < until, "got {} messages of {count}", seen.got.len());
-        drop(seen);
-        thread::yield_now();
-    }
+        seen.got.len() >= count || seen.lagged
+    });
 }
 
 pub(crate) fn room(number: usize) -> String {

@@ -1,4 +1,4 @@
-//! Who does not read is let go before it costs memory, harms nobody else, and misses nothing when it comes back.
+//! A browser that does not read is closed before it costs memory, disturbs no other, and misses nothing when it returns.
 
 use loomio_channels::metrics::Counter;
 
@@ -9,7 +9,7 @@ const SMALL_OUTBOX: [(&str, &str); 1] = [("OUTBOX_BYTES", "64KiB")];
 /// Large enough that the buffers of the system soon are full.
 const LENGTH: usize = 100_000;
 
-/// Publishes until nobody waits for more; `witness` reads along, so that it never falls behind. Returns how many.
+/// Publishes until it is `enough`; `witness` reads along, so that it never falls behind. Returns the number of messages.
 async fn publish_until(redis: &Redis, witness: &mut Browser, mut enough: impl FnMut() -> bool) -> usize {
     let mut number = 0;
     while !enough() {
@@ -22,10 +22,10 @@ async fn publish_until(redis: &Redis, witness: &mut Browser, mut enough: impl Fn
 }
 
 #[tokio::test]
-async fn who_stops_reading_is_closed_and_recovers_without_a_hole_while_others_notice_nothing() {
+async fn a_browser_that_stops_reading_is_closed_and_recovers_without_a_hole_and_others_are_not_disturbed() {
     let (redis, server) = start_with(&SMALL_OUTBOX).await;
     redis.user("ada", 1, &[1]).await;
-    let socket = WebSocket::connect_narrow(server.address(), "/socket.io/?EIO=4&transport=websocket&channel_token=ada");
+    let socket = WebSocket::narrow(&server, "&channel_token=ada");
     let mut slow = Browser::over(socket.await, "40").await;
     let mut witness = Browser::connect(&server, "ada").await;
     let published = publish_until(&redis, &mut witness, || server.count(Counter::SlowClosed) > 0).await;
@@ -50,7 +50,7 @@ async fn who_stops_reading_is_closed_and_recovers_without_a_hole_while_others_no
 }
 
 #[tokio::test]
-async fn who_reads_nothing_of_what_it_missed_is_not_closed_for_that_but_for_what_comes_then() {
+async fn an_unread_replay_does_not_close_a_browser_but_live_messages_after_it_do() {
     let (redis, server) = start_with(&[("OUTBOX_BYTES", "64KiB"), ("REPLAY_BYTES", "64MiB")]).await;
     redis.user("ada", 1, &[1]).await;
     let session = Browser::connect(&server, "ada").await.cut();
@@ -58,9 +58,8 @@ async fn who_reads_nothing_of_what_it_missed_is_not_closed_for_that_but_for_what
     let mut times = 0..200;
     publish_until(&redis, &mut witness, || times.next().is_none()).await;
 
-    let mut socket =
-        WebSocket::connect_narrow(server.address(), "/socket.io/?EIO=4&transport=websocket&channel_token=ada").await;
-    assert!(socket.packet().await.unwrap().starts_with("0{"));
+    let mut socket = WebSocket::narrow(&server, "&channel_token=ada").await;
+    assert!(socket.text().await.starts_with("0{"));
     socket.send(&session.packet()).await;
     server.counted(Counter::Recovered, 1).await;
     for number in 200..202 {
@@ -84,19 +83,18 @@ async fn a_single_message_may_be_larger_than_the_bound() {
 }
 
 #[tokio::test]
-async fn who_stops_polling_is_closed_as_well() {
+async fn a_browser_that_stops_polling_is_closed() {
     let (redis, server) = start_with(&SMALL_OUTBOX).await;
     redis.user("ada", 1, &[1]).await;
     let polling = Polling::connect(&server, "ada").await;
     let mut witness = Browser::connect(&server, "ada").await;
     publish_until(&redis, &mut witness, || server.count(Counter::SlowClosed) > 0).await;
     until("the end of the session", async || !polling.is_open().await).await;
-    redis.fence("end").await;
-    assert_eq!(witness.upto("end").await, []);
+    assert_eq!(witness.rest(&redis).await, []);
 }
 
 #[tokio::test]
-async fn who_does_not_answer_a_ping_is_closed() {
+async fn a_browser_that_does_not_answer_a_ping_is_closed() {
     let (redis, server) = start_with(&[("PING_INTERVAL_MS", "100"), ("PING_TIMEOUT_MS", "300")]).await;
     redis.user("ada", 1, &[1]).await;
     let mut silent = Browser::connect(&server, "ada").await;

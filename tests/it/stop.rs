@@ -1,27 +1,37 @@
-//! The end: browsers are told, so that they come back by themselves, and nothing holds it up.
+//! The stop: browsers are told, so that they come back by themselves, and nothing holds it up.
 
-use std::time::{Duration, Instant};
-
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::net::TcpStream;
 
 use crate::harness::{
-    Browser, Ended, Polling, Program, Redis, WebSocket, get, large_record, record, start, start_behind_proxy,
-    start_with, until, within,
+    Browser, Connection, Ended, POLLING, Proxy, Redis, Running, WEBSOCKET, WebSocket, get, handshake, large_record,
+    publish, record, start_with_ada, start_with_polling_ada, within,
 };
 
-/// Much less than a soft stop may take.
-const AT_ONCE: Duration = Duration::from_secs(1);
+/// A program behind a Redis with Ada.
+async fn program(url: &str, redis: &Redis, settings: &[(&str, &str)]) -> Running {
+    redis.user("ada", 1, &[]).await;
+    let program = Running::start(&[], &[&[("REDIS_URL", url)], settings].concat()).await;
+    program.becomes(200).await;
+    program
+}
 
-/// A container is killed ten seconds after it was told to stop; this is soon.
-const SOON: Duration = Duration::from_secs(4);
+/// The end of a program that was told to stop: all its tasks ended by themselves, before they were given up.
+async fn ends_by_itself(mut program: Running) {
+    assert_eq!(program.exit().await.code(), Some(0));
+    let said = program.says("stopped").await;
+    assert!(said.contains("finished=true"), "{said}");
+}
+
+async fn stops_by_itself(program: Running) {
+    program.signal("TERM");
+    ends_by_itself(program).await;
+}
 
 #[tokio::test]
 async fn websockets_are_closed_as_by_a_server_that_goes_away() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let mut browsers = [Browser::connect(&server, "ada").await, Browser::anonymous(&server).await];
-    let mut fresh = WebSocket::connect(server.address(), "/socket.io/?EIO=4&transport=websocket").await;
-    assert!(fresh.packet().await.unwrap().starts_with("0{"));
+    let (_redis, server, ada) = start_with_ada(&[]).await;
+    let mut browsers = [ada, Browser::anonymous(&server).await];
+    let mut fresh = WebSocket::open(&server).await;
     server.begin_stop();
     for browser in &mut browsers {
         assert_eq!(browser.end().await, Ended::Closed(Some(1001)));
@@ -32,95 +42,71 @@ async fn websockets_are_closed_as_by_a_server_that_goes_away() {
 
 #[tokio::test]
 async fn a_get_that_waits_is_answered_with_the_close_packet() {
-    let (redis, mut server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let polling = Polling::connect(&server, "ada").await;
+    let (_redis, mut server, polling) = start_with_polling_ada().await;
     let waiting = polling.get_later().await;
     // The same connection order as the server's: this one is answered after the GET has been read.
-    assert_eq!(get(server.address(), "/health/live").await.status, 200);
+    assert_eq!(get(&server, "/health/live").await.status, 200);
     server.begin_stop();
     assert_eq!(waiting.response().await.text(), "1");
     server.stopped().await;
 }
 
 #[tokio::test]
-async fn an_idle_server_stops_at_once_and_frees_its_port() {
-    let (_redis, server) = start().await;
-    let start = Instant::now();
-    server.stop().await;
-    assert!(start.elapsed() < SOON);
+async fn an_idle_program_stops_by_itself_with_redis_and_without() {
+    let mut redis = Redis::start().await;
+    for redis_is_away in [false, true] {
+        let program = program(&redis.url(), &redis, &[]).await;
+        if redis_is_away {
+            redis.kill();
+            program.becomes(503).await;
+        }
+        stops_by_itself(program).await;
+    }
 }
 
 #[tokio::test]
 async fn a_browser_that_does_not_read_does_not_hold_up_the_stop() {
-    let (redis, server) = start_with(&[("OUTBOX_BYTES", "1GiB")]).await;
-    redis.user("ada", 1, &[]).await;
-    let path = "/socket.io/?EIO=4&transport=websocket&channel_token=ada";
-    let _slow = Browser::over(WebSocket::connect_narrow(server.address(), path).await, "40").await;
-    let mut witness = Browser::connect(&server, "ada").await;
+    let redis = Redis::start().await;
+    let program = program(&redis.url(), &redis, &[("OUTBOX_BYTES", "1GiB")]).await;
+    let socket = WebSocket::narrow(&program, "&channel_token=ada").await;
+    let _slow = Browser::over(socket, "40").await;
+    let mut witness = Browser::connect(&program, "ada").await;
     redis.many_records((0..200).map(|number| large_record("user-1", number, 100_000))).await;
     redis.fence("end").await;
     witness.upto("end").await;
-    let start = Instant::now();
-    server.stop().await;
-    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    stops_by_itself(program).await;
 }
 
 #[tokio::test]
 async fn a_lookup_that_hangs_does_not_hold_up_the_stop() {
-    let (redis, proxy, server) = start_behind_proxy().await;
-    redis.user("ada", 1, &[]).await;
-    let mut known = Browser::connect(&server, "ada").await;
+    let redis = Redis::start().await;
+    let proxy = Proxy::to(redis.port()).await;
+    let program = program(&proxy.url(), &redis, &[]).await;
+    let mut known = Browser::connect(&program, "ada").await;
     proxy.hang();
-    let mut waiting =
-        WebSocket::connect(server.address(), "/socket.io/?EIO=4&transport=websocket&channel_token=ada").await;
-    assert!(waiting.packet().await.unwrap().starts_with("0{"));
+    let mut waiting = WebSocket::connect(&program, &format!("{WEBSOCKET}&channel_token=ada")).await;
+    assert!(waiting.text().await.starts_with("0{"));
     waiting.send("40").await;
-    assert!(waiting.packet().await.unwrap().starts_with("40{"), "connected as a visitor, and the lookup goes on");
-    let start = Instant::now();
-    server.begin_stop();
+    assert!(waiting.text().await.starts_with("40{"), "connected as a visitor, and the lookup goes on");
+    program.signal("TERM");
     assert_eq!(known.end().await, Ended::Closed(Some(1001)));
-    server.stop().await;
-    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    ends_by_itself(program).await;
 }
 
 #[tokio::test]
 async fn a_handshake_in_the_middle_of_the_stop_does_not_hold_it_up() {
-    let (_redis, mut server) = start().await;
-    let mut handshake = TcpStream::connect(server.address()).await.unwrap();
-    handshake.write_all(b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nhost: test\r\n").await.unwrap();
-    assert_eq!(get(server.address(), "/health/live").await.status, 200);
-    let start = Instant::now();
-    server.begin_stop();
-    within("the port to be closed", async { while TcpStream::connect(server.address()).await.is_ok() {} }).await;
-    let rest = b"connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
-        sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-    // Whether it is still taken is up to the server.
-    let _ = handshake.write_all(rest).await;
-    server.stopped().await;
-    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
-}
-
-#[tokio::test]
-async fn while_redis_is_away_the_server_still_stops() {
-    let (mut redis, server) = start().await;
-    redis.kill();
-    server.unready().await;
-    let start = Instant::now();
-    server.stop().await;
-    assert!(start.elapsed() < SOON);
-}
-
-#[tokio::test]
-async fn sigterm_ends_the_program_politely() {
     let redis = Redis::start().await;
-    let mut program = Program::start(&[("REDIS_URL", &redis.url())]).await;
-    let path = "/socket.io/?EIO=4&transport=websocket";
-    let mut socket = WebSocket::connect(program.address(), path).await;
-    assert!(socket.packet().await.unwrap().starts_with("0{"));
-    program.terminate();
-    assert_eq!(socket.end().await, Ended::Closed(Some(1001)));
-    assert_eq!(program.exit().await.code(), Some(0));
+    let program = program(&redis.url(), &redis, &[]).await;
+    let request = handshake(WEBSOCKET);
+    let (half, rest) = request.split_at(request.len() / 2);
+    let mut connection = Connection::begin(&program, half).await;
+    assert_eq!(get(&program, "/health/live").await.status, 200);
+    program.signal("TERM");
+    let address = program.address();
+    within("the port to be closed", async { while TcpStream::connect(address).await.is_ok() {} }).await;
+    // Whether it is still taken is up to the server.
+    connection.write(rest).await;
+    ends_by_itself(program).await;
 }
 
 #[tokio::test]
@@ -128,20 +114,15 @@ async fn what_redis_has_accepted_when_sigterm_comes_is_delivered() {
     const BROWSERS: usize = 200;
     const MESSAGES: usize = 50;
     let redis = Redis::start().await;
-    let mut program = Program::start(&[("REDIS_URL", &redis.url())]).await;
-    until("readiness", async || get(program.address(), "/health/ready").await.status == 200).await;
+    let program = program(&redis.url(), &redis, &[]).await;
     let mut sockets = Vec::new();
     for _ in 0..BROWSERS {
-        let mut socket = WebSocket::connect(program.address(), "/socket.io/?EIO=4&transport=websocket").await;
-        assert!(socket.packet().await.unwrap().starts_with("0{"));
-        socket.send("40").await;
-        assert!(socket.packet().await.unwrap().starts_with("40{"));
-        sockets.push(socket);
+        sockets.push(WebSocket::connected(&program).await);
     }
     for number in 0..MESSAGES {
         redis.notice(record("", number)).await;
     }
-    program.terminate();
+    program.signal("TERM");
     for socket in &mut sockets {
         let mut got = 0;
         let ended = loop {
@@ -152,40 +133,33 @@ async fn what_redis_has_accepted_when_sigterm_comes_is_delivered() {
         };
         assert_eq!((got, ended), (MESSAGES, Ended::Closed(Some(1001))));
     }
-    assert_eq!(program.exit().await.code(), Some(0));
+    ends_by_itself(program).await;
 }
 
 #[tokio::test]
 async fn a_browser_between_two_requests_gets_what_was_accepted_too() {
-    let (redis, mut server) = start().await;
-    redis.user("ada", 1, &[]).await;
-    let polling = Polling::connect(&server, "ada").await;
-    redis.records(record("user-1", 7)).await;
-    server.caught_up(&redis).await;
+    let (redis, mut server, polling) = start_with_polling_ada().await;
+    publish(&redis, &server, "user-1", [7]).await;
     server.begin_stop();
     server.unready().await;
-    let refused = get(server.address(), "/socket.io/?EIO=4&transport=polling").await;
-    assert_eq!(refused.status, 503, "nobody comes any more");
+    assert_eq!(get(&server, POLLING).await.status, 503, "no session begins any more");
     let packets = polling.get().await;
     assert!(packets.iter().any(|packet| packet.contains(&record("user-1", 7))), "{packets:?}");
     server.stopped().await;
 }
 
 #[tokio::test]
-async fn a_second_sigterm_ends_it_at_once() {
+async fn a_second_signal_ends_the_program_before_its_tasks_have_ended() {
     let redis = Redis::start().await;
-    let mut program = Program::start(&[("REDIS_URL", &redis.url())]).await;
-    let mut socket = WebSocket::connect(program.address(), "/socket.io/?EIO=4&transport=websocket").await;
-    assert!(socket.packet().await.unwrap().starts_with("0{"));
+    let mut program = program(&redis.url(), &redis, &[]).await;
     // A request that does not end holds up the soft stop.
-    let mut request = TcpStream::connect(program.address()).await.unwrap();
-    request.write_all(b"POST /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nhost: test\r\ncontent-len").await.unwrap();
-    assert_eq!(get(program.address(), "/health/live").await.status, 200);
-    program.terminate();
-    assert_eq!(socket.end().await, Ended::Closed(Some(1001)));
-    let start = Instant::now();
-    assert!(program.runs());
-    program.terminate();
+    let _request = Connection::begin(&program, format!("POST {POLLING} HTTP/1.1\r\nhost: test\r\ncontent-len")).await;
+    assert_eq!(get(&program, "/health/live").await.status, 200);
+    // Both signals wait when the program goes on, so that no time passes between them.
+    for signal in ["STOP", "TERM", "INT", "CONT"] {
+        program.signal(signal);
+    }
     assert_eq!(program.exit().await.code(), Some(0));
-    assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
+    let said = program.says("stopped").await;
+    assert!(said.contains("finished=false"), "{said}");
 }

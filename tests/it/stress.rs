@@ -13,7 +13,7 @@ use std::{
 
 use loomio_channels::hub::{Bounds, Epoch, Hub, Offset, Return, Rooms, Since, Subscriber};
 
-use crate::screen::{self, Note, PATIENCE, Published, Screen, Seen, ask_to_join, join, publish, room, served};
+use crate::screen::{self, Note, Published, Screen, Seen, ask_to_join, join, publish, room, served, until};
 
 const ROOMS: usize = 5;
 const SHARDS: usize = 3;
@@ -105,7 +105,10 @@ impl Diary {
             if got.next_if_eq(&sequence).is_some() {
                 before = sequence;
             } else {
-                assert!(self.told.contains(&before), "{sequence} is missing after {before}, and nobody said so");
+                assert!(
+                    self.told.contains(&before),
+                    "{sequence} is missing after {before}, and the browser was not told"
+                );
             }
         }
         assert_eq!(got.next(), None, "something came that was never published for these rooms");
@@ -115,28 +118,19 @@ impl Diary {
 /// Publishes at full speed, a fixed number for each of the `wanted` connections: never so much more than can be
 /// delivered that the end of the test is not to be seen.
 fn publish_for(hub: &Hub<Screen>, connections: &AtomicUsize, wanted: usize) -> Published {
-    let until = Instant::now() + PATIENCE;
     publish(hub, ROOMS, |published| {
         let allowed = || connections.load(Ordering::Relaxed).saturating_add(1) * MESSAGES;
-        while published.len() >= allowed() && Instant::now() < until {
-            thread::yield_now();
-        }
+        until("another connection has come", || published.len() < allowed());
         published.len() < wanted * MESSAGES
     })
 }
 
 /// Stays until `count` messages came, the hub cut it, or all is `done`.
 fn stay(seen: &Mutex<Seen>, count: usize, done: &AtomicBool) {
-    let until = Instant::now() + PATIENCE;
-    loop {
+    until("messages have come", || {
         let seen = seen.lock().unwrap();
-        if seen.got.len() >= count || seen.lagged || done.load(Ordering::Acquire) {
-            return;
-        }
-        drop(seen);
-        assert!(Instant::now() < until, "no messages come");
-        thread::yield_now();
-    }
+        seen.got.len() >= count || seen.lagged || done.load(Ordering::Acquire)
+    });
 }
 
 fn live_through(hub: &Hub<Screen>) -> (Published, Vec<Diary>) {
@@ -192,11 +186,10 @@ fn the_live_queue_is_longer_than_a_short_log() {
         served(seen, owed);
         assert!(!seen.lock().unwrap().lagged);
     }
-    let limit = Instant::now() + PATIENCE;
-    while hub.log_bytes() > 1_000 && Instant::now() < limit {
+    until("what was delivered is gone", || {
         hub.expire(Instant::now());
-    }
-    assert!(hub.log_bytes() <= 1_000, "what was delivered is kept no longer");
+        hub.log_bytes() <= 1_000
+    });
 }
 
 #[test]
@@ -254,7 +247,6 @@ impl Subscriber for Slow {
 
 #[test]
 fn newcomers_are_welcomed_while_more_comes_than_can_be_delivered() {
-    const SOON: Duration = Duration::from_secs(5);
     let hub = screen::hub(Epoch::new(7), bounds(1 << 30, 0), 1);
     let overload = Arc::new(Overload::default());
     let (sender, welcome) = mpsc::channel();
@@ -272,9 +264,10 @@ fn newcomers_are_welcomed_while_more_comes_than_can_be_delivered() {
         }
         let welcomed = move |_| sender.send(()).unwrap_or_default();
         let joining = hub.join(slow(), Rooms::all(vec![room(1)]), Since::Now, Instant::now(), welcomed);
-        let welcomed = welcome.recv_timeout(SOON);
+        // As long as the overload lasts.
+        let welcomed = welcome.recv_timeout(screen::PATIENCE);
         overload.over.store(true, Ordering::Release);
         drop(joining);
-        assert!(welcomed.is_ok(), "not welcomed within {SOON:?}");
+        assert!(welcomed.is_ok(), "not welcomed within {:?}", screen::PATIENCE);
     });
 }

@@ -2,30 +2,25 @@
 
 use loomio_channels::metrics::Counter;
 
-use crate::harness::{Browser, Redis, Server, Session, large_record, numbers, record, start, start_with, until};
+use crate::harness::{
+    Browser, Server, Session, large_record, numbers, publish, record, start, start_with, start_with_ada, until,
+};
 
 const SECRET: (&str, &str) = ("CHANNELS_SECRET", "a secret of both servers");
 
-async fn publish(redis: &Redis, server: &Server, room: &str, number: usize) {
-    redis.records(record(room, number)).await;
-    server.caught_up(redis).await;
-}
-
 #[tokio::test]
 async fn a_ticket_serves_only_with_the_token_it_was_made_for() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[2]).await;
-    let mut ada = Browser::connect(&server, "ada").await;
-    publish(&redis, &server, "group-2", 0).await;
+    let (redis, server, mut ada) = start_with_ada(&[2]).await;
+    publish(&redis, &server, "group-2", [0]).await;
     assert_eq!(ada.number().await, 0);
     let borrowed = ada.session.clone();
-    publish(&redis, &server, "group-2", 1).await;
+    publish(&redis, &server, "group-2", [1]).await;
     let thieves = [
         Browser::resume(&server, "invented", &borrowed).await,
         Browser::resume(&server, "invented", &borrowed.without_offset()).await,
         Browser::open(&server, "", &borrowed.packet()).await,
     ];
-    publish(&redis, &server, "group-2", 2).await;
+    publish(&redis, &server, "group-2", [2]).await;
     redis.fence("end").await;
     for mut thief in thieves {
         assert!(!thief.recovered && thief.session.sid != borrowed.sid);
@@ -38,34 +33,45 @@ async fn a_ticket_serves_only_with_the_token_it_was_made_for() {
 
 #[tokio::test]
 async fn without_the_key_a_browser_keeps_its_rooms_for_unvouched_max_and_no_longer() {
-    let (redis, server) = start_with(&[("UNVOUCHED_MAX", "2s")]).await;
+    let (redis, patient) = start_with(&[SECRET]).await;
+    let server = Server::start(&redis.url(), &[SECRET, ("UNVOUCHED_MAX", "1s")]).await;
+    server.ready().await;
     redis.user("ada", 1, &[2]).await;
     let mut session = Browser::connect(&server, "ada").await.cut();
     redis.forget("ada").await;
+    let mut kept = session.clone();
     let mut returns = 0;
     until("the end of the rooms", async || {
-        publish(&redis, &server, "group-2", returns).await;
+        publish(&redis, &server, "group-2", [returns]).await;
         let browser = Browser::resume(&server, "ada", &session).await;
         let has_rooms = browser.recovered;
         assert_eq!(numbers(&browser.missed), if has_rooms { vec![returns] } else { vec![] });
+        if has_rooms {
+            kept = browser.session.clone();
+        }
         session = browser.cut();
         returns += 1;
         !has_rooms
     })
     .await;
-    assert!(returns > 1, "for a while it kept them");
-    redis.user("ada", 1, &[2]).await;
-    publish(&redis, &server, "group-2", returns).await;
-    let mut browser = Browser::resume(&server, "ada", &session).await;
-    publish(&redis, &server, "group-2", returns + 1).await;
+    patient.caught_up(&redis).await;
+    let mut browser = Browser::resume(&patient, "ada", &kept).await;
+    publish(&redis, &server, "group-2", [returns]).await;
     redis.fence("end").await;
-    assert_eq!(numbers(&browser.upto("end").await), [returns + 1], "Redis vouches again");
+    let last = browser.upto("end").await.pop().map(|event| event.number());
+    assert_eq!(last, Some(returns), "with the default the last ticket that had rooms still has them");
+    redis.user("ada", 1, &[2]).await;
+    let mut browser = Browser::resume(&server, "ada", &session).await;
+    publish(&redis, &server, "group-2", [returns + 1]).await;
+    assert_eq!(numbers(&browser.rest(&redis).await), [returns + 1], "Redis vouches again");
 }
 
 #[tokio::test]
 async fn absence_counts_from_when_a_browser_was_last_here() {
     let settings = [SECRET, ("RECOVERY_WINDOW", "3s")];
     let (redis, server) = start_with(&settings).await;
+    let other = Server::start(&redis.url(), &settings).await;
+    other.ready().await;
     redis.user("ada", 1, &[2]).await;
     let mut browser = Browser::connect(&server, "ada").await;
     let first = browser.session.clone();
@@ -74,13 +80,10 @@ async fn absence_counts_from_when_a_browser_was_last_here() {
         let event = browser.try_any_event().await.unwrap();
         assert_eq!((event.name.as_str(), event.argument.as_str()), ("session", ""));
     }
-    let last = browser.cut();
-    server.stop().await;
     redis.forget("ada").await;
-    let server = Server::start(&redis.url(), &settings).await;
-    server.ready().await;
-    let mut back = Browser::resume(&server, "ada", &last).await;
-    let mut long_gone = Browser::resume(&server, "ada", &first).await;
+    // A server that knows nothing of the session but the ticket.
+    let mut back = Browser::resume(&other, "ada", &browser.cut()).await;
+    let mut long_gone = Browser::resume(&other, "ada", &first).await;
     redis.records(record("group-2", 7)).await;
     redis.fence("end").await;
     assert_eq!(numbers(&back.upto("end").await), [7]);
@@ -91,13 +94,13 @@ async fn absence_counts_from_when_a_browser_was_last_here() {
 async fn a_group_gained_while_connected_is_replayed_from_the_beginning_of_the_session_and_once() {
     let (redis, server) = start().await;
     redis.user("ada", 1, &[2]).await;
-    publish(&redis, &server, "group-3", 0).await;
+    publish(&redis, &server, "group-3", [0]).await;
     let mut browser = Browser::connect(&server, "ada").await;
-    publish(&redis, &server, "group-3", 1).await;
-    publish(&redis, &server, "group-2", 2).await;
+    publish(&redis, &server, "group-3", [1]).await;
+    publish(&redis, &server, "group-2", [2]).await;
     redis.user("ada", 1, &[2, 3]).await;
-    publish(&redis, &server, "group-3", 3).await;
-    publish(&redis, &server, "group-2", 4).await;
+    publish(&redis, &server, "group-3", [3]).await;
+    publish(&redis, &server, "group-2", [4]).await;
     assert_eq!([browser.number().await, browser.number().await], [2, 4]);
     let before = browser.cut();
     // A connection that dies before anything is read changes nothing.
@@ -106,23 +109,22 @@ async fn a_group_gained_while_connected_is_replayed_from_the_beginning_of_the_se
         assert_eq!((browser.recovered, numbers(&browser.missed)), (false, vec![1, 3]), "other rooms, another session");
     }
     let mut browser = Browser::resume(&server, "ada", &before).await;
-    publish(&redis, &server, "group-3", 5).await;
+    publish(&redis, &server, "group-3", [5]).await;
     assert_eq!(browser.number().await, 5);
     let session = browser.cut();
-    publish(&redis, &server, "group-3", 6).await;
+    publish(&redis, &server, "group-3", [6]).await;
     let browser = Browser::resume(&server, "ada", &session).await;
     assert_eq!((browser.recovered, numbers(&browser.missed)), (true, vec![6]), "nothing comes twice");
 }
 
 #[tokio::test]
 async fn a_group_that_was_taken_away_and_given_back_is_replayed_as_a_whole() {
-    let (redis, server) = start().await;
-    redis.user("ada", 1, &[2]).await;
-    let session = Browser::connect(&server, "ada").await.cut();
+    let (redis, server, browser) = start_with_ada(&[2]).await;
+    let session = browser.cut();
     redis.user("ada", 1, &[]).await;
     let mut browser = Browser::resume(&server, "ada", &session).await;
-    publish(&redis, &server, "group-2", 0).await;
-    publish(&redis, &server, "user-1", 1).await;
+    publish(&redis, &server, "group-2", [0]).await;
+    publish(&redis, &server, "user-1", [1]).await;
     assert_eq!(browser.number().await, 1);
     let session = browser.cut();
     redis.user("ada", 1, &[2]).await;
@@ -142,19 +144,19 @@ async fn a_group_that_was_taken_away_does_not_come_back_with_the_key_gone() {
     redis.forget("ada").await;
     let mut kept = Browser::resume(&server, "ada", &new).await;
     let mut taken = Browser::resume(&server, "ada", &old).await;
-    publish(&redis, &server, "group-2", 0).await;
-    publish(&redis, &server, "group-1", 1).await;
+    publish(&redis, &server, "group-2", [0]).await;
+    publish(&redis, &server, "group-1", [1]).await;
     redis.fence("end").await;
     assert_eq!(numbers(&kept.upto("end").await), [1]);
     assert_eq!(taken.upto("end").await, [], "its ticket names a group that it no longer has");
 }
 
 #[tokio::test]
-async fn who_missed_more_than_a_return_may_take_starts_over() {
+async fn a_browser_that_missed_more_than_replay_bytes_starts_over() {
     let (redis, server) = start_with(&[("REPLAY_BYTES", "64KiB")]).await;
     redis.user("ada", 1, &[]).await;
     let mut browser = Browser::connect(&server, "ada").await;
-    publish(&redis, &server, "user-1", 0).await;
+    publish(&redis, &server, "user-1", [0]).await;
     assert_eq!(browser.number().await, 0);
     let first = browser.cut();
     for number in 1..50 {
@@ -171,7 +173,7 @@ async fn who_missed_more_than_a_return_may_take_starts_over() {
     for session in [first.clone(), made_up, Session { pid: "made up".to_owned(), ..first }] {
         let mut browser = Browser::resume(&server, "ada", &session).await;
         assert_eq!((browser.recovered, numbers(&browser.missed)), (false, vec![]));
-        publish(&redis, &server, "user-1", 100).await;
+        publish(&redis, &server, "user-1", [100]).await;
         assert_eq!(browser.number().await, 100);
         let again = Browser::resume(&server, "ada", &browser.cut()).await;
         assert_eq!((again.recovered, numbers(&again.missed)), (true, vec![]));

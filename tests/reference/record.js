@@ -6,13 +6,15 @@
 import { mkdir, writeFile } from "node:fs/promises";
 import { startRedis } from "../e2e/lib/redis.js";
 import { startReference } from "../e2e/lib/servers.js";
-import { pause } from "../e2e/lib/wait.js";
 import { http, openSocket } from "../e2e/lib/wire.js";
 
 const directory = new URL("../../fixtures/wire/", import.meta.url);
 const POLLING = "EIO=4&transport=polling";
 const WEBSOCKET = "EIO=4&transport=websocket";
 const SHOWN_HEADERS = /^(content-type|content-encoding|cache-control|access-control-.*|vary)$/;
+
+// Recording is watched by a person: a pause that proves too short shows as a change of the files.
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 const redis = await startRedis();
 const server = await startReference(redis);

@@ -14,7 +14,8 @@ const number = (name) => (env[name] ? { value: Number(env[name]) } : undefined);
 const appHost = env.CANONICAL_HOST || (env.VIRTUAL_HOST ?? "").replace("channels.", "");
 const origin = env.PUBLIC_APP_URL || `https://${appHost}`;
 
-const http = createServer((_request, response) => response.writeHead(404).end());
+// Tests read the header to wait until the server has noticed that a client is gone.
+const http = createServer((_request, response) => response.writeHead(404, { "x-sockets": io.sockets.sockets.size }).end());
 const io = new Server(http, {
   cors: { origin, credentials: true },
   connectionStateRecovery: { maxDisconnectionDuration: RECOVERY_WINDOW_MS, skipMiddlewares: true },

@@ -14,22 +14,17 @@ export function closeBrowsers() {
   open.clear();
 }
 
-/** Long enough for a test to publish something while a client is away. */
-const RECONNECT_AFTER_MS = 500;
-
 /**
  * Connects like Loomio does. `diary` collects `[event, ...arguments]`, with "connect" and "disconnect" among them.
  * Messages whose records hold `probe` are how tests find out that a room was joined; the diary leaves them out.
  */
-export async function openBrowser(server, { io = io48, token, transports, options = {} } = {}) {
+export async function openBrowser(server, { io = io48, token, transports } = {}) {
   const socket = io(server.url, {
     query: token === undefined ? {} : { channel_token: token },
     ...(transports && { transports }),
     forceNew: true,
-    reconnectionDelay: RECONNECT_AFTER_MS,
-    reconnectionDelayMax: RECONNECT_AFTER_MS,
-    randomizationFactor: 0,
-    ...options,
+    reconnectionDelay: 100,
+    reconnectionDelayMax: 100,
   });
   open.add(socket);
   const diary = [];
@@ -53,9 +48,29 @@ export async function openBrowser(server, { io = io48, token, transports, option
     read: () => diary.splice(0),
     /** The texts of the records received so far, as `say` publishes them. */
     texts: () => diary.filter(([name]) => name === "records").map(([, data]) => data.records.text),
-    /** Loses the transport; the client notices at once and comes back by itself. */
-    cut: () => socket.io.engine.close(),
-    connected: (within = 10_000) => until("the client is connected", () => socket.connected, within),
+    /** Loses the transport, does `meanwhile`, and comes back as by itself. */
+    async away(meanwhile) {
+      const before = socket.id;
+      socket.io.reconnection(false);
+      await server.loses(() => socket.io.engine.close());
+      await until("the client is away", () => !socket.connected);
+      await meanwhile();
+      const back = browser.reconnected();
+      socket.io.reconnection(true);
+      socket.io.open();
+      await back;
+      return { recovered: socket.recovered, sameId: socket.id === before };
+    },
+    /** Asks for a namespace that does not exist; once that is refused, the server has read all that was sent before. */
+    refused: (namespace = "/elsewhere") =>
+      soon("the refusal of a namespace", new Promise((resolve) => {
+        const other = socket.io.socket(namespace);
+        other.once("connect_error", ({ message, data = null }) => {
+          other.disconnect();
+          resolve({ message, data });
+        });
+      })),
+    connected: () => until("the client is connected", () => socket.connected),
     /** Waits for the next "connect". */
     reconnected: () => soon("the client to come back", new Promise((resolve) => socket.once("connect", resolve))),
     close: () => socket.disconnect(),
@@ -76,7 +91,7 @@ export async function joined(redis, browser, room) {
     if (mine.some((number) => browser.probes.has(number))) return true;
     mine.push(++probe);
     await redis.records({ room, records: { probe } });
-  }, 10_000, 20);
+  });
 }
 
 /** Sends every browser a notice and waits for it: whatever was published before has then arrived, or never will. */

@@ -1,7 +1,7 @@
 // Child processes that never outlive the test file that started them, whichever way it ends.
 import { spawn } from "node:child_process";
 import { createInterface } from "node:readline";
-import { until, soon } from "./wait.js";
+import { soon, until } from "./wait.js";
 
 const alive = new Set();
 
@@ -42,30 +42,21 @@ export function start(command, args, { env = {}, cwd } = {}) {
     assertRunning,
     signal: (name) => child.kill(name),
     /** The first match of `pattern` in a printed line. */
-    printed: (pattern, within = 20_000) =>
-      until(
-        `${command} prints ${pattern}`,
-        () => {
-          for (const line of lines) {
-            const match = line.match(pattern);
-            if (match) return match;
-          }
-          assertRunning();
-        },
-        within,
-      ),
-    /** Asks it to end, insists after `within` milliseconds. Returns its exit code and signal. */
-    async stop(signal = "SIGTERM", within = 5_000) {
+    printed: (pattern) =>
+      until(`${command} prints ${pattern}`, () => {
+        for (const line of lines) {
+          const match = line.match(pattern);
+          if (match) return match;
+        }
+        assertRunning();
+      }),
+    /** Asks it to end and returns its exit code and signal. One that does not end is killed with this process. */
+    stop(signal = "SIGTERM") {
       if (running()) {
         child.kill("SIGCONT");
         child.kill(signal);
       }
-      try {
-        return await soon(`${command} to end`, exited, within);
-      } catch {
-        child.kill("SIGKILL");
-        return exited;
-      }
+      return soon(`${command} to end`, exited);
     },
   };
 }

@@ -23,25 +23,35 @@ export async function startOurs(redis, { port, env = {} } = {}) {
     env: { REDIS_URL: redis.url, PORT: String(port), CANONICAL_HOST: APP_HOST, RUST_LOG: "info", ...env },
   });
   const url = `http://127.0.0.1:${port}`;
-  await until(
-    `${url}/health/ready answers 200`,
-    async () => {
+  /** Waits until `/health/ready` has this status. */
+  const becomes = (readiness) =>
+    until(`${url}/health/ready answers ${readiness}`, async () => {
       child.assertRunning();
-      return fetch(`${url}/health/ready`).then((answer) => answer.ok, () => false);
-    },
-    20_000,
-    25,
-  );
-  return { name: "ours", url, port, ...child };
+      return (await fetch(`${url}/health/ready`).catch(() => ({}))).status === readiness;
+    });
+  await becomes(200);
+  /** Ends a connection by `cut`. One that comes back takes the place of the old one, so that there is nothing to wait for. */
+  const loses = async (cut) => cut();
+  return { name: "ours", url, port, becomes, loses, ...child };
 }
 
 export async function startReference(redis, { port = 0, env = {} } = {}) {
-  return startNode("server.js", "reference", {
+  const server = await startNode("server.js", "reference", {
     REDIS_URL: redis.url,
     PORT: String(port),
     CANONICAL_HOST: APP_HOST,
     ...env,
   });
+  const sockets = async () => Number((await fetch(server.url)).headers.get("x-sockets"));
+  return {
+    ...server,
+    /** Ends a connection by `cut` and waits until the server knows. One that comes back before loses its rooms. */
+    async loses(cut) {
+      const before = await sockets();
+      await cut();
+      await until("the reference has noticed the end of a connection", async () => (await sockets()) < before);
+    },
+  };
 }
 
 /** The official Engine.IO echo server. */

@@ -5,8 +5,8 @@ import { soon, until } from "./wait.js";
 
 const SEPARATOR = "\x1e";
 
-/** One HTTP exchange on a connection of its own. The body is a Buffer. */
-export function http(server, path, { method = "GET", headers = {}, body, signal } = {}) {
+/** One HTTP exchange on a connection of its own. The body is a Buffer. `sent` is called once the request has left. */
+export function http(server, path, { method = "GET", headers = {}, body, signal, sent = () => {} } = {}) {
   return new Promise((resolve, reject) => {
     const outgoing = request(server.url + path, { method, headers, signal, agent: false }, (answer) => {
       const chunks = [];
@@ -15,6 +15,7 @@ export function http(server, path, { method = "GET", headers = {}, body, signal 
       answer.on("end", () => resolve({ status: answer.statusCode, headers: answer.headers, body: Buffer.concat(chunks) }));
     });
     outgoing.on("error", reject);
+    outgoing.on("finish", sent);
     outgoing.end(body);
   });
 }
@@ -34,6 +35,16 @@ export async function openPolling(server, { path = "/socket.io/", query = "", he
     url,
     get: (options) => http(server, url, { headers, ...options }),
     post: (body, options) => http(server, url, { headers, method: "POST", body, ...options }),
+    /**
+     * A poll that is on its way, as `{ answer }`. The server has it before what is asked next, or almost always: what
+     * overtakes it must be told from what does not.
+     */
+    async begin(options) {
+      let answer;
+      await new Promise((sent) => (answer = session.get({ sent, ...options })));
+      await http(server, "/");
+      return { answer };
+    },
     /** One poll as packets. */
     async poll() {
       const { status, body } = await session.get();
@@ -43,7 +54,7 @@ export async function openPolling(server, { path = "/socket.io/", query = "", he
     /** Polls until `wanted` says that the packets so far are enough. */
     async collect(wanted) {
       const packets = [];
-      while (!wanted(packets)) packets.push(...(await soon("a poll", session.poll(), 5_000)));
+      while (!wanted(packets)) packets.push(...(await soon("a poll", session.poll())));
       return packets;
     },
   };
@@ -80,11 +91,11 @@ export async function openSocket(server, query, { path = "/socket.io/", headers 
     /** Drops the TCP connection without a word. */
     terminate: () => socket.terminate(),
     isClosed: () => Boolean(closed ?? refused),
-    ended: (within = 5_000) => soon("the WebSocket to close", refused ?? ended, within),
+    ended: () => soon("the WebSocket to close", refused ?? ended),
     /** Takes packets out of `received` up to and including the first that `matches`. */
-    async take(matches, within = 5_000) {
+    async take(matches) {
       const wanted = typeof matches === "function" ? matches : (packet) => packet === matches;
-      await until("the packet has arrived", () => received.some(wanted), within);
+      await until("the packet has arrived", () => received.some(wanted));
       return received.splice(0, received.findIndex(wanted) + 1);
     },
   };

@@ -7,17 +7,16 @@ use tokio::task::JoinSet;
 
 use super::{Told, ask, begin, number, question, server, told};
 use crate::{
-    harness::until,
+    harness::{until, within},
     rails::{Answer, Rails},
 };
 
 #[tokio::test]
-async fn two_hundred_logins_wait_out_a_restart_and_rails_sees_each_check_once() {
+async fn two_hundred_checks_wait_out_a_restart_and_rails_gets_each_distinct_one_once() {
     let mut rails = Rails::start(|_| Answer::Status(200, "")).await;
     let server = server(&rails, &[]).await;
     assert_eq!(ask(&server, "1,a", "comment-1-body").await.status, 200);
     rails.stop().await;
-    let down = Instant::now();
     let mut logins = JoinSet::new();
     // Two browsers of each person.
     for login in 0..200 {
@@ -25,17 +24,13 @@ async fn two_hundred_logins_wait_out_a_restart_and_rails_sees_each_check_once() 
         logins.spawn(async move { exchange.response().await.status });
     }
     until("all wait", async || server.count(Counter::ChecksJoined) == 100).await;
-    // Held, and tried by one at a time.
-    until("the restart has taken 5 s", async || down.elapsed() >= Duration::from_secs(5)).await;
+    // All others are held while one at a time is a probe.
+    let before = server.count(Counter::RailsRequests);
+    until("five more probes", async || server.count(Counter::RailsRequests) >= before + 5).await;
     assert!(logins.try_join_next().is_none());
     assert!(server.count(Counter::RailsRequests) < 120, "{}", server.count(Counter::RailsRequests));
     rails.up().await;
-    let up = Instant::now();
-    let statuses = logins.join_all().await;
-    assert_eq!(statuses, [200; 200]);
-    let waited = up.elapsed();
-    assert!(waited < Duration::from_secs(4), "{waited:?}");
-    println!("200 logins granted {waited:?} after the restart");
+    assert_eq!(logins.join_all().await, [200; 200]);
     let mut bodies: Vec<String> = rails.asked().into_iter().skip(1).map(|asked| asked.body).collect();
     assert_eq!(bodies.len(), 100);
     bodies.sort();
@@ -50,21 +45,18 @@ async fn two_hundred_logins_wait_out_a_restart_and_rails_sees_each_check_once() 
 async fn while_an_outage_is_young_checks_wait_and_later_they_are_refused_until_a_try_succeeds() {
     let rails = Rails::start(|_| Answer::Status(503, "")).await;
     let server = server(&rails, &[("RAILS_HOLD_SECONDS", "1")]).await;
-    let started = Instant::now();
     assert_eq!(ask(&server, "1,first", "comment-1-body").await.status, 503);
-    // Not to the end: the pause before the fourth request may be longer than anyone waits.
-    assert!(started.elapsed() >= Duration::from_millis(500) && rails.requests() >= 3, "it was held");
-    until("a check is refused at once", async || {
-        let started = Instant::now();
-        ask(&server, "1,second", "comment-1-body").await.status == 503 && started.elapsed() < Duration::from_millis(500)
-    })
-    .await;
+    assert!(rails.requests() >= 3, "it was held");
     let before = rails.requests();
     let started = Instant::now();
-    for number in 0..200 {
-        let told = ask(&server, &format!("1,{number}"), "comment-1-body").await;
-        assert!(matches!(told, Told { status: 503, retry_after: Some(1..=7), .. }), "{told:?}");
-    }
+    // Held for a second each, they would take minutes.
+    within("two hundred refusals", async {
+        for number in 0..200 {
+            let told = ask(&server, &format!("1,{number}"), "comment-1-body").await;
+            assert!(matches!(told, Told { status: 503, retry_after: Some(1..=7), .. }), "{told:?}");
+        }
+    })
+    .await;
     assert!(rails.requests() - before <= 2 + usize::try_from(started.elapsed().as_secs()).unwrap() * 4);
     rails.script(|_| Answer::Status(200, ""));
     until("a try succeeds", async || ask(&server, "1,last", "comment-1-body").await.status == 200).await;
@@ -87,21 +79,20 @@ async fn rails_says_when_it_wants_to_be_asked_again() {
 }
 
 #[tokio::test]
-async fn nobody_waits_in_vain_for_a_rails_that_asks_for_more_time_than_there_is() {
-    let rails = Rails::start(|_| Answer::Status(429, "retry-after: 40\r\n")).await;
-    let server = server(&rails, &[]).await;
-    let started = Instant::now();
+async fn a_check_is_refused_at_once_when_retry_after_is_longer_than_checks_are_held() {
+    let rails = Rails::start(|_| Answer::Status(429, "retry-after: 300\r\n")).await;
+    // A check that is held would be held for longer than a test waits.
+    let server = server(&rails, &[("RAILS_HOLD_SECONDS", "200")]).await;
     for token in ["1,a", "1,b"] {
         let told = ask(&server, token, "comment-1-body").await;
-        assert!(matches!(told, Told { status: 503, retry_after: Some(35..=46), .. }), "{told:?}");
+        assert!(matches!(told, Told { status: 503, retry_after: Some(265..=306), .. }), "{told:?}");
     }
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     assert_eq!((rails.requests(), server.count(Counter::RailsOutages)), (1, 1));
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_rails_that_misbehaves_costs_little_and_grants_nothing_by_accident() {
+async fn malformed_and_unfinished_answers_of_rails_grant_nothing() {
     let rails = Rails::start(|asked| match number(asked) {
         1 => Answer::Nothing,
         2 => Answer::Slowly("HTTP/1.1 200 OK\r\n"),
@@ -115,12 +106,12 @@ async fn a_rails_that_misbehaves_costs_little_and_grants_nothing_by_accident() {
         let told = ask(&server, "1,a", &format!("comment-{number}-body")).await;
         assert_eq!(told.status, 503, "{number}");
     }
-    until("whoever asked has gone", async || rails.under_way() == 0).await;
+    until("the requests are over", async || rails.under_way() == 0).await;
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_silent_rails_is_found_to_be_down_though_nobody_waits_so_long() {
+async fn a_rails_that_does_not_answer_is_found_to_be_down_after_all_checks_have_ended() {
     let rails = Rails::start(|asked| if number(asked) == 9 { Answer::Status(200, "") } else { Answer::Nothing }).await;
     let server = server(&rails, &[("RAILS_HOLD_SECONDS", "1"), ("RAILS_MAX_CONCURRENCY", "3")]).await;
     let mut first = JoinSet::new();
@@ -138,7 +129,7 @@ async fn a_silent_rails_is_found_to_be_down_though_nobody_waits_so_long() {
 }
 
 #[tokio::test]
-async fn the_trouble_of_one_document_holds_up_no_other() {
+async fn failures_for_one_document_delay_no_other() {
     let rails = Rails::start(|asked| if number(asked) == 1 { Answer::Raw("") } else { Answer::Status(200, "") }).await;
     let server = server(&rails, &[]).await;
     let troubled = begin(&server, &[], question("1,a", "comment-1-body")).await;
@@ -153,7 +144,7 @@ async fn the_trouble_of_one_document_holds_up_no_other() {
 }
 
 #[tokio::test]
-async fn the_first_after_an_outage_that_nobody_saw_end_are_not_refused() {
+async fn checks_after_an_outage_whose_end_was_not_seen_are_not_refused() {
     let mut rails = Rails::down(|_| Answer::Status(200, ""));
     let server = server(&rails, &[("RAILS_HOLD_SECONDS", "1")]).await;
     let down = Instant::now();
@@ -165,7 +156,7 @@ async fn the_first_after_an_outage_that_nobody_saw_end_are_not_refused() {
     rails.up().await;
     // Longer than the longest pause between two tries after so short an outage, and than a check waits.
     let alone = Instant::now();
-    until("nobody has asked for a while", async || alone.elapsed() > Duration::from_millis(1_500)).await;
+    until("a time without a request", async || alone.elapsed() > Duration::from_millis(1_500)).await;
     assert_eq!(rails.requests(), 0);
     let mut first = JoinSet::new();
     for user in 1..=20 {

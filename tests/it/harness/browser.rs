@@ -1,10 +1,12 @@
 //! A browser: what the official client does with a WebSocket, and what it remembers.
 
+use std::net::SocketAddr;
+
 use serde_json::value::RawValue;
 
 use super::{
-    server::Server,
-    websocket::{Ended, WebSocket},
+    redis::Redis,
+    websocket::{Ended, WEBSOCKET, WebSocket},
 };
 
 /// An event as it came.
@@ -79,29 +81,28 @@ pub(crate) struct Browser {
 
 impl Browser {
     /// Connects with a token.
-    pub(crate) async fn connect(server: &Server, token: &str) -> Self {
-        Self::open(server, &format!("&channel_token={token}"), "40").await
+    pub(crate) async fn connect(to: impl Into<SocketAddr>, token: &str) -> Self {
+        Self::open(to, &format!("&channel_token={token}"), "40").await
     }
 
     /// Connects without one.
-    pub(crate) async fn anonymous(server: &Server) -> Self {
-        Self::open(server, "", "40").await
+    pub(crate) async fn anonymous(to: impl Into<SocketAddr>) -> Self {
+        Self::open(to, "", "40").await
     }
 
     /// Comes back.
-    pub(crate) async fn resume(server: &Server, token: &str, session: &Session) -> Self {
-        Self::open(server, &format!("&channel_token={token}"), &session.packet()).await
+    pub(crate) async fn resume(to: impl Into<SocketAddr>, token: &str, session: &Session) -> Self {
+        Self::open(to, &format!("&channel_token={token}"), &session.packet()).await
     }
 
     /// Connects with more of a query and a CONNECT packet.
-    pub(crate) async fn open(server: &Server, query: &str, connect: &str) -> Self {
-        let socket = WebSocket::connect(server.address(), &websocket_path(query)).await;
-        Self::over(socket, connect).await
+    pub(crate) async fn open(to: impl Into<SocketAddr>, query: &str, connect: &str) -> Self {
+        Self::over(WebSocket::connect(to, &format!("{WEBSOCKET}{query}")).await, connect).await
     }
 
-    /// Connects over an open WebSocket.
+    /// Connects over a WebSocket of which nothing has been read.
     pub(crate) async fn over(mut socket: WebSocket, connect: &str) -> Self {
-        let open = socket.packet().await.unwrap();
+        let open = socket.text().await;
         assert!(open.starts_with(r#"0{"sid":"#), "{open}");
         socket.send(connect).await;
         Self::join(socket, connect).await
@@ -111,7 +112,7 @@ impl Browser {
     async fn join(mut socket: WebSocket, connect: &str) -> Self {
         let mut missed = Vec::new();
         let answer = loop {
-            let packet = socket.packet().await.expect("connected");
+            let packet = socket.text().await;
             match Event::parse(&packet) {
                 Some(event) => missed.push(event),
                 None => break packet,
@@ -179,12 +180,18 @@ impl Browser {
         }
     }
 
+    /// All events that come before a fence that is published now.
+    pub(crate) async fn rest(&mut self, redis: &Redis) -> Vec<Event> {
+        redis.fence("rest").await;
+        self.upto("rest").await
+    }
+
     /// Leaves the namespace; returns when the server knows.
     pub(crate) async fn leave(&mut self) {
         self.socket.send("41").await;
         // Packets are handled in order, and this one is answered.
         self.socket.send("40/elsewhere,").await;
-        let answer = self.socket.packet().await.unwrap();
+        let answer = self.socket.text().await;
         assert_eq!(answer, r#"44/elsewhere,{"message":"Invalid namespace"}"#);
     }
 
@@ -209,11 +216,6 @@ impl Browser {
         self.socket.cut();
         self.session
     }
-}
-
-/// Where a WebSocket is opened.
-pub(super) fn websocket_path(query: &str) -> String {
-    format!("/socket.io/?EIO=4&transport=websocket{query}")
 }
 
 fn sent_offset(connect: &str) -> Option<String> {

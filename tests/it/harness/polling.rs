@@ -3,10 +3,13 @@
 use std::net::SocketAddr;
 
 use super::{
-    http::{Exchange, Response, get},
-    server::Server,
-    websocket::WebSocket,
+    browser::Event,
+    connection::{Exchange, Response, get},
+    websocket::{WEBSOCKET, WebSocket},
 };
+
+/// Where a session that polls is opened.
+pub(crate) const POLLING: &str = "/socket.io/?EIO=4&transport=polling";
 
 const SEPARATOR: char = '\x1e';
 
@@ -17,12 +20,9 @@ pub(crate) struct Polling {
 
 impl Polling {
     /// Opens a session.
-    pub(crate) async fn open(server: &Server, query: &str) -> Self {
-        Self::open_at(server.address(), query).await
-    }
-
-    async fn open_at(address: SocketAddr, query: &str) -> Self {
-        let response = get(address, &format!("/socket.io/?EIO=4&transport=polling{query}")).await;
+    pub(crate) async fn open(to: impl Into<SocketAddr>, query: &str) -> Self {
+        let address = to.into();
+        let response = get(address, &format!("{POLLING}{query}")).await;
         assert_eq!(response.status, 200);
         let open: serde_json::Value = serde_json::from_str(response.text().strip_prefix('0').unwrap()).unwrap();
         assert_eq!(open["upgrades"], serde_json::json!(["websocket"]));
@@ -30,13 +30,8 @@ impl Polling {
     }
 
     /// Opens a session and connects to the namespace; what came with the answer is left out.
-    pub(crate) async fn connect(server: &Server, token: &str) -> Self {
-        Self::connect_to(server.address(), token).await
-    }
-
-    /// The same, with a server elsewhere.
-    pub(crate) async fn connect_to(address: SocketAddr, token: &str) -> Self {
-        let session = Self::open_at(address, &format!("&channel_token={token}")).await;
+    pub(crate) async fn connect(to: impl Into<SocketAddr>, token: &str) -> Self {
+        let session = Self::open(to, &format!("&channel_token={token}")).await;
         session.post("40").await;
         let mut packets = Vec::new();
         while !packets.iter().any(|packet: &String| packet.starts_with(r#"42["session""#)) {
@@ -49,7 +44,7 @@ impl Polling {
 
     /// Where requests go.
     pub(crate) fn path(&self) -> String {
-        format!("/socket.io/?EIO=4&transport=polling&sid={}", self.sid)
+        format!("{POLLING}&sid={}", self.sid)
     }
 
     /// The packets of one GET.
@@ -59,7 +54,23 @@ impl Polling {
 
     /// A GET that was sent and not answered yet.
     pub(crate) async fn get_later(&self) -> Exchange {
-        Exchange::begin(self.address, &format!("GET {}", self.path()), &[], b"").await.unwrap()
+        self.get_accepting(None).await
+    }
+
+    /// The same, with an `accept-encoding`.
+    pub(crate) async fn get_accepting(&self, encodings: Option<&str>) -> Exchange {
+        let headers: Vec<_> = encodings.map(|encodings| ("accept-encoding", encodings)).into_iter().collect();
+        Exchange::begin(self.address, &format!("GET {}", self.path()), &headers, b"").await.unwrap()
+    }
+
+    /// The numbers of the records that GETs bring until there are `count` of them.
+    pub(crate) async fn numbers(&self, count: usize) -> Vec<usize> {
+        let mut numbers = Vec::new();
+        while numbers.len() < count {
+            numbers
+                .extend(self.get().await.iter().filter_map(|packet| Event::parse(packet)).map(|event| event.number()));
+        }
+        numbers
     }
 
     /// A POST that must be taken.
@@ -83,13 +94,20 @@ impl Polling {
 
     /// A WebSocket to move to.
     pub(crate) async fn websocket(&self) -> WebSocket {
-        let path = super::browser::websocket_path(&format!("&sid={}", self.sid));
-        WebSocket::connect(self.address, &path).await
+        WebSocket::connect(self.address, &format!("{WEBSOCKET}&sid={}", self.sid)).await
+    }
+
+    /// The same after a probe that was answered.
+    pub(crate) async fn probed(&self) -> WebSocket {
+        let mut socket = self.websocket().await;
+        socket.send("2probe").await;
+        assert_eq!(socket.text().await, "3probe");
+        socket
     }
 }
 
 /// The packets in an answer to a GET.
 pub(crate) fn packets(response: &Response) -> Vec<String> {
     assert_eq!(response.status, 200, "{}", response.text());
-    response.text().split(SEPARATOR).map(str::to_owned).collect()
+    response.content().split(SEPARATOR).map(str::to_owned).collect()
 }

@@ -12,11 +12,11 @@ use tokio::{
 /// What is done to connections, which are numbered from 1.
 #[derive(Clone, Copy, Default)]
 struct Orders {
-    /// The last one so far.
+    /// The last connection so far.
     newest: u64,
-    /// This one and all before it are closed.
+    /// This connection and all before it are closed.
     cut: u64,
-    /// Nothing passes through this one and all before it, and nobody is told.
+    /// Nothing passes through this connection and all before it; they stay open.
     hung: u64,
     /// Nothing passes through those after this one.
     held: Option<u64>,
@@ -48,6 +48,11 @@ impl Proxy {
 
     pub(crate) fn url(&self) -> String {
         format!("redis://{}/0", self.address)
+    }
+
+    /// Connections so far.
+    pub(crate) fn connections(&self) -> u64 {
+        self.orders.borrow().newest
     }
 
     /// Closes all connections there are.

@@ -3,7 +3,7 @@
 use std::{
     net::TcpListener,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::{
         Mutex,
         atomic::{AtomicU16, AtomicU64, Ordering},
@@ -14,9 +14,9 @@ use std::{
 use redis::{AsyncConnectionConfig, Client, FromRedisValue, aio::MultiplexedConnection};
 use tempfile::TempDir;
 
-use super::{browser::fence, until, within};
+use super::{browser::fence, process::Killed, until, within};
 
-/// Ports are taken from below those that the system gives to outgoing connections, so that nobody gets one while its
+/// Ports are taken from below those that the system gives to outgoing connections, so that none is taken while its
 /// Redis is down.
 const FIRST_PORT: u16 = 12_000;
 const PORTS: u16 = 20_000;
@@ -27,14 +27,14 @@ const PIPELINE: usize = 500;
 pub(crate) struct Redis {
     port: u16,
     directory: TempDir,
-    process: Option<Child>,
+    process: Option<Killed>,
     link: Mutex<Option<MultiplexedConnection>>,
     published: AtomicU64,
     arguments: Vec<String>,
 }
 
 impl Redis {
-    /// One that answers.
+    /// A Redis that answers.
     pub(crate) async fn start() -> Self {
         Self::start_with(&[]).await
     }
@@ -68,7 +68,7 @@ impl Redis {
 
     /// Starts it, with the keys it had.
     pub(crate) async fn up(&mut self) {
-        let mut process = Command::new("redis-server")
+        let process = Command::new("redis-server")
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"])
             .arg("--dir")
             .arg(self.directory.path())
@@ -79,10 +79,11 @@ impl Redis {
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server is installed");
-        let own = format!("process_id:{}\r\n", process.id());
+        let mut process = Killed(process);
+        let own = format!("process_id:{}\r\n", process.0.id());
         let this = &*self;
         until("redis-server", async || {
-            assert!(process.try_wait().unwrap().is_none(), "redis-server ended; is port {} taken?", this.port);
+            assert!(process.0.try_wait().unwrap().is_none(), "redis-server ended; is port {} taken?", this.port);
             let Some(mut link) = this.dial().await else { return false };
             let info: Result<String, _> = redis::cmd("INFO").arg("server").query_async(&mut link).await;
             info.is_ok_and(|info| info.contains(&own))
@@ -93,26 +94,18 @@ impl Redis {
 
     /// Ends it at once.
     pub(crate) fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill().unwrap();
-            process.wait().unwrap();
-        }
+        self.process = None;
         *self.link.lock().unwrap() = None;
     }
 
     /// Makes it hang: connections stay open, and nothing is answered.
     pub(crate) fn freeze(&self) {
-        self.signal("-STOP");
+        self.process.as_ref().expect("it is up").signal("STOP");
     }
 
     /// Lets it go on.
     pub(crate) fn thaw(&self) {
-        self.signal("-CONT");
-    }
-
-    fn signal(&self, signal: &str) {
-        let id = self.process.as_ref().expect("it is up").id().to_string();
-        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+        self.process.as_ref().expect("it is up").signal("CONT");
     }
 
     /// What Rails does at every boot of its page.
@@ -140,7 +133,7 @@ impl Redis {
         self.publish("/records", payload.as_ref()).await;
     }
 
-    /// Publishes for everyone.
+    /// Publishes for all browsers.
     pub(crate) async fn notice(&self, payload: impl AsRef<[u8]>) {
         self.publish("/system_notice", payload.as_ref()).await;
     }
@@ -176,7 +169,7 @@ impl Redis {
         let mut link = self.link().await;
         let _: redis::RedisResult<()> = within("redis", redis::cmd("SHUTDOWN").query_async(&mut link)).await;
         let process = self.process.as_mut().expect("it is up");
-        until("the end of redis", async || process.try_wait().unwrap().is_some()).await;
+        until("the end of redis", async || process.0.try_wait().unwrap().is_some()).await;
         self.kill();
     }
 
@@ -261,17 +254,11 @@ impl Redis {
     }
 }
 
-impl Drop for Redis {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
 fn key(token: &str) -> String {
     format!("/current_users/{token}")
 }
 
-/// A port nobody listens on, another one at each call; different processes begin at different places.
+/// A free port, a different one at each call; different processes begin at different places.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = u16::try_from(std::process::id() % 1_000 * 20).unwrap();

@@ -8,13 +8,9 @@ use loomio_channels::{
     lifecycle::Lifecycle,
     metrics::{Counter, Metrics},
 };
-use tokio::task::JoinSet;
+use tokio::{net::TcpStream, task::JoinSet};
 
-use super::{
-    http::{Exchange, get},
-    redis::Redis,
-    until, within,
-};
+use super::{connection::get, redis::Redis, until, within};
 
 pub(crate) struct Server {
     address: SocketAddr,
@@ -24,7 +20,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// One that accepts, though it may not be subscribed yet.
+    /// A server that accepts, though it may not be subscribed yet.
     pub(crate) async fn start(redis: &str, settings: &[(&str, &str)]) -> Self {
         // Browsers and their server share this process's limit.
         rlimit::increase_nofile_limit(u64::MAX).unwrap();
@@ -100,8 +96,13 @@ impl Server {
     pub(crate) async fn stop(mut self) {
         self.begin_stop();
         self.stopped().await;
-        let refused = Exchange::begin(self.address, "GET /", &[], b"").await;
-        assert!(refused.is_err(), "the port is free again");
+        assert!(TcpStream::connect(self.address).await.is_err(), "the port is free again");
+    }
+}
+
+impl From<&Server> for SocketAddr {
+    fn from(server: &Server) -> Self {
+        server.address()
     }
 }
 

@@ -1,21 +1,30 @@
-//! The client's side of a WebSocket, frame by frame, so that tests see what was sent and when.
+//! The client's side of a WebSocket, frame by frame: a test sees what was sent and when, and may break every rule.
 
-use std::{net::SocketAddr, time::Duration};
-
-use bytes::{Buf, BytesMut};
-use socket2::SockRef;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpSocket, TcpStream},
+use std::{
+    net::SocketAddr,
+    ops::{Deref, DerefMut},
 };
 
-use super::{http::read_head, within};
+use bytes::{Buf, BytesMut};
 
-/// Any key will do.
-const MASK: [u8; 4] = [0x5a, 0x01, 0xff, 0x80];
+use super::{
+    connection::{Connection, handshake},
+    within,
+};
 
-const TEXT: u8 = 0x1;
-const CLOSE: u8 = 0x8;
+/// First bytes of whole frames.
+pub(crate) const TEXT: u8 = 0x81;
+pub(crate) const BINARY: u8 = 0x82;
+pub(crate) const CLOSE: u8 = 0x88;
+pub(crate) const PING: u8 = 0x89;
+const PONG: u8 = 0x8a;
+
+/// Where a WebSocket is opened.
+pub(crate) const WEBSOCKET: &str = "/socket.io/?EIO=4&transport=websocket";
+
+/// The bit of a masked frame in the byte with the length, and an arbitrary key.
+const MASKED: u8 = 0x80;
+const MASK: [u8; 4] = [0x5a, 0x01, 0x00, 0xff];
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,67 +35,72 @@ pub(crate) enum Ended {
     Lost,
 }
 
-pub(crate) struct WebSocket {
-    stream: TcpStream,
-    buffer: BytesMut,
-}
+/// A connection after the handshake.
+pub(crate) struct WebSocket(Connection);
 
 impl WebSocket {
-    pub(crate) async fn connect(address: SocketAddr, target: &str) -> Self {
-        Self::open(TcpSocket::new_v4().unwrap(), address, target).await
+    /// A WebSocket at `target`.
+    pub(crate) async fn connect(to: impl Into<SocketAddr>, target: &str) -> Self {
+        Self::upgrade(Connection::connect(to).await, target).await
     }
 
-    /// With a receive buffer as small as it gets, so that the server soon notices when nothing is read.
-    pub(crate) async fn connect_narrow(address: SocketAddr, target: &str) -> Self {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_recv_buffer_size(4096).unwrap();
-        Self::open(socket, address, target).await
+    /// A WebSocket at [`WEBSOCKET`] with more of a query, over a connection with a small receive buffer.
+    pub(crate) async fn narrow(to: impl Into<SocketAddr>, query: &str) -> Self {
+        Self::upgrade(Connection::narrow(to).await, &format!("{WEBSOCKET}{query}")).await
     }
 
-    async fn open(socket: TcpSocket, address: SocketAddr, target: &str) -> Self {
-        within("a WebSocket", async {
-            let mut stream = socket.connect(address).await.unwrap();
-            stream.set_nodelay(true).unwrap();
-            let request = format!(
-                "GET {target} HTTP/1.1\r\nhost: test\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
-                 sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-            );
-            stream.write_all(request.as_bytes()).await.unwrap();
-            let mut buffer = BytesMut::new();
-            let head = read_head(&mut stream, &mut buffer).await;
-            assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-            Self { stream, buffer }
-        })
-        .await
+    async fn upgrade(mut connection: Connection, target: &str) -> Self {
+        connection.write(handshake(target)).await;
+        let head = connection.head().await;
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        Self(connection)
+    }
+
+    /// With an open session, not connected to the namespace.
+    pub(crate) async fn open(to: impl Into<SocketAddr>) -> Self {
+        let mut socket = Self::connect(to, WEBSOCKET).await;
+        assert!(socket.text().await.starts_with("0{"));
+        socket
+    }
+
+    /// Connected to the namespace without a token.
+    pub(crate) async fn connected(to: impl Into<SocketAddr>) -> Self {
+        let mut socket = Self::open(to).await;
+        socket.send("40").await;
+        assert!(socket.text().await.starts_with("40{"));
+        assert!(socket.text().await.starts_with("42[\"session\""));
+        socket
     }
 
     /// Sends a text message.
-    pub(crate) async fn send(&mut self, text: &str) {
-        // With its length in 64 bits, which may be used for any.
-        let mut frame = vec![0x80 | TEXT, 0xff];
-        frame.extend((text.len() as u64).to_be_bytes());
-        frame.extend(MASK);
-        frame.extend(text.bytes().zip(MASK.into_iter().cycle()).map(|(byte, mask)| byte ^ mask));
-        // When the server has closed, reading tells more.
-        let _ = self.stream.write_all(&frame).await;
+    pub(crate) async fn send(&mut self, text: impl AsRef<[u8]>) {
+        self.write(frame(TEXT, text)).await;
     }
 
     /// The next Engine.IO packet but pings, which are answered.
     pub(crate) async fn packet(&mut self) -> Result<String, Ended> {
-        within("a packet", async {
-            loop {
-                match self.message().await? {
-                    ping if ping == "2" => self.send("3").await,
-                    packet => return Ok(packet),
-                }
+        loop {
+            match self.packet_or_ping().await? {
+                ping if ping == "2" => self.send("3").await,
+                packet => return Ok(packet),
             }
-        })
-        .await
+        }
     }
 
     /// The next Engine.IO packet, which may be a ping; it is not answered.
     pub(crate) async fn packet_or_ping(&mut self) -> Result<String, Ended> {
-        within("a packet or a ping", self.message()).await
+        let (first, data) = within("a frame", self.frame()).await?;
+        match first {
+            TEXT => Ok(String::from_utf8(data.to_vec()).unwrap()),
+            PONG => Ok(format!("pong {}", String::from_utf8_lossy(&data))),
+            CLOSE => Err(Ended::Closed((!data.is_empty()).then(|| (&data[..]).get_u16()))),
+            other => panic!("a frame that begins with {other:#x}"),
+        }
+    }
+
+    /// The next packet of a connection that must live.
+    pub(crate) async fn text(&mut self) -> String {
+        self.packet().await.expect("a packet")
     }
 
     /// Reads on until the connection ends.
@@ -98,57 +112,95 @@ impl WebSocket {
         }
     }
 
-    /// As [`WebSocket::end`], answering no ping.
+    /// The same without answers to pings.
     pub(crate) async fn end_in_silence(&mut self) -> Ended {
         loop {
-            if let Err(ended) = within("the end of a silent connection", self.message()).await {
+            if let Err(ended) = self.packet_or_ping().await {
                 return ended;
             }
         }
     }
 
-    async fn message(&mut self) -> Result<String, Ended> {
-        let (opcode, length) = self.header().await?;
-        self.fill(length).await?;
-        let data = self.buffer.split_to(length);
-        match opcode {
-            TEXT => Ok(String::from_utf8(data.to_vec()).unwrap()),
-            CLOSE => Err(Ended::Closed((!data.is_empty()).then(|| (&data[..]).get_u16()))),
-            other => panic!("a frame with opcode {other}"),
-        }
-    }
-
-    async fn header(&mut self) -> Result<(u8, usize), Ended> {
-        self.fill(2).await?;
-        let (first, second) = (self.buffer[0], self.buffer[1]);
-        assert_eq!((first & 0xf0, second & 0x80), (0x80, 0), "a server sends whole frames, and does not mask them");
-        self.buffer.advance(2);
-        let length = match second {
-            126 => {
-                self.fill(2).await?;
-                u64::from(self.buffer.get_u16())
-            }
-            127 => {
-                self.fill(8).await?;
-                self.buffer.get_u64()
-            }
-            short => u64::from(short),
-        };
-        Ok((first & 0xf, usize::try_from(length).unwrap()))
-    }
-
-    async fn fill(&mut self, length: usize) -> Result<(), Ended> {
-        while self.buffer.len() < length {
-            match self.stream.read_buf(&mut self.buffer).await {
-                Ok(0) | Err(_) => return Err(Ended::Lost),
+    /// Whether a WebSocket ping is answered: the connection lives, and the server has read all that was sent before.
+    pub(crate) async fn is_served(&mut self) -> bool {
+        self.write(frame(PING, "there?")).await;
+        loop {
+            match self.packet().await {
+                Ok(packet) if packet == "pong there?" => return true,
                 Ok(_) => {}
+                Err(_) => return false,
             }
         }
-        Ok(())
     }
 
-    /// Ends the connection as when a cable is pulled: without a close frame, and what is under way is gone.
-    pub(crate) fn cut(self) {
-        SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    /// The first byte of the next frame and its data. A server's frames are whole and not masked.
+    async fn frame(&mut self) -> Result<(u8, BytesMut), Ended> {
+        loop {
+            let header = match (self.buffer.get(1), self.buffer.len()) {
+                (Some(126), 4..) => Some((4, usize::from((&self.buffer[2..]).get_u16()))),
+                (Some(127), 10..) => Some((10, usize::try_from((&self.buffer[2..]).get_u64()).unwrap())),
+                (Some(&length), _) if length < 126 => Some((2, usize::from(length))),
+                (Some(128..), _) => panic!("a server does not mask its frames"),
+                _ => None,
+            };
+            if let Some((start, length)) = header.filter(|(start, length)| self.buffer.len() >= start + length) {
+                let mut whole = self.buffer.split_to(start + length);
+                return Ok((whole[0], whole.split_off(start)));
+            }
+            if !self.fill().await {
+                return Err(Ended::Lost);
+            }
+        }
     }
+
+    /// Ends as when a cable is pulled: without a close frame, and data under way is lost.
+    pub(crate) fn cut(self) {
+        self.0.reset();
+    }
+}
+
+impl From<WebSocket> for Connection {
+    fn from(socket: WebSocket) -> Self {
+        socket.0
+    }
+}
+
+impl Deref for WebSocket {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.0
+    }
+}
+
+impl DerefMut for WebSocket {
+    fn deref_mut(&mut self) -> &mut Connection {
+        &mut self.0
+    }
+}
+
+/// A masked frame.
+pub(crate) fn frame(first: u8, data: impl AsRef<[u8]>) -> Vec<u8> {
+    let data = data.as_ref();
+    let mut frame = header(first, data.len() as u64);
+    frame.extend(data.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    frame
+}
+
+/// The header of a masked frame, which may promise more than will come.
+pub(crate) fn header(first: u8, length: u64) -> Vec<u8> {
+    let mut header = vec![first];
+    match length {
+        0..126 => header.push(MASKED + u8::try_from(length).unwrap()),
+        126..=0xffff => {
+            header.push(MASKED + 126);
+            header.extend(u16::try_from(length).unwrap().to_be_bytes());
+        }
+        _ => {
+            header.push(MASKED + 127);
+            header.extend(length.to_be_bytes());
+        }
+    }
+    header.extend(MASK);
+    header
 }

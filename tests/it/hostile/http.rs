@@ -5,10 +5,7 @@ use std::time::Duration;
 use tokio::time::interval;
 
 use super::{LIMIT, withstand};
-use crate::{
-    harness::Polling,
-    raw::{Raw, TEXT, WEBSOCKET, frame, handshake},
-};
+use crate::harness::{Connection, POLLING, Polling, TEXT, WEBSOCKET, WebSocket, frame, handshake};
 
 #[tokio::test]
 async fn posts_that_make_no_sense_are_refused() {
@@ -43,8 +40,8 @@ async fn lengths_that_lie_are_refused() {
             ("transfer-encoding: gzip, identity\r\n", "4x", &[400]),
         ] {
             let session = Polling::connect(server, "nobody").await;
-            let mut raw = Raw::begin(server.address(), post(&session.path(), headers, body.as_bytes())).await;
-            let status = raw.status().await;
+            let mut client = Connection::begin(server, post(&session.path(), headers, body.as_bytes())).await;
+            let status = client.status().await;
             assert!(status.is_some_and(|status| statuses.contains(&status)), "{headers:?} {body:?}: {status:?}");
         }
     })
@@ -57,8 +54,8 @@ async fn a_body_that_will_be_too_large_is_not_waited_for() {
         for length in [LIMIT + 1, 999_999_999_999] {
             let session = Polling::connect(server, "nobody").await;
             let headers = format!("content-length: {length}\r\n");
-            let mut raw = Raw::begin(server.address(), post(&session.path(), &headers, b"4x")).await;
-            assert_eq!(raw.status().await, Some(413), "{length}");
+            let mut client = Connection::begin(server, post(&session.path(), &headers, b"4x")).await;
+            assert_eq!(client.status().await, Some(413), "{length}");
         }
     })
     .await;
@@ -67,30 +64,29 @@ async fn a_body_that_will_be_too_large_is_not_waited_for() {
 #[tokio::test]
 async fn requests_that_are_too_large_are_refused() {
     let get = |target: &str, headers: &str| format!("GET {target} HTTP/1.1\r\nhost: test\r\n{headers}\r\n");
-    let polling = "/socket.io/?EIO=4&transport=polling";
     withstand(async |server| {
         for (name, request, statuses) in [
-            ("100 kB in one header", get(polling, &format!("x: {}\r\n", "x".repeat(100_000))), &[431][..]),
-            ("100 kB without an end", format!("GET {polling} HTTP/1.1\r\nx: {}", "x".repeat(100_000)), &[431]),
-            ("10,000 headers", get(polling, &"x: y\r\n".repeat(10_000)), &[431]),
-            ("a query of 1 MB", get(&format!("{polling}&x={}", "x".repeat(LIMIT)), ""), &[414, 431]),
-            ("a query of 100 kB", get(&format!("{polling}&x={}", "x".repeat(100_000)), ""), &[414, 431]),
+            ("100 kB in one header", get(POLLING, &format!("x: {}\r\n", "x".repeat(100_000))), &[431][..]),
+            ("100 kB without an end", format!("GET {POLLING} HTTP/1.1\r\nx: {}", "x".repeat(100_000)), &[431]),
+            ("10,000 headers", get(POLLING, &"x: y\r\n".repeat(10_000)), &[431]),
+            ("a query of 1 MB", get(&format!("{POLLING}&x={}", "x".repeat(LIMIT)), ""), &[414, 431]),
+            ("a query of 100 kB", get(&format!("{POLLING}&x={}", "x".repeat(100_000)), ""), &[414, 431]),
             ("a method of 100 kB", format!("{} / HTTP/1.1\r\n\r\n", "G".repeat(100_000)), &[400, 431]),
         ] {
-            let mut raw = Raw::begin(server.address(), request).await;
-            let status = raw.status().await;
+            let mut client = Connection::begin(server, request).await;
+            let status = client.status().await;
             // When the rest of the request is under way as the server closes, the answer may be lost on the way.
             assert!(status.is_none_or(|status| statuses.contains(&status)), "{name}: {status:?}");
-            raw.closed().await;
+            client.closed().await;
         }
-        let mut raw = Raw::begin(server.address(), get(&format!("{polling}&x={}", "x".repeat(10_000)), "")).await;
-        assert_eq!(raw.status().await, Some(200), "10 kB are taken");
+        let mut client = Connection::begin(server, get(&format!("{POLLING}&x={}", "x".repeat(10_000)), "")).await;
+        assert_eq!(client.status().await, Some(200), "10 kB are taken");
     })
     .await;
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_hung_up_on() {
+async fn a_connection_that_does_not_speak_http_is_closed() {
     let client_hello = [&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &[0x5a; 505]].concat();
     let requests: [&[u8]; 16] = [
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x12\x04\0\0\0\0\0",
@@ -112,12 +108,12 @@ async fn what_is_not_http_is_hung_up_on() {
     ];
     withstand(async |server| {
         for request in requests {
-            let mut raw = Raw::begin(server.address(), request).await;
-            raw.finish().await;
-            let status = raw.status().await;
+            let mut client = Connection::begin(server, request).await;
+            client.finish().await;
+            let status = client.status().await;
             let shown = String::from_utf8_lossy(&request[..30.min(request.len())]);
             assert!(status.is_none_or(|status| (400..500).contains(&status)), "{shown:?}: {status:?}");
-            raw.closed().await;
+            client.closed().await;
         }
     })
     .await;
@@ -147,7 +143,7 @@ async fn odd_requests_get_an_error_and_no_more() {
             ("get /socket.io/?EIO=4&transport=polling", ""),
         ] {
             let request = format!("{line} HTTP/1.1\r\nhost: test\r\n{headers}\r\n");
-            let status = Raw::begin(server.address(), request).await.status().await;
+            let status = Connection::begin(server, request).await.status().await;
             assert!(status.is_some_and(|status| (400..500).contains(&status)), "{line} {headers:?}: {status:?}");
         }
     })
@@ -155,19 +151,19 @@ async fn odd_requests_get_an_error_and_no_more() {
 }
 
 #[tokio::test]
-async fn connections_left_half_open_cost_nobody_anything() {
+async fn connections_left_half_open_do_not_disturb_others() {
     withstand(async |server| {
         let mut idle = Vec::new();
         for _ in 0..100 {
-            idle.push(Raw::connect(server.address()).await);
-            idle.push(Raw::begin(server.address(), "GET /socket.io/?EIO").await);
+            idle.push(Connection::connect(server).await);
+            idle.push(Connection::begin(server, "GET /socket.io/?EIO").await);
             let half = handshake(WEBSOCKET);
-            idle.push(Raw::begin(server.address(), &half[..half.len() - 2]).await);
+            idle.push(Connection::begin(server, &half[..half.len() - 2]).await);
             let mut sent_frames_at_once = handshake(WEBSOCKET).into_bytes();
             sent_frames_at_once.extend(&frame(TEXT, "40")[..3]);
-            idle.push(Raw::begin(server.address(), sent_frames_at_once).await);
+            idle.push(Connection::begin(server, sent_frames_at_once).await);
         }
-        let mut late = Raw::connected(server.address()).await;
+        let mut late = WebSocket::connected(server).await;
         assert!(late.is_served().await);
     })
     .await;
@@ -177,9 +173,9 @@ async fn connections_left_half_open_cost_nobody_anything() {
 #[tokio::test]
 async fn a_head_that_does_not_end_is_not_waited_for() {
     withstand(async |server| {
-        let mut silent = Raw::connect(server.address()).await;
-        let mut half = Raw::begin(server.address(), "GET / HTTP/1.1\r\nx: ").await;
-        let mut dripping = Raw::begin(server.address(), "GET / HTTP/1.1\r\nx: ").await;
+        let mut silent = Connection::connect(server).await;
+        let mut half = Connection::begin(server, "GET / HTTP/1.1\r\nx: ").await;
+        let mut dripping = Connection::begin(server, "GET / HTTP/1.1\r\nx: ").await;
         let drip = async {
             let mut ticker = interval(Duration::from_secs(1));
             while !dripping.has_ended() {
