@@ -4,9 +4,8 @@
 use loomio_channels::metrics::Counter;
 
 use super::start;
-use crate::{
-    harness::{Polling, Program, Redis, get, large_record, start as serve},
-    raw::{Raw, TEXT, WEBSOCKET, frame, handshake},
+use crate::harness::{
+    Connection, Polling, Running, TEXT, WebSocket, frame, get, large_record, start as serve, start_with_polling_ada,
 };
 
 /// CONNECT packets for other namespaces that are answered.
@@ -15,7 +14,7 @@ const REFUSED: usize = 8;
 #[tokio::test]
 async fn a_stranger_is_refused_few_namespaces() {
     let (_redis, server) = serve().await;
-    let mut websocket = Raw::websocket(server.address()).await;
+    let mut websocket = WebSocket::open(&server).await;
     websocket.write(frame(TEXT, "40/x,").repeat(REFUSED)).await;
     assert!(websocket.is_served().await);
     websocket.write(frame(TEXT, "40/x,")).await;
@@ -29,16 +28,14 @@ async fn a_stranger_is_refused_few_namespaces() {
 
 #[tokio::test]
 async fn a_client_that_asks_again_before_it_has_read_is_closed() {
-    let (redis, server) = serve().await;
-    redis.user("ada", 1, &[]).await;
-    let polling = Polling::connect(&server, "ada").await;
+    let (redis, server, polling) = start_with_polling_ada().await;
     // More than the kernel takes.
     redis.records(large_record("user-1", 1, 7_500_000)).await;
     server.counted(Counter::MessagesReceived, 1).await;
     let request = format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", polling.path());
-    let mut unread = Raw::begin(server.address(), request).await;
+    let mut unread = Connection::begin(&server, request).await;
     assert!(unread.head().await.contains(" 200 "));
-    assert_eq!(get(server.address(), &polling.path()).await.status, 400);
+    assert_eq!(get(&server, &polling.path()).await.status, 400);
     assert!(!polling.is_open().await);
 }
 
@@ -47,16 +44,15 @@ const STRANGERS: usize = 1_500;
 const PID: usize = 60_000;
 const COST: f64 = 40.0;
 
-async fn connect_and_leave(program: &Program, connect: &[u8]) {
-    let mut raw = Raw::begin(program.address(), handshake(WEBSOCKET)).await;
-    raw.head().await;
-    raw.write(connect).await;
-    assert!(raw.is_served().await);
+async fn connect_and_leave(program: &Running, connect: &[u8]) {
+    let mut websocket = WebSocket::open(program).await;
+    websocket.write(connect).await;
+    assert!(websocket.is_served().await);
 }
 
 #[tokio::test]
 async fn a_connect_is_not_kept_while_redis_hangs() {
-    let (redis, program, _early): (Redis, _, _) = start(10_000, &[]).await;
+    let (redis, program, _early) = start(10_000, &[]).await;
     redis.freeze();
     let before = program.rss();
     let connect = frame(TEXT, format!(r#"40{{"channel_token":"x","pid":"{}"}}"#, "x".repeat(PID)));
