@@ -12,7 +12,7 @@ use tracing_subscriber::{
     EnvFilter, filter::ParseError, fmt, layer::SubscriberExt, util::SubscriberInitExt, util::TryInitError,
 };
 
-use crate::config::{Log, LogFormat};
+use crate::config::{LogConfig, LogFormat};
 
 /// The log could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +29,7 @@ pub enum TelemetryError {
 ///
 /// Standard output in both forms, as the Node server has it: the log is all this process prints, and whoever collects
 /// that of the old containers finds the new one's in the same place. Colours only where a person is looking.
-pub fn init(log: &Log) -> Result<(), TelemetryError> {
+pub fn init(log: &LogConfig) -> Result<(), TelemetryError> {
     let filter = EnvFilter::builder().parse(&log.filter).map_err(TelemetryError::Filter)?;
     let registry = tracing_subscriber::registry().with(filter);
     match log.format {
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_bad_filter_and_a_second_start_are_told_apart() {
-        let log = |filter: &str| Log { format: LogFormat::Json, filter: filter.to_owned() };
+        let log = |filter: &str| LogConfig { format: LogFormat::Json, filter: filter.to_owned() };
         assert!(matches!(init(&log("info,==")), Err(TelemetryError::Filter(_))));
         assert!(init(&log("off")).is_ok());
         assert!(matches!(init(&log("off")), Err(TelemetryError::AlreadySet(_))));

@@ -1,9 +1,7 @@
 //! The start block: what the process is about to do, on one screen, without secrets.
 
-use std::fmt::Write;
-
 use super::{
-    Config, Http, Limits, RAILS_VARIABLES, Rails,
+    Config, HttpConfig, LimitsConfig, RAILS_VARIABLES, RailsConfig,
     parse::{show_bytes, show_duration},
 };
 
@@ -27,16 +25,12 @@ impl Config {
             ("shards", self.shards.to_string()),
         ];
         let notes = self.notes.iter().map(|note| ("note", note.clone()));
-
-        let mut block = format!("loomio-channels {}", env!("CARGO_PKG_VERSION"));
-        for (name, value) in lines.into_iter().chain(notes) {
-            let _ = write!(block, "\n  {name:<11}{value}");
-        }
-        block
+        let lines = lines.into_iter().chain(notes).map(|(name, value)| format!("\n  {name:<11}{value}"));
+        format!("loomio-channels {}{}", env!("CARGO_PKG_VERSION"), lines.collect::<Vec<_>>().concat())
     }
 }
 
-fn listen(http: &Http) -> String {
+fn listen(http: &HttpConfig) -> String {
     match (http.bind, http.port) {
         (Some(address), port) => std::net::SocketAddr::new(address, port).to_string(),
         (None, 0) => "a free port on all interfaces".to_owned(),
@@ -44,21 +38,21 @@ fn listen(http: &Http) -> String {
     }
 }
 
-/// The numbers that the limit of open files decides are said once that is known.
-fn limits(limits: &Limits) -> String {
+/// The numbers that follow from the limit of open files are logged once the limit is known.
+fn limits(limits: &LimitsConfig) -> String {
     let connections = limits.connections.map_or("as open files allow".to_owned(), |number| number.to_string());
     let sessions = limits.sessions.map_or("as many".to_owned(), |number| number.to_string());
     format!("connections: {connections}, sessions: {sessions}, {} from one address", limits.sessions_per_address)
 }
 
-fn rails(rails: &Rails) -> String {
+fn rails(rails: &RailsConfig) -> String {
     match &rails.endpoint {
         Some(endpoint) => format!("{} (from {})", endpoint.url, endpoint.variable),
         None => format!("none, so nobody may edit together; set {RAILS_VARIABLES}"),
     }
 }
 
-fn origin(http: &Http) -> String {
+fn origin(http: &HttpConfig) -> String {
     match &http.allowed_origin {
         Some(allowed) => {
             let strict = if http.strict_origin { ", WebSockets too" } else { "" };
