@@ -9,7 +9,6 @@ mod loomio;
 mod mistake;
 mod networks;
 mod parse;
-mod reader;
 mod redis_url;
 mod secret;
 mod sections;
@@ -37,9 +36,9 @@ use std::{mem, ops::RangeInclusive, time::Duration};
 use tracing::level_filters::LevelFilter;
 
 use self::{
+    environment::Reader,
     mistake::Wrong,
     parse::{bytes, duration, milliseconds, number},
-    reader::Reader,
 };
 
 /// Short enough for tests, long enough for any proxy.

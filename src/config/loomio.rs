@@ -9,8 +9,8 @@
 use url::{Position, Url};
 
 use super::{
+    environment::Reader,
     mistake::Wrong,
-    reader::Reader,
     variable::{APP_URL, CANONICAL_HOST, PRIVATE_APP_URL, PUBLIC_APP_URL, VIRTUAL_HOST, Variable},
 };
 
@@ -21,58 +21,6 @@ pub struct AllowedOrigin {
     pub origin: String,
     /// The variable it came from, or `demo`.
     pub variable: &'static str,
-}
-
-/// `None` without any of the variables: browsers then refuse to talk to this server, as with the Node server.
-pub(super) fn allowed_origin(reader: &mut Reader<'_>) -> Option<AllowedOrigin> {
-    // All three are asked for, whichever decides, so that text which is not UTF-8 is found in each.
-    let [public, canonical, own] = [&PUBLIC_APP_URL, &CANONICAL_HOST, &VIRTUAL_HOST].map(|name| reader.text(name));
-    let (variable, text, parsed) = match (public, canonical, own) {
-        (Some(text), _, _) => (&PUBLIC_APP_URL, text, of_url(text)),
-        (None, Some(host), _) => (&CANONICAL_HOST, host, of_host(host)),
-        (None, None, hosts) => (&VIRTUAL_HOST, hosts?, of_own_hosts(hosts?)),
-    };
-    let origin = reader.check(variable, text, parsed)?;
-    if variable.name == PUBLIC_APP_URL.name && text != origin {
-        reader
-            .note(format!("PUBLIC_APP_URL is more than an origin; browsers send {origin}, so that is what is allowed"));
-    }
-    Some(AllowedOrigin { origin, variable: variable.name })
-}
-
-/// What to do about a text that is not an address of Loomio.
-const MEND: &str = "give the address of Loomio, for example https://loomio.example.org";
-
-fn of_url(text: &str) -> Result<String, Wrong> {
-    web_url(text, MEND).map(|url| url.origin().ascii_serialization())
-}
-
-/// An address that begins with `http://` or `https://`.
-fn web_url(text: &str, mend: &str) -> Result<Url, Wrong> {
-    let url = Url::parse(text).map_err(|_| Wrong::new("not an address", mend))?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(Wrong::new("neither http:// nor https://", mend));
-    }
-    // A password with a slash in it: what stands before that would be taken for the host, and the rest be shown.
-    if url[Position::BeforePath..].contains('@') {
-        return Err(Wrong::new("has an @ after its host", "leave out user and password, which are not used"));
-    }
-    Ok(url)
-}
-
-/// The origin of a host that is reached over `https://`.
-fn of_host(host: &str) -> Result<String, Wrong> {
-    let wrong = || Wrong::new("not a host name", "give the name alone, for example loomio.example.org");
-    if host.contains(|c: char| c.is_whitespace() || "/\\?#@,".contains(c)) {
-        return Err(wrong());
-    }
-    of_url(&format!("https://{host}")).map_err(|_| wrong())
-}
-
-/// nginx-proxy takes several names, separated by commas; the first is the one Loomio's own is derived from.
-fn of_own_hosts(hosts: &str) -> Result<String, Wrong> {
-    let first = hosts.split(',').next().unwrap_or_default().trim();
-    of_host(&first.replacen("channels.", "", 1))
 }
 
 /// Where Rails answers who may edit a document, below its own address.
@@ -90,24 +38,29 @@ pub struct RailsEndpoint {
     pub variable: &'static str,
 }
 
-/// `None` without any of the variables.
-pub(super) fn rails_endpoint(reader: &mut Reader<'_>) -> Option<RailsEndpoint> {
-    // All are asked for, whichever decides, so that text which is not UTF-8 is found in each.
-    let urls = [&PRIVATE_APP_URL, &APP_URL, &PUBLIC_APP_URL].map(|variable| Some((variable, reader.text(variable)?)));
-    let host = reader.text(&CANONICAL_HOST);
-    if let Some((variable, text)) = urls.into_iter().flatten().next() {
-        return endpoint(reader, variable, text);
+/// `None` without any of the variables: browsers then refuse to talk to this server, as with the Node server.
+pub(super) fn allowed_origin(reader: &mut Reader<'_>) -> Option<AllowedOrigin> {
+    let names: [Named; 3] = [(&PUBLIC_APP_URL, public_url), (&CANONICAL_HOST, host), (&VIRTUAL_HOST, own_hosts)];
+    let (variable, text, url) = first(reader, &names)?;
+    let origin = url.origin().ascii_serialization();
+    if variable == PUBLIC_APP_URL.name && text != origin {
+        let note = "PUBLIC_APP_URL is more than an origin; browsers send";
+        reader.note(format!("{note} {origin}, so that is what is allowed"));
     }
-    let url = reader.check(&CANONICAL_HOST, host?, of_host(host?))?;
-    endpoint(reader, &CANONICAL_HOST, &url)
+    Some(AllowedOrigin { origin, variable })
 }
 
-fn endpoint(reader: &mut Reader<'_>, variable: &'static Variable, text: &str) -> Option<RailsEndpoint> {
-    let mend = "give the address of Loomio, for example https://loomio.example.org or http://app:3000";
-    let parsed = web_url(text, if variable.name == PUBLIC_APP_URL.name { MEND } else { mend });
-    let mut url = reader.check(variable, text, parsed)?;
+/// `None` without any of the variables.
+pub(super) fn rails_endpoint(reader: &mut Reader<'_>) -> Option<RailsEndpoint> {
+    let names: [Named; 4] = [
+        (&PRIVATE_APP_URL, private_url),
+        (&APP_URL, private_url),
+        (&PUBLIC_APP_URL, public_url),
+        (&CANONICAL_HOST, host),
+    ];
+    let (variable, _, mut url) = first(reader, &names)?;
     if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
-        reader.note(format!("{} holds more than an address; user, password and query are not used", variable.name));
+        reader.note(format!("{variable} holds more than an address; user, password and query are not used"));
     }
     // Neither fails on an address that has a host.
     let _ = (url.set_username(""), url.set_password(None));
@@ -115,7 +68,51 @@ fn endpoint(reader: &mut Reader<'_>, variable: &'static Variable, text: &str) ->
     url.set_fragment(None);
     let path = format!("{}/{PATH}", url.path().trim_end_matches('/'));
     url.set_path(&path);
-    Some(RailsEndpoint { url, variable: variable.name })
+    Some(RailsEndpoint { url, variable })
+}
+
+/// A variable, and how its text becomes an address.
+type Named = (&'static Variable, fn(&str) -> Result<Url, Wrong>);
+
+/// Name, text and address of the first variable that is set. All are read, so that text which is not UTF-8 is found in
+/// each; other mistakes are those of the first alone.
+fn first<'a>(reader: &mut Reader<'a>, names: &[Named]) -> Option<(&'static str, &'a str, Url)> {
+    let set = names.iter().filter_map(|named| Some((named, reader.text(named.0)?))).collect::<Vec<_>>();
+    let ((variable, parse), text) = *set.first()?;
+    Some((variable.name, text, reader.check(variable, text, parse(text))?))
+}
+
+fn public_url(text: &str) -> Result<Url, Wrong> {
+    web_url(text, "give the address of Loomio, for example https://loomio.example.org")
+}
+
+fn private_url(text: &str) -> Result<Url, Wrong> {
+    web_url(text, "give the address of Loomio, for example https://loomio.example.org or http://app:3000")
+}
+
+fn web_url(text: &str, mend: &str) -> Result<Url, Wrong> {
+    let url = Url::parse(text).map_err(|_| Wrong::new("not an address", mend))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(Wrong::new("neither http:// nor https://", mend));
+    }
+    // A password with a slash in it: the part before the slash would be taken for the host, and the rest be shown.
+    if url[Position::BeforePath..].contains('@') {
+        return Err(Wrong::new("has an @ after its host", "leave out user and password, which are not used"));
+    }
+    Ok(url)
+}
+
+/// A host that is reached over `https://`.
+fn host(host: &str) -> Result<Url, Wrong> {
+    let is_host = !host.contains(|c: char| c.is_whitespace() || "/\\?#@,".contains(c));
+    let url = Url::parse(&format!("https://{host}")).ok().filter(|_| is_host);
+    url.ok_or_else(|| Wrong::new("not a host name", "give the name alone, for example loomio.example.org"))
+}
+
+/// nginx-proxy takes several names, separated by commas. Loomio's own is derived from the first.
+fn own_hosts(hosts: &str) -> Result<Url, Wrong> {
+    let first = hosts.split(',').next().unwrap_or_default().trim();
+    host(&first.replacen("channels.", "", 1))
 }
 
 #[cfg(test)]
