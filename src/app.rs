@@ -29,7 +29,7 @@ use crate::{
     dispatch::Dispatch,
     engineio::{CloseReason, Cors, Engine, Options, Unproven},
     hub::{self, Bounds, Clock, Epoch, Hub, OffsetKey},
-    lifecycle::{Lifecycle, Readiness, Signals, Stop},
+    lifecycle::{Lifecycle, Readiness, Signals, StopReason},
     listener::{self, Capacity},
     metrics::Metrics,
     redis_client::{Connector, Link},
@@ -281,8 +281,8 @@ impl App {
         let finished = lifecycle.finished(DRAIN, &mut signals).await;
         tracing::info!(browsers, flushed, finished, "stopped");
         match why {
-            Stop::Requested => Ok(()),
-            Stop::Crashed(task) => Err(AppError::Crashed(task)),
+            StopReason::Requested => Ok(()),
+            StopReason::Crashed(task) => Err(AppError::Crashed(task)),
         }
     }
 }
