@@ -26,7 +26,7 @@ pub use self::{
     secret::Secret,
     sections::{
         CollabConfig, EngineConfig, GapNotice, HttpConfig, LimitsConfig, LogConfig, LogFormat, RailsConfig,
-        RecoveryConfig, RedisConfig,
+        RecoveryConfig,
     },
     variable::{VARIABLES, Variable, help_table, markdown_table},
 };
@@ -69,8 +69,8 @@ pub struct Config {
     pub http: HttpConfig,
     /// How many connections and sessions there may be at a time.
     pub limits: LimitsConfig,
-    /// Where Rails publishes.
-    pub redis: RedisConfig,
+    /// Where Rails publishes. `REDIS_URL`, default `redis://localhost:6379/0`.
+    pub redis: RedisUrl,
     /// Heartbeats and the bound on slow browsers.
     pub engine: EngineConfig,
     /// What a returning browser can still get.
@@ -123,7 +123,7 @@ impl Config {
                 sessions: reader.optional(&variable::MAX_SESSIONS, number(PLACES)),
                 sessions_per_address: reader.value(&variable::MAX_SESSIONS_PER_ADDRESS, number(PLACES)),
             },
-            redis: RedisConfig { url: reader.value(&variable::REDIS_URL, RedisUrl::parse) },
+            redis: reader.value(&variable::REDIS_URL, RedisUrl::parse),
             engine: EngineConfig {
                 ping_interval: reader.value(&variable::PING_INTERVAL_MS, milliseconds(TIMER_MS)),
                 ping_timeout: reader.value(&variable::PING_TIMEOUT_MS, milliseconds(TIMER_MS)),

@@ -169,9 +169,12 @@ fn decode(text: &str) -> Result<String, Wrong> {
 /// Where sentinels listen unless told otherwise.
 const SENTINEL_PORT: u16 = 26379;
 
-const SENTINEL_MEND: &str = "give redis-sentinel://[user:password@]host[:port][,host[:port]…][/db]?sentinelServiceName=name, \
-                    with every / ? # @ % of a password written as %2F %3F %23 %40 %25";
+const SENTINEL_MEND: &str = "give redis-sentinel://[user:password@]host[:port][,host[:port]…][/db]\
+                             ?sentinelServiceName=name, with every / ? # @ % of a password written as %2F %3F %23 %40 \
+                             %25";
 
+/// The form other Redis clients read as well; `rediss-sentinel` is the same over TLS. `sentinelUsername` and
+/// `sentinelPassword` in the query log in at the sentinels.
 fn sentinel(text: &str, tls: bool) -> Result<RedisUrl, Wrong> {
     let wrong = |problem: &str| Wrong::new(problem, SENTINEL_MEND);
     let (_, after_scheme) = text.split_once("://").ok_or_else(|| wrong("lacks :// after its scheme"))?;

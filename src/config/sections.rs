@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use super::{AllowedOrigin, Networks, RailsEndpoint, RedisUrl, Secret};
+use super::{AllowedOrigin, Networks, RailsEndpoint, Secret};
 
 /// Where to listen, and which browsers to let in.
 #[derive(Clone, Debug)]
@@ -28,13 +28,6 @@ pub struct LimitsConfig {
     pub sessions: Option<usize>,
     /// Sessions of one client address. `MAX_SESSIONS_PER_ADDRESS`, default 4096.
     pub sessions_per_address: usize,
-}
-
-/// Where Rails publishes.
-#[derive(Clone, Debug)]
-pub struct RedisConfig {
-    /// The server. `REDIS_URL`, default `redis://localhost:6379/0`.
-    pub url: RedisUrl,
 }
 
 /// Heartbeats and the bound on slow browsers.

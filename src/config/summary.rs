@@ -9,7 +9,7 @@ impl Config {
     /// Version and settings, one aligned line each, without a newline at the end. Holds no secret.
     pub fn summary(&self) -> String {
         let redis =
-            if self.demo { "none: messages come from inside the demo".to_owned() } else { self.redis.url.redacted() };
+            if self.demo { "none: messages come from inside the demo".to_owned() } else { self.redis.redacted() };
         let ticket_key =
             self.recovery.secret_variable.unwrap_or("random, for this process only: set CHANNELS_SECRET to keep it");
         let log_bytes = u64::try_from(self.recovery.log_bytes).unwrap_or(u64::MAX);
@@ -53,14 +53,10 @@ fn rails(rails: &RailsConfig) -> String {
 }
 
 fn origin(http: &HttpConfig) -> String {
-    match &http.allowed_origin {
-        Some(allowed) => {
-            let strict = if http.strict_origin { ", WebSockets too" } else { "" };
-            format!("{} (from {}{strict})", allowed.origin, allowed.variable)
-        }
-        None => {
-            "WARNING: unknown, so browsers will refuse to talk to this server; set CANONICAL_HOST or PUBLIC_APP_URL"
-                .to_owned()
-        }
-    }
+    let Some(allowed) = &http.allowed_origin else {
+        let warning = "WARNING: unknown, so browsers will refuse to talk to this server";
+        return format!("{warning}; set CANONICAL_HOST or PUBLIC_APP_URL");
+    };
+    let strict = if http.strict_origin { ", WebSockets too" } else { "" };
+    format!("{} (from {}{strict})", allowed.origin, allowed.variable)
 }

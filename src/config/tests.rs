@@ -21,7 +21,7 @@ fn defaults_are_those_of_the_table() {
     let config = Config::from_env(&Environment { cores: NonZeroUsize::new(6).unwrap(), ..environment(&[]) }).unwrap();
     assert_eq!((config.http.port, config.http.bind, config.http.strict_origin), (5000, None, false));
     assert_eq!(config.http.allowed_origin, None);
-    assert_eq!(config.redis.url.redacted(), "redis://localhost:6379/0");
+    assert_eq!(config.redis.redacted(), "redis://localhost:6379/0");
     assert_eq!(config.engine.ping_interval, Duration::from_secs(25));
     assert_eq!(config.engine.ping_timeout, Duration::from_secs(20));
     assert_eq!(config.engine.connect_timeout, Duration::from_secs(45));
