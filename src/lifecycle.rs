@@ -198,13 +198,8 @@ impl Readiness {
         self.0.store(ready, Ordering::Relaxed);
     }
 
-    /// Whether the program is ready now.
-    pub fn get(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// The same, but no longer ready once `stop` is cancelled.
+    /// Tells whether the program is ready: no longer once `stop` is cancelled.
     pub fn until(self, stop: CancellationToken) -> impl Fn() -> bool + Clone {
-        move || self.get() && !stop.is_cancelled()
+        move || self.0.load(Ordering::Relaxed) && !stop.is_cancelled()
     }
 }

@@ -1,6 +1,4 @@
-//! How the process speaks: sets up the log once, and keeps repeated warnings from flooding it.
-//!
-//! Must not know what is logged.
+//! Sets up the log once, and keeps repeated warnings from flooding it. Must not know what is logged.
 
 use std::{
     io::{self, IsTerminal},
@@ -27,8 +25,8 @@ pub enum TelemetryError {
 
 /// Sends events to standard output from now on, until the process ends.
 ///
-/// Standard output in both forms, as the Node server has it: the log is all this process prints, and whoever collects
-/// that of the old containers finds the new one's in the same place. Colours only where a person is looking.
+/// Standard output in both forms, as with the Node server: collectors find the log in the same place. Colours only on a
+/// terminal.
 pub fn init(log: &LogConfig) -> Result<(), TelemetryError> {
     let filter = EnvFilter::builder().parse(&log.filter).map_err(TelemetryError::Filter)?;
     let registry = tracing_subscriber::registry().with(filter);
@@ -47,38 +45,33 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         .fold(error.to_string(), |line, cause| if line.contains(&cause) { line } else { format!("{line}: {cause}") })
 }
 
-/// Often enough to be seen, rarely enough not to push everything else out of the log.
+/// Often enough to be seen, rarely enough to leave the log to other events.
 const PERIOD: Duration = Duration::from_mins(1);
 
-/// Lets one event per minute through and counts the others. One gate for each kind of event; may be a `static`.
+/// Rate limit of one event per minute for one kind of event; counts the others. May be a `static`.
 #[derive(Debug)]
 pub struct Throttle {
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    last: Option<Instant>,
-    suppressed: u64,
+    /// When the last event was reported, and how many were suppressed since.
+    state: Mutex<(Option<Instant>, u64)>,
 }
 
 impl Throttle {
-    /// A gate that lets the first event through.
+    /// A limit that lets the first event through.
     pub const fn new() -> Self {
-        Self { state: Mutex::new(State { last: None, suppressed: 0 }) }
+        Self { state: Mutex::new((None, 0)) }
     }
 
-    /// Whether the event of this moment may be reported: if so, with the number of events kept back since the last
-    /// one that was.
+    /// If the event of this moment may be reported: the number of events suppressed since the last report.
     pub fn allow(&self, now: Instant) -> Option<u64> {
-        // The state is whole after every statement, so a panic elsewhere in the process cannot have spoilt it.
+        // The state is whole after every statement, so a poisoned lock is as good as any.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.last.is_some_and(|last| now.saturating_duration_since(last) < PERIOD) {
-            state.suppressed = state.suppressed.saturating_add(1);
+        let (last, suppressed) = &mut *state;
+        if last.is_some_and(|last| now.saturating_duration_since(last) < PERIOD) {
+            *suppressed = suppressed.saturating_add(1);
             return None;
         }
-        state.last = Some(now);
-        Some(std::mem::take(&mut state.suppressed))
+        *last = Some(now);
+        Some(std::mem::take(suppressed))
     }
 }
 
