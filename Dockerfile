@@ -3,7 +3,7 @@
 FROM rust:1-bookworm AS build
 WORKDIR /source
 COPY Cargo.toml Cargo.lock ./
-# How the allocator is configured.
+# Options of the allocator; cargo reads them only beside the sources.
 COPY .cargo ./.cargo
 COPY src ./src
 # The caches outlive the build: a second one compiles this crate alone. One target directory per architecture, and one

@@ -29,7 +29,7 @@ use crate::{
     dispatch::Dispatch,
     engineio::{CloseReason, Cors, Engine, Options, Unproven},
     hub::{self, Bounds, Clock, Epoch, Hub, OffsetKey},
-    lifecycle::{Lifecycle, Readiness, Signals, Stop},
+    lifecycle::{Lifecycle, Readiness, Signals, StopReason},
     listener::{self, Capacity},
     metrics::Metrics,
     redis_client::{Connector, Link},
@@ -37,16 +37,16 @@ use crate::{
 };
 
 /// How long the tasks have to end after the stop. Container runtimes kill after ten seconds.
-const DRAIN: Duration = Duration::from_secs(8);
+const STOP_DEADLINE: Duration = Duration::from_secs(8);
 
 /// How long browsers have, after the stop, to take what was accepted for them before it.
 const FLUSH: Duration = Duration::from_secs(1);
 
-/// How often it is looked whether the hub has delivered that.
+/// How often the hub is asked whether it has delivered that.
 const FLUSH_TICK: Duration = Duration::from_millis(5);
 
 /// Memory beyond the recovery log's for messages that a busy shard has not delivered yet: some seconds of the largest
-/// bursts. What is more is dropped, and browsers that have not got it are cut and come back.
+/// bursts. Messages beyond it are dropped; browsers that have not got them are disconnected and come back.
 const UNDELIVERED_BYTES: usize = 64 << 20;
 /// Longest message before CONNECT is acknowledged, in bytes. A CONNECT with the ticket of a user in thousands of groups
 /// fits in.
@@ -67,10 +67,10 @@ pub enum Mode {
 /// The program could not start or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// Something about the settings has to be mended first.
+    /// A setting has to be mended first.
     #[error("{0}")]
     Config(String),
-    /// The system refused something.
+    /// The operating system refused a request.
     #[error("{what}")]
     System {
         /// What was tried.
@@ -91,7 +91,7 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> AppError {
 /// Runs the program on a runtime of its own, from settings to the end.
 ///
 /// # Errors
-/// Says what has to be mended, or what failed.
+/// [`AppError::Config`] and [`AppError::System`] when the start fails, [`AppError::Crashed`] when a critical task ends.
 pub fn run(config: Config, mode: Mode) -> Result<(), AppError> {
     // Each connection is an open file, and the usual limit of 1,024 is meant for other programs.
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
@@ -104,7 +104,7 @@ pub fn run(config: Config, mode: Mode) -> Result<(), AppError> {
         bound.announce();
         bound.run().await
     });
-    // What has not ended by now has had its time.
+    // Tasks that still run have had their time.
     runtime.shutdown_background();
     result
 }
@@ -142,7 +142,7 @@ impl App {
             }
         };
         let connector = || match &demo {
-            None => Connector::new(&config.redis.url),
+            None => Connector::new(&config.redis),
             Some((_, listener)) => {
                 let port = listener.local_addr().map_or(0, |address| address.port());
                 Connector::to(&format!("redis://127.0.0.1:{port}"))
@@ -278,11 +278,11 @@ impl App {
         let flushed = lifecycle.within(FLUSH, &mut signals, flush(&dispatched, &hub, &engine)).await;
         engine.close_all(CloseReason::Shutdown);
         closing.cancel();
-        let finished = lifecycle.finished(DRAIN, &mut signals).await;
+        let finished = lifecycle.finished(STOP_DEADLINE, &mut signals).await;
         tracing::info!(browsers, flushed, finished, "stopped");
         match why {
-            Stop::Requested => Ok(()),
-            Stop::Crashed(task) => Err(AppError::Crashed(task)),
+            StopReason::Requested => Ok(()),
+            StopReason::Crashed(task) => Err(AppError::Crashed(task)),
         }
     }
 }

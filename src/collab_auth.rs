@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use crate::{
     auth::rails::{Check, Limits, Names, Rails, Verdict},
-    config::{Collab, Networks},
+    config::{CollabConfig, Networks},
     listener::{Peer, client},
     metrics::{Counter, Metrics},
     telemetry::Throttle,
@@ -42,7 +42,7 @@ struct Endpoint {
 }
 
 /// The one route. Requests have to carry the [`Peer`] they came from.
-pub fn routes(rails: Arc<Rails>, settings: &Collab, trusted: Networks, metrics: Metrics) -> Router {
+pub fn routes(rails: Arc<Rails>, settings: &CollabConfig, trusted: Networks, metrics: Metrics) -> Router {
     let endpoint = Arc::new(Endpoint {
         rails,
         limits: Limits::new(settings.auth_per_minute),

@@ -1,10 +1,17 @@
-//! Tasks and their end: everything that runs is spawned here, and stops in two stages.
+//! Tasks and their end: everything that runs is spawned here and stops in two stages.
 //!
-//! First stage: stop taking work, finish politely. Second stage: go at once. Knows nothing of what the tasks do.
+//! First stage: take no more work, finish politely. Second stage: end at once. Knows nothing of what the tasks do.
 
-use std::{future::Future, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use tokio::{runtime::Handle, signal::unix};
+use tokio::{runtime::Handle, signal::unix, sync::watch, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Spawns tasks that are waited for at the end. Works from any thread.
@@ -28,7 +35,7 @@ impl Tasks {
         self.tracker.spawn_on(task, &self.runtime);
     }
 
-    /// Runs what takes the processor for long on a thread where nobody waits behind it.
+    /// Runs work that takes the processor for long on a thread of its own, so that no task waits behind it.
     pub fn spawn_blocking(&self, work: impl FnOnce() + Send + 'static) {
         self.tracker.spawn_blocking_on(work, &self.runtime);
     }
@@ -41,10 +48,10 @@ impl Tasks {
 
 /// Why the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// It was asked to.
+pub enum StopReason {
+    /// A signal or the token asked for it.
     Requested,
-    /// A task that must not end has ended.
+    /// A critical task has ended.
     Crashed(&'static str),
 }
 
@@ -53,7 +60,8 @@ pub enum Stop {
 pub struct Lifecycle {
     tasks: Tasks,
     stop: CancellationToken,
-    crash: tokio::sync::watch::Sender<Option<&'static str>>,
+    /// Name of the critical task that ended.
+    crash: watch::Sender<Option<&'static str>>,
 }
 
 impl Lifecycle {
@@ -62,8 +70,7 @@ impl Lifecycle {
     /// # Panics
     /// Outside of a runtime.
     pub fn new() -> Self {
-        let (crash, _) = tokio::sync::watch::channel(None);
-        Self { tasks: Tasks::current(), stop: CancellationToken::new(), crash }
+        Self { tasks: Tasks::current(), stop: CancellationToken::new(), crash: watch::Sender::new(None) }
     }
 
     /// The tasks.
@@ -76,7 +83,7 @@ impl Lifecycle {
         &self.stop
     }
 
-    /// Spawns a task without which the program is of no use: when it ends before the first stage, that is a crash.
+    /// Spawns a task that the program cannot do without: its end before the first stage is a crash.
     pub fn spawn_critical(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let critical = self.critical(name);
         self.tasks.spawn(async move {
@@ -85,37 +92,37 @@ impl Lifecycle {
         });
     }
 
-    /// For what must not end and is no task: whoever keeps this crashes the program by dropping it, be it in a panic.
+    /// A guard for a thread that the program cannot do without: dropping it before the first stage, be it in a panic,
+    /// is a crash.
     pub fn critical(&self, name: &'static str) -> Critical {
         Critical { lifecycle: self.clone(), name }
     }
 
-    /// Waits until a signal, a crash, or someone else begins the first stage; then it has begun.
-    pub async fn stopped(&self, signals: &mut Signals) -> Stop {
+    /// Waits for a signal, a crash or the stop token, then begins the first stage.
+    pub async fn stopped(&self, signals: &mut Signals) -> StopReason {
         let mut crash = self.crash.subscribe();
-        let why = tokio::select! {
+        let reason = tokio::select! {
             signal = signals.next() => {
                 tracing::info!(signal, "stopping; a second signal stops at once");
-                Stop::Requested
+                StopReason::Requested
             }
-            () = self.stop.cancelled() => Stop::Requested,
-            name = async { crash.wait_for(Option::is_some).await.map(|name| name.unwrap_or_default()) } => {
-                let name = name.unwrap_or_default();
-                tracing::error!(task = name, "a task that must not end has ended");
-                Stop::Crashed(name)
-            }
+            () = self.stop.cancelled() => StopReason::Requested,
+            Ok(name) = crash.wait_for(Option::is_some) => StopReason::Crashed(name.unwrap_or_default()),
         };
+        if let StopReason::Crashed(task) = reason {
+            tracing::error!(task, "a task that must not end has ended");
+        }
         self.stop.cancel();
-        why
+        reason
     }
 
     /// Waits for `future`, at most for `deadline` or until a second signal; returns whether it ended.
     pub async fn within(&self, deadline: Duration, signals: &mut Signals, future: impl Future<Output = ()>) -> bool {
         tokio::select! {
             () = future => true,
-            () = tokio::time::sleep(deadline) => false,
+            () = sleep(deadline) => false,
             signal = signals.next() => {
-                // For the one who waits for the tasks next.
+                // Ends the next wait as well.
                 signals.seen = Some(signal);
                 false
             }
@@ -125,15 +132,17 @@ impl Lifecycle {
     /// Waits for all tasks, at most for `deadline` or until a second signal; returns whether all ended.
     pub async fn finished(&self, deadline: Duration, signals: &mut Signals) -> bool {
         self.tasks.tracker.close();
-        tokio::select! {
-            () = self.tasks.tracker.wait() => true,
-            () = tokio::time::sleep(deadline) => false,
-            _ = signals.next() => false,
-        }
+        self.within(deadline, signals, self.tasks.tracker.wait()).await
     }
 }
 
-/// Kept by what must not end before the first stage.
+impl Default for Lifecycle {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A guard that must not be dropped before the first stage.
 #[derive(Debug)]
 pub struct Critical {
     lifecycle: Lifecycle,
@@ -148,18 +157,12 @@ impl Drop for Critical {
     }
 }
 
-impl Default for Lifecycle {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// SIGTERM and SIGINT from when this was made; none is lost in between.
+/// SIGTERM and SIGINT since this was made; none is lost between two waits.
 #[derive(Debug)]
 pub struct Signals {
     terminate: unix::Signal,
     interrupt: unix::Signal,
-    /// One that came while something else was waited for.
+    /// A signal that has ended one wait and is to end the next.
     seen: Option<&'static str>,
 }
 
@@ -167,13 +170,13 @@ impl Signals {
     /// Listens from now on.
     ///
     /// # Errors
-    /// When the system does not let it.
-    pub fn listen() -> std::io::Result<Self> {
+    /// When the system refuses a signal handler.
+    pub fn listen() -> io::Result<Self> {
         let [terminate, interrupt] = [unix::SignalKind::terminate(), unix::SignalKind::interrupt()].map(unix::signal);
         Ok(Self { terminate: terminate?, interrupt: interrupt?, seen: None })
     }
 
-    /// The name of the next one.
+    /// The name of the next signal.
     async fn next(&mut self) -> &'static str {
         if let Some(signal) = self.seen.take() {
             return signal;
@@ -187,21 +190,16 @@ impl Signals {
 
 /// Whether the program can do its work at the moment; clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(std::sync::Arc<std::sync::atomic::AtomicBool>);
+pub struct Readiness(Arc<AtomicBool>);
 
 impl Readiness {
-    /// Says how it is now.
+    /// Sets it.
     pub fn set(&self, ready: bool) {
-        self.0.store(ready, std::sync::atomic::Ordering::Relaxed);
+        self.0.store(ready, Ordering::Relaxed);
     }
 
-    /// How it is now.
-    pub fn get(&self) -> bool {
-        self.0.load(std::sync::atomic::Ordering::Relaxed)
-    }
-
-    /// The same, but not ready any more once `stop` is cancelled.
+    /// Tells whether the program is ready: no longer once `stop` is cancelled.
     pub fn until(self, stop: CancellationToken) -> impl Fn() -> bool + Clone {
-        move || self.get() && !stop.is_cancelled()
+        move || self.0.load(Ordering::Relaxed) && !stop.is_cancelled()
     }
 }

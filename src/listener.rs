@@ -66,7 +66,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub const STUCK_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// How long requests may take to end after the stop.
-const DRAIN: Duration = Duration::from_secs(2);
+const REQUEST_DRAIN: Duration = Duration::from_secs(2);
 
 /// The connection on which a request came, as an extension of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,7 +236,7 @@ impl Server {
             // An error here is the client's: it went away or does not speak HTTP. It got its status where there is one.
             if stop.run_until_cancelled(connection.as_mut()).await.is_none() {
                 connection.as_mut().graceful_shutdown();
-                let _ = timeout(DRAIN, connection).await;
+                let _ = timeout(REQUEST_DRAIN, connection).await;
             }
         }
     }

@@ -16,9 +16,10 @@ use tikv_jemallocator::Jemalloc;
 ///
 /// mimalloc 3 takes 15.8 MB without browsers; with mimalloc 2 the messages with gzip left 1.2 GB.
 ///
-/// The options are in `.cargo/config.toml`, as jemalloc reads them before `main`:
+/// The options are in `.cargo/config.toml`, which builds them into jemalloc: it reads them before `main`, and the symbol
+/// that could hold them instead needs `unsafe`. A build that does not see the file has jemalloc's defaults.
 /// * `background_thread`: memory is given back though no thread allocates; one such thread is enough.
-/// * `narenas:2`: with the default (four for each core) a browser takes 2.2 kB; with one, all threads share locks.
+/// * `narenas:2`: with the default (four for each core) a browser takes 2.2 kB; with one, all threads share its locks.
 /// * `dirty_decay_ms:1000`: freed pages are given back after 1 s in place of 10 s.
 /// * `thp:never`: no huge page for a few kB where the system has them for every process.
 #[global_allocator]

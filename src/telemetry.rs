@@ -1,6 +1,4 @@
-//! How the process speaks: sets up the log once, and keeps repeated warnings from flooding it.
-//!
-//! Must not know what is logged.
+//! Sets up the log once, and keeps repeated warnings from flooding it. Must not know what is logged.
 
 use std::{
     io::{self, IsTerminal},
@@ -12,7 +10,7 @@ use tracing_subscriber::{
     EnvFilter, filter::ParseError, fmt, layer::SubscriberExt, util::SubscriberInitExt, util::TryInitError,
 };
 
-use crate::config::{Log, LogFormat};
+use crate::config::{LogConfig, LogFormat};
 
 /// The log could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -27,9 +25,9 @@ pub enum TelemetryError {
 
 /// Sends events to standard output from now on, until the process ends.
 ///
-/// Standard output in both forms, as the Node server has it: the log is all this process prints, and whoever collects
-/// that of the old containers finds the new one's in the same place. Colours only where a person is looking.
-pub fn init(log: &Log) -> Result<(), TelemetryError> {
+/// Standard output in both forms, as with the Node server: collectors find the log in the same place. Colours only on a
+/// terminal.
+pub fn init(log: &LogConfig) -> Result<(), TelemetryError> {
     let filter = EnvFilter::builder().parse(&log.filter).map_err(TelemetryError::Filter)?;
     let registry = tracing_subscriber::registry().with(filter);
     match log.format {
@@ -47,38 +45,33 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         .fold(error.to_string(), |line, cause| if line.contains(&cause) { line } else { format!("{line}: {cause}") })
 }
 
-/// Often enough to be seen, rarely enough not to push everything else out of the log.
+/// Often enough to be seen, rarely enough to leave the log to other events.
 const PERIOD: Duration = Duration::from_mins(1);
 
-/// Lets one event per minute through and counts the others. One gate for each kind of event; may be a `static`.
+/// Rate limit of one event per minute for one kind of event; counts the others. May be a `static`.
 #[derive(Debug)]
 pub struct Throttle {
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    last: Option<Instant>,
-    suppressed: u64,
+    /// When the last event was reported, and how many were suppressed since.
+    state: Mutex<(Option<Instant>, u64)>,
 }
 
 impl Throttle {
-    /// A gate that lets the first event through.
+    /// A limit that lets the first event through.
     pub const fn new() -> Self {
-        Self { state: Mutex::new(State { last: None, suppressed: 0 }) }
+        Self { state: Mutex::new((None, 0)) }
     }
 
-    /// Whether the event of this moment may be reported: if so, with the number of events kept back since the last
-    /// one that was.
+    /// If the event of this moment may be reported: the number of events suppressed since the last report.
     pub fn allow(&self, now: Instant) -> Option<u64> {
-        // The state is whole after every statement, so a panic elsewhere in the process cannot have spoilt it.
+        // The state is whole after every statement, so a poisoned lock is as good as any.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.last.is_some_and(|last| now.saturating_duration_since(last) < PERIOD) {
-            state.suppressed = state.suppressed.saturating_add(1);
+        let (last, suppressed) = &mut *state;
+        if last.is_some_and(|last| now.saturating_duration_since(last) < PERIOD) {
+            *suppressed = suppressed.saturating_add(1);
             return None;
         }
-        state.last = Some(now);
-        Some(std::mem::take(&mut state.suppressed))
+        *last = Some(now);
+        Some(std::mem::take(suppressed))
     }
 }
 
@@ -96,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_bad_filter_and_a_second_start_are_told_apart() {
-        let log = |filter: &str| Log { format: LogFormat::Json, filter: filter.to_owned() };
+        let log = |filter: &str| LogConfig { format: LogFormat::Json, filter: filter.to_owned() };
         assert!(matches!(init(&log("info,==")), Err(TelemetryError::Filter(_))));
         assert!(init(&log("off")).is_ok());
         assert!(matches!(init(&log("off")), Err(TelemetryError::AlreadySet(_))));

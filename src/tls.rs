@@ -1,6 +1,4 @@
-//! The cryptography of every TLS connection this process opens.
-//!
-//! Knows nothing of who connects where.
+//! The cryptography of every TLS connection this process opens. Knows nothing of where they lead.
 
 use std::{io, sync::Arc};
 
@@ -8,9 +6,9 @@ use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-/// Makes *ring* the provider of cryptography; to be called before TLS is set up. Calling it again changes nothing.
+/// Makes *ring* the provider of cryptography, before TLS is set up. A second call changes nothing.
 pub fn install() {
-    // It fails when there is one already, and none but this one is ever installed.
+    // Fails when a provider is installed already, which can only be this one.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
@@ -18,8 +16,8 @@ pub fn install() {
 /// `SSL_CERT_DIR` names; they are read anew each time.
 ///
 /// # Errors
-/// When there are none or one cannot be read, when `host` is neither name nor address, or when the other side is not to
-/// be trusted.
+/// When no certificate is trusted or one cannot be read, when `host` is neither a name nor an address, or when the
+/// handshake fails.
 pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(host: &str, stream: S) -> io::Result<TlsStream<S>> {
     install();
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;

@@ -42,7 +42,7 @@ pub use self::{
     limit::Limits,
 };
 use crate::{
-    config::{RAILS_VARIABLES, Rails as Settings},
+    config::{RAILS_VARIABLES, RailsConfig},
     lifecycle::Tasks,
     metrics::{Counter, Metrics, Timing},
     telemetry::Throttle,
@@ -135,7 +135,7 @@ struct Again {
 impl Rails {
     /// Asks as the settings say; dials nothing yet. What has to outlast a question runs in `tasks`, and nobody waits
     /// after `stop`.
-    pub fn new(settings: &Settings, metrics: Metrics, tasks: Tasks, stop: CancellationToken) -> Arc<Self> {
+    pub fn new(settings: &RailsConfig, metrics: Metrics, tasks: Tasks, stop: CancellationToken) -> Arc<Self> {
         let endpoint = settings.endpoint.clone();
         Arc::new(Self {
             client: endpoint.map(|endpoint| Arc::new(Client::new(endpoint, settings.max_concurrency))),

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::config::Http;
+use crate::config::HttpConfig;
 
 /// For connecting, and again for the whole answer. Docker waits longer than both.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -38,7 +38,7 @@ pub(super) enum NotReady {
 }
 
 /// Succeeds if the server answers `/health/ready` with a 200.
-pub(super) fn ask(http: &Http) -> Result<(), NotReady> {
+pub(super) fn ask(http: &HttpConfig) -> Result<(), NotReady> {
     let address = SocketAddr::new(reachable(http.bind), http.port);
     let stream =
         TcpStream::connect_timeout(&address, PATIENCE).map_err(|source| NotReady::Connect { address, source })?;
@@ -113,8 +113,8 @@ mod tests {
         result
     }
 
-    fn http(bind: Option<IpAddr>, port: u16) -> Http {
-        Http { port, bind, allowed_origin: None, strict_origin: false, trusted_proxies: Networks::default() }
+    fn http(bind: Option<IpAddr>, port: u16) -> HttpConfig {
+        HttpConfig { port, bind, allowed_origin: None, strict_origin: false, trusted_proxies: Networks::default() }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What is wrong with a variable, in words that say how to mend it.
 
-use std::{error::Error, fmt};
+use std::fmt;
 
 /// Longer values are cut in a report: the variable's name finds the rest.
 const SHOWN_CHARACTERS: usize = 80;
@@ -8,60 +8,50 @@ const SHOWN_CHARACTERS: usize = 80;
 /// One variable that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
-    /// The variable's name.
-    pub variable: &'static str,
-    /// Its value, cut and escaped; absent where it is or may hold a secret.
-    pub value: Option<String>,
-    /// What is wrong, as a lowercase fragment that never repeats the value.
-    pub problem: String,
-    /// What to do about it, in the imperative.
-    pub mend: String,
+    variable: &'static str,
+    /// Cut and escaped; absent where it is or may hold a secret.
+    value: Option<String>,
+    wrong: Wrong,
 }
 
 impl Mistake {
-    /// A mistake which shows its value, unless that may carry a password (`user:password@host`).
+    /// A mistake that shows its value, unless that may carry a password (`user:password@host`).
     pub(super) fn shown(variable: &'static str, value: &str, wrong: Wrong) -> Self {
-        let value =
-            (!value.contains('@')).then(|| value.chars().take(SHOWN_CHARACTERS).flat_map(char::escape_debug).collect());
-        Self { variable, value, ..Self::hidden(variable, wrong) }
+        let shown = || value.chars().take(SHOWN_CHARACTERS).flat_map(char::escape_debug).collect();
+        Self { variable, value: (!value.contains('@')).then(shown), wrong }
     }
 
-    /// A mistake which does not show its value.
-    pub(super) fn hidden(variable: &'static str, Wrong { problem, mend }: Wrong) -> Self {
-        Self { variable, value: None, problem, mend }
+    /// A mistake that does not show its value.
+    pub(super) fn hidden(variable: &'static str, wrong: Wrong) -> Self {
+        Self { variable, value: None, wrong }
     }
 }
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.variable)?;
-        if let Some(value) = &self.value {
-            write!(f, "=\"{value}\"")?;
-        }
-        write!(f, ": {}; {}", self.problem, self.mend)
+        let value = self.value.as_ref().map(|value| format!("=\"{value}\"")).unwrap_or_default();
+        write!(f, "{}{value}: {}; {}", self.variable, self.wrong.problem, self.wrong.mend)
     }
 }
 
 /// Every mistake of the environment, one per line, never empty.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Mistakes(pub Vec<Mistake>);
 
 impl fmt::Display for Mistakes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.len() {
-            1 => f.write_str("1 mistake in the environment")?,
-            many => write!(f, "{many} mistakes in the environment")?,
-        }
+        let (number, plural) = (self.0.len(), if self.0.len() == 1 { "" } else { "s" });
+        write!(f, "{number} mistake{plural} in the environment")?;
         self.0.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
     }
 }
 
-impl Error for Mistakes {}
-
-/// A parser's verdict on a value. Neither text may repeat the value: the parser does not know whether it is secret.
+/// A parser's verdict on a value. Neither text repeats the value: the parser does not know whether it is secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Wrong {
+    /// What is wrong, as a lowercase fragment.
     pub(super) problem: String,
+    /// What to do about it, in the imperative.
     pub(super) mend: String,
 }
 

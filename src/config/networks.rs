@@ -1,98 +1,54 @@
-//! `TRUSTED_PROXIES`: whose word counts when they say for whom they ask.
+//! `TRUSTED_PROXIES`: the peers that a forwarded client address is believed from.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 
 use super::mistake::Wrong;
 
-/// Written for the networks that are not part of the internet, in which containers and their proxies live.
-const PRIVATE: &str = "private";
-/// Written for nobody.
-const NONE: &str = "none";
+/// What `private` stands for: the networks that Rails takes for proxies by default, and link-local addresses.
+const PRIVATE: &str = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,169.254.0.0/16,::1/128,fc00::/7,fe80::/10";
 
-/// What Rails takes for proxies by default, and addresses of links.
-const PRIVATE_NETWORKS: [Network; 8] = [
-    Network::v4([127, 0, 0, 0], 8),
-    Network::v4([10, 0, 0, 0], 8),
-    Network::v4([172, 16, 0, 0], 12),
-    Network::v4([192, 168, 0, 0], 16),
-    Network::v4([169, 254, 0, 0], 16),
-    Network { base: IpAddr::V6(Ipv6Addr::LOCALHOST), bits: 128 },
-    Network { base: IpAddr::V6(Ipv6Addr::from_bits(0xfc << 120)), bits: 7 },
-    Network { base: IpAddr::V6(Ipv6Addr::from_bits(0xfe8 << 116)), bits: 10 },
-];
-
-/// Addresses, as a set of networks; none of them by default.
+/// A set of networks, empty by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Networks(Vec<Network>);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Network {
-    base: IpAddr,
-    /// Leading bits that count.
-    bits: u8,
-}
-
-impl Network {
-    const fn v4([a, b, c, d]: [u8; 4], bits: u8) -> Self {
-        Self { base: IpAddr::V4(Ipv4Addr::new(a, b, c, d)), bits }
-    }
-
-    fn contains(self, address: IpAddr) -> bool {
-        match (self.base, address) {
-            (IpAddr::V4(base), IpAddr::V4(address)) => {
-                (base.to_bits() ^ address.to_bits()).leading_zeros() >= u32::from(self.bits)
-            }
-            (IpAddr::V6(base), IpAddr::V6(address)) => {
-                (base.to_bits() ^ address.to_bits()).leading_zeros() >= u32::from(self.bits)
-            }
-            _ => false,
-        }
-    }
-}
+pub struct Networks(Vec<IpNet>);
 
 impl Networks {
-    /// Whether the address is in one of them. An IPv4 address counts as one in whichever form it comes.
+    /// Whether a network of the set contains the address. An IPv4-mapped IPv6 address counts as IPv4.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        self.0.iter().any(|network| network.contains(address))
+        self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// Addresses and networks, separated by commas or blanks.
+    /// Reads `none`, or addresses, networks and the word `private`, separated by commas or blanks.
     pub(super) fn parse(text: &str) -> Result<Self, Wrong> {
-        if text.eq_ignore_ascii_case(NONE) {
-            return Ok(Self(Vec::new()));
+        if text.eq_ignore_ascii_case("none") {
+            return Ok(Self::default());
         }
-        let mut networks = Vec::new();
-        for word in text.split([',', ' ']).filter(|word| !word.is_empty()) {
-            if word.eq_ignore_ascii_case(PRIVATE) {
-                networks.extend(PRIVATE_NETWORKS);
-            } else {
-                networks.push(network(word).ok_or_else(|| {
-                    Wrong::new(
-                        "not a list of networks",
-                        "give addresses such as 203.0.113.7 or networks such as 10.0.0.0/8, separated by commas, \
-                         or the word private or none",
-                    )
-                })?);
-            }
-        }
-        Ok(Self(networks))
+        let words = text.split([',', ' ']).filter(|word| !word.is_empty());
+        let networks =
+            words.flat_map(|word| if word.eq_ignore_ascii_case("private") { PRIVATE } else { word }.split(','));
+        networks.map(network).collect::<Option<_>>().map(Self).ok_or_else(|| {
+            Wrong::new(
+                "not a list of networks",
+                "give addresses such as 203.0.113.7 or networks such as 10.0.0.0/8, separated by commas, \
+                 or the word private or none",
+            )
+        })
     }
 }
 
-fn network(word: &str) -> Option<Network> {
-    let (base, bits) = match word.split_once('/') {
+/// The parser of `ipnet` takes octets with leading zeros, which the standard library refuses as ambiguous.
+fn network(text: &str) -> Option<IpNet> {
+    let (base, bits) = match text.split_once('/') {
         Some((base, bits)) => (base, Some(bits.parse::<u8>().ok()?)),
-        None => (word, None),
+        None => (text, None),
     };
     let base: IpAddr = base.parse().ok()?;
-    let most = if base.is_ipv4() { 32 } else { 128 };
-    let bits = bits.unwrap_or(most);
-    // IPv4 in the form of IPv6 counts as IPv4 here as well.
-    match base.to_canonical() {
-        IpAddr::V4(mapped) if base.is_ipv6() => bits.checked_sub(96).map(|bits| Network { base: mapped.into(), bits }),
-        _ => (bits <= most).then_some(Network { base, bits }),
-    }
+    let bits = bits.unwrap_or(if base.is_ipv4() { 32 } else { 128 });
+    let canonical = base.to_canonical();
+    let bits = if base == canonical { bits } else { bits.checked_sub(96)? };
+    IpNet::new(canonical, bits).ok()
 }
 
 #[cfg(test)]

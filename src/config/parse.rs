@@ -1,41 +1,18 @@
 //! Texts to values: numbers, switches, durations, sizes, addresses. Each parser says what it would have taken.
 
-use std::{net::IpAddr, ops::RangeInclusive, str::FromStr, time::Duration};
+use std::{fmt::Display, net::IpAddr, ops::RangeInclusive, str::FromStr, time::Duration};
 
 use tracing_subscriber::EnvFilter;
 
 use super::mistake::Wrong;
 
-/// What a size may end with, in any case, and what it stands for. As in Docker and Redis, K, KB and KiB are all 1024.
-const SIZE_UNITS: [(&str, u64); 11] = [
-    ("", 1),
-    ("b", 1),
-    ("k", 1 << 10),
-    ("kb", 1 << 10),
-    ("kib", 1 << 10),
-    ("m", 1 << 20),
-    ("mb", 1 << 20),
-    ("mib", 1 << 20),
-    ("g", 1 << 30),
-    ("gb", 1 << 30),
-    ("gib", 1 << 30),
-];
+const OUT_OF_RANGE: &str = "out of range";
 
-const DURATION_UNITS: [(&str, u64); 4] = [("", 1), ("s", 1), ("m", 60), ("h", 3600)];
-
-pub(super) fn number<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, Wrong>
-where
-    T: FromStr + PartialOrd + std::fmt::Display,
-{
+pub(super) fn number<T: FromStr + PartialOrd + Display>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, Wrong> {
     move |text| {
-        let mend = || format!("give a whole number from {} to {}", range.start(), range.end());
-        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(Wrong::new("not a whole number", mend()));
-        }
-        match text.parse() {
-            Ok(number) if range.contains(&number) => Ok(number),
-            _ => Err(Wrong::new("out of range", mend())),
-        }
+        let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = if is_number { text.parse().map_err(|_| OUT_OF_RANGE) } else { Err("not a whole number") };
+        within(&range, number, format!("give a whole number from {} to {}", range.start(), range.end()))
     }
 }
 
@@ -46,46 +23,56 @@ pub(super) fn milliseconds(range: RangeInclusive<u64>) -> impl Fn(&str) -> Resul
 /// `1800`, `1800s`, `30m`, `2h`.
 pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&str) -> Result<Duration, Wrong> {
     move |text| {
+        let seconds = with_unit(text, |unit| match unit {
+            "" | "s" => Some(1),
+            "m" => Some(60),
+            "h" => Some(3600),
+            _ => None,
+        });
         let (low, high) = (show_duration(*range.start()), show_duration(*range.end()));
-        let mend = || format!("give seconds or a number with s, m or h, such as 30m, from {low} to {high}");
-        let seconds = with_unit(text, &DURATION_UNITS).map_err(|problem| Wrong::new(problem, mend()))?;
-        let duration = Duration::from_secs(seconds);
-        if range.contains(&duration) { Ok(duration) } else { Err(Wrong::new("out of range", mend())) }
+        let mend = format!("give seconds or a number with s, m or h, such as 30m, from {low} to {high}");
+        within(&range, seconds.map(Duration::from_secs), mend)
     }
 }
 
-/// `67108864`, `64MiB`, `64MB`, `64M`.
+/// `67108864`, `64MiB`, `64MB`, `64M`. As in Docker and Redis, K, KB and KiB are all 1024.
 pub(super) fn bytes(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<usize, Wrong> {
     move |text| {
+        let bytes = with_unit(text, |unit| match unit {
+            "" | "b" => Some(1),
+            "k" | "kb" | "kib" => Some(1 << 10),
+            "m" | "mb" | "mib" => Some(1 << 20),
+            "g" | "gb" | "gib" => Some(1 << 30),
+            _ => None,
+        });
         let (low, high) = (show_bytes(*range.start()), show_bytes(*range.end()));
-        let mend = || format!("give bytes or a number with K, M or G, such as 64MiB, from {low} to {high}");
-        let bytes = with_unit(text, &SIZE_UNITS).map_err(|problem| Wrong::new(problem, mend()))?;
-        match usize::try_from(bytes) {
-            Ok(fits) if range.contains(&bytes) => Ok(fits),
-            _ => Err(Wrong::new("out of range", mend())),
-        }
+        let mend = format!("give bytes or a number with K, M or G, such as 64MiB, from {low} to {high}");
+        within(&range, bytes, mend).map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
     }
 }
 
-fn with_unit(text: &str, units: &[(&str, u64)]) -> Result<u64, &'static str> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
+/// A whole number and a unit in any case, possibly with a blank between them.
+fn with_unit(text: &str, factor: impl Fn(&str) -> Option<u64>) -> Result<u64, &'static str> {
+    let (number, unit) = text.split_at(text.bytes().take_while(u8::is_ascii_digit).count());
     if number.is_empty() {
         return Err("does not start with a whole number");
     }
-    let known = units.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit.trim()));
-    let (_, factor) = known.ok_or("has an unknown unit")?;
-    number.parse::<u64>().ok().and_then(|number| number.checked_mul(*factor)).ok_or("out of range")
+    let factor = factor(&unit.trim().to_ascii_lowercase()).ok_or("has an unknown unit")?;
+    number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or(OUT_OF_RANGE)
+}
+
+fn within<T: PartialOrd>(range: &RangeInclusive<T>, value: Result<T, &'static str>, mend: String) -> Result<T, Wrong> {
+    let value = value.and_then(|value| if range.contains(&value) { Ok(value) } else { Err(OUT_OF_RANGE) });
+    value.map_err(|problem| Wrong::new(problem, mend))
 }
 
 /// A duration in the largest unit that fits evenly, as [`duration`] reads it.
 pub(super) fn show_duration(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    match seconds {
+    match duration.as_secs() {
         0 => "0s".to_owned(),
-        _ if seconds.is_multiple_of(3600) => format!("{}h", seconds / 3600),
-        _ if seconds.is_multiple_of(60) => format!("{}m", seconds / 60),
-        _ => format!("{seconds}s"),
+        seconds if seconds.is_multiple_of(3600) => format!("{}h", seconds / 3600),
+        seconds if seconds.is_multiple_of(60) => format!("{}m", seconds / 60),
+        seconds => format!("{seconds}s"),
     }
 }
 
@@ -113,9 +100,9 @@ pub(super) fn address(text: &str) -> Result<IpAddr, Wrong> {
     })
 }
 
-/// Checks the directives of `RUST_LOG`; they are parsed again where the log is set up.
+/// Checks the directives of `RUST_LOG`. The set-up of the log parses them again.
 pub(super) fn filter(text: &str) -> Result<String, Wrong> {
-    // The parser counts characters where it means bytes, and panics on some text that is not ASCII.
+    // The parser confuses characters with bytes and panics on some text that is not ASCII.
     if text.is_ascii() && EnvFilter::builder().parse(text).is_ok() {
         return Ok(text.to_owned());
     }

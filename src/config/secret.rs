@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// A password or key. `Debug` and `Display` say `[redacted]`; the text itself has to be asked for by name.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
@@ -12,7 +12,7 @@ impl Secret {
         Self(text.into())
     }
 
-    /// The text itself, for the one who hands it to Redis or derives a key from it.
+    /// The text itself, to be handed to Redis or to derive a key from.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -26,7 +26,7 @@ impl fmt::Debug for Secret {
 
 impl fmt::Display for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
+        fmt::Debug::fmt(self, f)
     }
 }
 

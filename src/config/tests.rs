@@ -18,10 +18,10 @@ fn mistakes(pairs: &[(&str, &str)]) -> Vec<String> {
 
 #[test]
 fn defaults_are_those_of_the_table() {
-    let config = Config::from_env(&environment(&[]).with_cores(NonZeroUsize::new(6).unwrap())).unwrap();
+    let config = Config::from_env(&Environment { cores: NonZeroUsize::new(6).unwrap(), ..environment(&[]) }).unwrap();
     assert_eq!((config.http.port, config.http.bind, config.http.strict_origin), (5000, None, false));
     assert_eq!(config.http.allowed_origin, None);
-    assert_eq!(config.redis.url.redacted(), "redis://localhost:6379/0");
+    assert_eq!(config.redis.redacted(), "redis://localhost:6379/0");
     assert_eq!(config.engine.ping_interval, Duration::from_secs(25));
     assert_eq!(config.engine.ping_timeout, Duration::from_secs(20));
     assert_eq!(config.engine.connect_timeout, Duration::from_secs(45));
@@ -45,17 +45,6 @@ fn empty_is_unset() {
     let blank = VARIABLES.iter().map(|variable| (variable.name, " ")).collect::<Environment>();
     let (blank, unset) = (Config::from_env(&blank).unwrap(), config(&[]));
     assert_eq!(format!("{blank:?}"), format!("{unset:?}"));
-}
-
-#[test]
-fn the_table_is_what_the_parser_reads() {
-    let environment = environment(&[]);
-    for demo in [false, true] {
-        let mut reader = Reader::new(&environment);
-        Config::read_sections(&mut reader, &environment, demo).unwrap();
-        let table = VARIABLES.iter().map(|variable| variable.name).collect();
-        assert_eq!(reader.asked, table);
-    }
 }
 
 #[test]
@@ -100,6 +89,13 @@ fn all_mistakes_come_together() {
 }
 
 #[test]
+fn questions_to_rails_have_bounds() {
+    for (name, bad) in [("RAILS_MAX_CONCURRENCY", "0"), ("RAILS_HOLD_SECONDS", "0"), ("RAILS_HOLD_SECONDS", "5m")] {
+        assert_eq!(mistakes(&[(name, bad)]).len(), 1, "{name}");
+    }
+}
+
+#[test]
 fn quotes_of_an_env_file_are_named() {
     assert_eq!(
         mistakes(&[("PORT", "\"5000\"")]),
@@ -109,16 +105,18 @@ fn quotes_of_an_env_file_are_named() {
 
 #[cfg(unix)]
 #[test]
-fn text_that_is_not_utf8_is_a_mistake_where_it_is_read() {
+fn every_variable_of_the_table_is_read() {
     use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
     let bad = OsStr::from_bytes(b"hunter\xff");
     for Variable { name, .. } in VARIABLES {
-        let found = Config::from_env(&environment(&[]).with(name, bad)).unwrap_err();
-        assert_eq!(found.0.len(), 1);
-        assert_eq!(found.0[0].to_string(), format!("{name}: not UTF-8; write it as plain text"));
+        for demo in [false, true] {
+            let found = Config::read(&[(*name, bad)].into_iter().collect(), demo).unwrap_err();
+            assert_eq!(found.0.len(), 1);
+            assert_eq!(found.0[0].to_string(), format!("{name}: not UTF-8; write it as plain text"));
+        }
     }
-    assert!(Config::from_env(&environment(&[]).with("UNRELATED", bad)).is_ok());
+    assert!(Config::from_env(&[("UNRELATED", bad)].into_iter().collect()).is_ok());
 }
 
 #[test]

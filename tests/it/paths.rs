@@ -1,5 +1,7 @@
-//! Finds the paths a Rust source names, for [`crate::layers`]. Knows just enough of the language: comments, literals,
-//! inline modules, and the braces of `use`.
+//! Finds the paths a Rust source names and the types it declares, for [`crate::layers`]. Works on tokens, since macros
+//! and attributes name paths too, which a syntax tree keeps as tokens.
+
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// A path in a source, with `super` and `self` worked out: it begins with `crate` or with the name of a crate.
 #[derive(Debug, PartialEq, Eq)]
@@ -9,199 +11,129 @@ pub(crate) struct Import {
     pub(crate) segments: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Token<'a> {
-    Word(&'a str),
-    /// `::`
-    Separator,
-    Mark(char),
-}
-
 /// Every path of two or more segments in the source of the module at `place` (such as `hub/log`).
 pub(crate) fn imports(place: &str, text: &str) -> Vec<Import> {
-    let tokens = tokens(text);
+    let mut here = match place {
+        "main" | "lib" => Vec::new(),
+        _ => place.split('/').map(str::to_owned).collect(),
+    };
     let mut found = Vec::new();
-    // Inline modules by the depth of their braces.
-    let (mut modules, mut depth): (Vec<(usize, &str)>, usize) = (Vec::new(), 0);
-    let mut index = 0;
-    while let Some(&(token, _)) = tokens.get(index) {
-        match (token, tokens.get(index + 1), tokens.get(index + 2)) {
-            (Token::Word("mod"), Some((Token::Word(name), _)), Some((Token::Mark('{'), _))) => {
-                modules.push((depth, name));
-                index += 2;
-                continue;
+    walk(&trees(text.parse().unwrap()), &mut here, &mut found);
+    found
+}
+
+/// The structs, enums and traits that a source declares.
+pub(crate) fn types(text: &str) -> Vec<String> {
+    let (mut found, mut open) = (Vec::new(), vec![trees(text.parse().unwrap())]);
+    while let Some(trees) = open.pop() {
+        for pair in trees.windows(2) {
+            if let [TokenTree::Ident(kind), TokenTree::Ident(name)] = pair
+                && ["struct", "enum", "trait"].iter().any(|word| kind == word)
+            {
+                found.push(name.to_string());
             }
-            (Token::Mark('{'), ..) => depth += 1,
-            (Token::Mark('}'), ..) => {
-                depth = depth.saturating_sub(1);
-                modules.pop_if(|(outer, _)| *outer == depth);
-            }
-            // What follows a dot is a field or method.
-            (Token::Mark('.'), ..) => index += 1,
-            (Token::Word(_) | Token::Separator, ..) => {
-                let global = token == Token::Separator;
-                let here = place.split('/').chain(modules.iter().map(|(_, name)| *name)).collect::<Vec<_>>();
-                let mut paths = Vec::new();
-                index = tree(&tokens, index + usize::from(global), &[], &mut paths);
-                let resolved = paths.into_iter().filter(|(path, _)| path.len() > 1);
-                found.extend(resolved.map(|(path, line)| Import { line, segments: resolve(&here, &path, global) }));
-                continue;
-            }
-            _ => {}
         }
-        index += 1;
+        open.extend(trees.into_iter().filter_map(|tree| match tree {
+            TokenTree::Group(group) => Some(self::trees(group.stream())),
+            _ => None,
+        }));
     }
     found
 }
 
-/// Reads one path, or all those of a group in braces; returns the index after it.
-fn tree<'a>(
-    tokens: &[(Token<'a>, usize)],
-    mut index: usize,
-    prefix: &[&'a str],
-    found: &mut Vec<(Vec<&'a str>, usize)>,
-) -> usize {
-    let mut path = prefix.to_vec();
-    let mut line = 0;
-    loop {
-        match tokens.get(index) {
-            Some((Token::Word(word), at)) => {
-                path.push(word);
-                line = *at;
-                index += 1;
-            }
-            Some((Token::Mark('{'), _)) if !path.is_empty() => {
-                index += 1;
-                while let Some(&(token, _)) = tokens.get(index) {
-                    match token {
-                        Token::Mark('}') => return index + 1,
-                        Token::Word("as") => index += 2,
-                        Token::Word(_) => index = tree(tokens, index, &path, found),
-                        _ => index += 1,
-                    }
-                }
-                return index;
-            }
-            _ => break,
-        }
-        match tokens.get(index) {
-            Some((Token::Separator, _)) => index += 1,
-            _ => break,
-        }
-    }
-    if !path.is_empty() {
-        found.push((path, line));
-    }
-    index.max(1)
+fn trees(stream: TokenStream) -> Vec<TokenTree> {
+    stream.into_iter().collect()
 }
 
-fn resolve(here: &[&str], path: &[&str], global: bool) -> Vec<String> {
-    let root = ["crate"];
-    let mut module = match *here {
-        ["main" | "lib"] => Vec::new(),
-        _ => here.to_vec(),
-    };
-    let mut rest = path;
-    let based = match path {
-        _ if global => false,
-        ["crate" | "loomio_channels", after @ ..] => {
-            (module, rest) = (Vec::new(), after);
-            true
-        }
-        ["self" | "super", ..] => {
-            while let ["self" | "super", after @ ..] = rest {
-                if rest[0] == "super" {
-                    module.pop();
-                }
+/// `here` is the module that the tokens are in.
+fn walk(tokens: &[TokenTree], here: &mut Vec<String>, found: &mut Vec<Import>) {
+    let mut rest = tokens;
+    while let [first, after @ ..] = rest {
+        match (first, after) {
+            (TokenTree::Ident(word), [TokenTree::Ident(name), TokenTree::Group(body), after @ ..]) if word == "mod" => {
+                here.push(name.to_string());
+                walk(&trees(body.stream()), here, found);
+                here.pop();
                 rest = after;
             }
-            true
-        }
-        _ => false,
-    };
-    let segments: Vec<&str> = if based { [&root, module.as_slice(), rest].concat() } else { path.to_vec() };
-    segments.into_iter().map(str::to_owned).collect()
-}
-
-/// Words, `::` and other marks with their lines; without comments and the inside of literals.
-fn tokens(text: &str) -> Vec<(Token<'_>, usize)> {
-    let mut tokens = Vec::new();
-    let (mut rest, mut line) = (text, 1);
-    while let Some(first) = rest.chars().next() {
-        let word = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
-        let length = if rest.starts_with("//") {
-            rest.find('\n').unwrap_or(rest.len())
-        } else if rest.starts_with("/*") {
-            comment(rest)
-        } else if let Some(length) = raw_string(rest) {
-            length
-        } else if rest.starts_with('"') {
-            quoted(rest, '"')
-        } else if rest.starts_with('\'') {
-            character(rest)
-        } else if rest.starts_with("::") {
-            tokens.push((Token::Separator, line));
-            2
-        } else if word > 0 {
-            tokens.push((Token::Word(&rest[..word]), line));
-            word
-        } else {
-            if !first.is_whitespace() {
-                tokens.push((Token::Mark(first), line));
+            (TokenTree::Group(group), after) => {
+                walk(&trees(group.stream()), here, found);
+                rest = after;
             }
-            first.len_utf8()
-        };
-        let (passed, after) = rest.split_at(length);
-        line += passed.matches('\n').count();
-        rest = after;
+            // A field or method.
+            (TokenTree::Punct(dot), [TokenTree::Ident(_), after @ ..]) if dot.as_char() == '.' => rest = after,
+            (TokenTree::Ident(_), _) => rest = path(rest, &[], false, here, found),
+            (TokenTree::Punct(_), _) => {
+                rest = match separator(rest) {
+                    Some(after) => path(after, &[], true, here, found),
+                    None => after,
+                }
+            }
+            (TokenTree::Literal(_), after) => rest = after,
+        }
     }
-    tokens
 }
 
-/// Length of the block comment at the start; they nest.
-fn comment(text: &str) -> usize {
-    let (mut depth, mut length) = (0_usize, 0);
+/// What follows `::`.
+fn separator(tokens: &[TokenTree]) -> Option<&[TokenTree]> {
+    match tokens {
+        [TokenTree::Punct(one), TokenTree::Punct(two), after @ ..] if one.as_char() == ':' && two.as_char() == ':' => {
+            Some(after)
+        }
+        _ => None,
+    }
+}
+
+/// Reads one path below `prefix`, or all those of a group in braces; returns the tokens after it.
+fn path<'a>(
+    tokens: &'a [TokenTree],
+    prefix: &[String],
+    is_global: bool,
+    here: &[String],
+    found: &mut Vec<Import>,
+) -> &'a [TokenTree] {
+    let (mut path, mut rest, mut line) = (prefix.to_vec(), tokens, 0);
     loop {
-        let rest = &text[length..];
-        match (rest.starts_with("/*"), rest.starts_with("*/"), rest.chars().next()) {
-            (_, _, None) => return length,
-            (true, ..) => (depth, length) = (depth + 1, length + 2),
-            (_, true, _) => (depth, length) = (depth - 1, length + 2),
-            (.., Some(other)) => length += other.len_utf8(),
-        }
-        if depth == 0 {
-            return length;
+        rest = match rest {
+            [TokenTree::Ident(word), after @ ..] => {
+                path.push(word.to_string());
+                line = word.span().end().line;
+                after
+            }
+            [TokenTree::Group(group), after @ ..] if group.delimiter() == Delimiter::Brace && !path.is_empty() => {
+                let members = trees(group.stream());
+                for member in members.split(|tree| matches!(tree, TokenTree::Punct(mark) if mark.as_char() == ',')) {
+                    self::path(member, &path, is_global, here, found);
+                }
+                return after;
+            }
+            _ => break,
+        };
+        match separator(rest) {
+            Some(after) => rest = after,
+            None => break,
         }
     }
-}
-
-/// Length of the raw string at the start, if there is one.
-fn raw_string(text: &str) -> Option<usize> {
-    let after = text.strip_prefix("br").or_else(|| text.strip_prefix('r'))?;
-    let body = after.trim_start_matches('#');
-    let end = format!("\"{}", &after[..after.len() - body.len()]);
-    let body = body.strip_prefix('"')?;
-    Some(body.find(&end).map_or(text.len(), |length| text.len() - body.len() + length + end.len()))
-}
-
-fn quoted(text: &str, quote: char) -> usize {
-    let mut escaped = false;
-    let end = text[1..].find(|c| {
-        let ends = c == quote && !escaped;
-        escaped = c == '\\' && !escaped;
-        ends
-    });
-    end.map_or(text.len(), |end| end + 2)
-}
-
-/// Length of a character literal, or of the quote that begins a lifetime.
-fn character(text: &str) -> usize {
-    let mut inside = text[1..].chars();
-    match (inside.next(), inside.next()) {
-        (Some('\\'), _) => quoted(text, '\''),
-        (Some(c), Some('\'')) => c.len_utf8() + 2,
-        _ => 1,
+    if path.len() > 1 {
+        found.push(Import { line, segments: resolve(here, path, is_global) });
     }
+    rest
+}
+
+fn resolve(here: &[String], path: Vec<String>, is_global: bool) -> Vec<String> {
+    let mut module = match path[0].as_str() {
+        _ if is_global => return path,
+        "crate" | "loomio_channels" => Vec::new(),
+        "self" | "super" => here.to_vec(),
+        _ => return path,
+    };
+    let mut rest = path.into_iter().peekable();
+    while let Some(word) = rest.next_if(|word| ["crate", "loomio_channels", "self", "super"].contains(&word.as_str())) {
+        if word == "super" {
+            module.pop();
+        }
+    }
+    ["crate".to_owned()].into_iter().chain(module).chain(rest).collect()
 }
 
 #[test]
@@ -212,4 +144,12 @@ fn paths_are_worked_out() {
     let expected =
         [(1, "a::b"), (1, "a::d::self"), (1, "a::d::e"), (2, "g::H"), (2, "crate::j"), (2, "crate::m::n::k::l")];
     assert_eq!(found, expected.map(|(line, path)| (line, path.to_owned())));
+}
+
+#[test]
+fn types_are_found_wherever_they_are() {
+    let text = "pub struct A<T>(T); mod m { fn f() { enum B {} } } pub(crate) trait C {} // struct D;\ntype E = A<u8>;";
+    let mut found = types(text);
+    found.sort();
+    assert_eq!(found, ["A", "B", "C"]);
 }
