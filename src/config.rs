@@ -67,8 +67,8 @@ impl Config {
         Self::read(environment, false)
     }
 
-    /// Reads the settings of the demo: `port` goes before `PORT`, `REDIS_URL` is not read, and the origin defaults to
-    /// `http://localhost:<port>`.
+    /// Reads the settings of the demo: `port` goes before `PORT`, `REDIS_URL` is not read, `BIND` defaults to
+    /// 127.0.0.1, and the origin to `http://localhost:<port>`.
     pub fn for_demo(port: Option<u16>, environment: &Environment) -> Result<Self, Mistakes> {
         let mut environment = environment.without(variable::REDIS_URL.name);
         if let Some(port) = port {

@@ -1,6 +1,10 @@
 //! The sections of [`Config`](super::Config), each read from its own variables.
 
-use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
 use super::{
     AllowedOrigin, Mistake, Networks, RedisUrl, Secret,
@@ -37,7 +41,7 @@ const LEAST_SECRET_CHARACTERS: usize = 16;
 pub struct Http {
     /// TCP port. `PORT`, default 5000; 0 takes a free one.
     pub port: u16,
-    /// Address to listen on. `BIND`, default all interfaces, IPv6 and IPv4.
+    /// Address to listen on. `BIND`, default all interfaces, IPv6 and IPv4; of the demo, 127.0.0.1.
     pub bind: Option<IpAddr>,
     /// The origin CORS allows. `PUBLIC_APP_URL`, else `CANONICAL_HOST`, else `VIRTUAL_HOST`; without any, none.
     pub allowed_origin: Option<AllowedOrigin>,
@@ -154,7 +158,13 @@ impl Http {
             reader.mistakes.push(Mistake::shown(STRICT_ORIGIN.name, "1", wrong));
             return Err(Reported);
         }
-        Ok(Self { port, bind: bind?, allowed_origin, strict_origin, trusted_proxies: trusted_proxies? })
+        Ok(Self {
+            port,
+            bind: bind?.or(demo.then_some(Ipv4Addr::LOCALHOST.into())),
+            allowed_origin,
+            strict_origin,
+            trusted_proxies: trusted_proxies?,
+        })
     }
 }
 

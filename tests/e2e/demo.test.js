@@ -1,6 +1,7 @@
 // The demo page in a real browser: what a newcomer sees first has to work, and shows recovery.
 import assert from "node:assert/strict";
 import { mkdirSync } from "node:fs";
+import { createServer } from "node:http";
 import { after, before, describe, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
@@ -104,6 +105,27 @@ describe("the demo page", { timeout: 120_000 }, () => {
     assert.notEqual(await items("grace", "while she was away").getAttribute("data-recovered"), "true");
     assert.equal(await state("ada"), "recovered");
     await shot("demo-recovered");
+  });
+
+  test("a page of another site cannot publish", async () => {
+    const site = createServer((_, response) => response.setHeader("content-type", "text/html").end("<p>elsewhere"));
+    await new Promise((listening) => site.listen(0, "127.0.0.1", listening));
+    const elsewhere = await browser.newPage();
+    try {
+      await elsewhere.goto(`http://127.0.0.1:${site.address().port}/`);
+      const target = new URL("/demo/publish/notice", page.url()).href;
+      const body = JSON.stringify({ notice: "from another site" });
+      for (const [mode, type] of [["cors", "application/json"], ["no-cors", "text/plain"]]) {
+        const options = { method: "POST", mode, body, headers: { "content-type": type } };
+        await elsewhere.evaluate(([url, options]) => fetch(url, options).catch(() => {}), [target, options]);
+      }
+    } finally {
+      await elsewhere.close();
+      site.close();
+    }
+    await publish("group-2", "after the other site");
+    for (const name of ["ada", "grace"]) await items(name, "after the other site").first().waitFor();
+    assert.deepEqual(await counts("from another site"), [0, 0, 0]);
   });
 
   test("the page has nothing to complain about", () => assert.deepEqual(mistakes, []));
