@@ -1,9 +1,11 @@
 // The demo page in a real browser: what a newcomer sees first has to work, and shows recovery.
 import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
 import { mkdirSync } from "node:fs";
 import { createServer } from "node:http";
 import { after, before, describe, test } from "node:test";
 import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import { chromium } from "playwright-core";
 import { start } from "./lib/children.js";
 import { freePort } from "./lib/ports.js";
@@ -105,6 +107,16 @@ describe("the demo page", { timeout: 120_000 }, () => {
     assert.notEqual(await items("grace", "while she was away").getAttribute("data-recovered"), "true");
     assert.equal(await state("ada"), "recovered");
     await shot("demo-recovered");
+  });
+
+  test("the command on the page publishes from a terminal", async () => {
+    await page.getByTestId("room").selectOption("group-2");
+    await page.getByTestId("text").fill("it's from a terminal");
+    const command = await page.getByTestId("command").textContent();
+    assert.match(command, /\| loomio-channels publish group-2 - --demo /);
+    const { stdout } = await promisify(execFile)("sh", ["-c", command.replace("loomio-channels", `'${OUR_BINARY}'`)]);
+    assert.equal(stdout, "received by 1 subscriber\n");
+    await items("grace", "it's from a terminal").first().waitFor();
   });
 
   test("a page of another site cannot publish", async () => {

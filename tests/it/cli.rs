@@ -8,8 +8,8 @@ use std::{
 use tokio::net::TcpStream;
 
 use crate::{
-    harness::{Browser, Ended, Exchange, Redis, WebSocket, get, until},
-    process::{Running, run},
+    harness::{Browser, Ended, Exchange, Redis, Server, WebSocket, get, until},
+    process::{Finished, Running, run},
 };
 
 /// Nobody listens there, and nothing else is given to outgoing connections.
@@ -312,6 +312,21 @@ async fn it_listens_on_both_protocols_unless_told_otherwise() {
     }
 }
 
+/// Runs `publish` with a file that holds `json`, to its end.
+async fn publish(room: &str, json: &str, demo: Option<u16>, redis: &str) -> Finished {
+    let directory = tempfile::TempDir::new().unwrap();
+    let file = directory.path().join("message.json");
+    std::fs::write(&file, json).unwrap();
+    let mut arguments = vec!["publish".to_owned(), room.to_owned(), file.to_str().unwrap().to_owned()];
+    arguments.extend(demo.map(|port| format!("--demo=localhost:{port}")));
+    let redis = redis.to_owned();
+    let ended = tokio::task::spawn_blocking(move || {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        run(&arguments, &[("REDIS_URL", &redis)])
+    });
+    ended.await.unwrap()
+}
+
 #[tokio::test]
 async fn the_demo_needs_nothing_and_listens_on_this_machine_only() {
     let server = Running::start(&["demo", "--port", "0"], &[("PORT", "1"), ("REDIS_URL", "nonsense")]).await;
@@ -326,4 +341,77 @@ async fn the_demo_needs_nothing_and_listens_on_this_machine_only() {
     let mut ended = server;
     ended.signal("TERM");
     assert_eq!(ended.exit().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn the_demo_is_published_to_from_a_terminal() {
+    let server = Running::start(&["demo", "--port=0"], &[]).await;
+    let mut ada = browser(server.address(), "&channel_token=ada-demo-token").await;
+    let mut grace = browser(server.address(), "&channel_token=grace-demo-token").await;
+    let mut visitor = browser(server.address(), "").await;
+    let finished = publish("group-1", r#"{"records":{"n":7}}"#, Some(server.port()), "nonsense").await;
+    assert_eq!((finished.code(), finished.stdout()), (Some(0), "received by 1 subscriber\n".to_owned()));
+    assert_eq!(ada.argument().await, r#"{"records":{"n":7},"room":"group-1"}"#);
+    let headers = [("content-type", "application/json")];
+    let post = Exchange::begin(server.address(), "POST /demo/publish/group-2", &headers, b"{}").await.unwrap();
+    assert_eq!(post.response().await.status, 403, "the host name of the request is not this machine's");
+    let finished = publish("group-2", "{}", Some(server.port()), "nonsense").await;
+    assert_eq!(finished.code(), Some(0), "{}", finished.said());
+    let finished = publish("notice", "{}", Some(server.port()), "").await;
+    assert_eq!(finished.code(), Some(0), "{}", finished.said());
+    assert_eq!(ada.argument().await, r#"{"room":"group-2"}"#);
+    assert_eq!(grace.argument().await, r#"{"room":"group-2"}"#);
+    for browser in [&mut ada, &mut grace, &mut visitor] {
+        assert_eq!(browser.argument().await, "{}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_published_to_redis_is_as_rails_publishes_it() {
+    let redis = Redis::start().await;
+    let nobody = publish("group-1", "{}", None, &redis.url()).await;
+    assert_eq!(nobody.code(), Some(0));
+    assert!(nobody.stdout().starts_with("received by 0 subscribers: no channel server"), "{}", nobody.said());
+    let server = Server::start(&redis.url(), &[]).await;
+    server.ready().await;
+    redis.user("ada", 45, &[]).await;
+    let mut ada = Browser::connect(&server, "ada").await;
+    for (room, json, argument) in [
+        ("user-45", r#"{"room":"group-9","records":{"n":1.50}}"#, r#"{"records":{"n":1.50},"room":"user-45"}"#),
+        ("notice", "{\"reload\":true}\n", r#"{"reload":true}"#),
+    ] {
+        let finished = publish(room, json, None, &redis.url()).await;
+        assert_eq!((finished.code(), finished.stdout()), (Some(0), "received by 1 subscriber\n".to_owned()));
+        assert_eq!(ada.argument().await, argument);
+    }
+    redis.command(&["ACL", "SETUSER", "reader", "on", ">secret", "allkeys", "allchannels", "+@all", "-publish"]).await;
+    let denied = publish("group-1", "{}", None, &redis.url().replace("//", "//reader:secret@")).await;
+    assert_eq!(denied.code(), Some(1));
+    assert!(denied.stderr().contains("+publish"), "{}", denied.said());
+}
+
+#[tokio::test]
+async fn what_cannot_be_published_is_told_with_the_mend() {
+    let (_, no_redis) = NO_REDIS;
+    let free = crate::harness::free_port();
+    for (room, json, demo, redis, code, told) in [
+        ("grup-1", "{}", None, no_redis, 2, "give group-<id>"),
+        ("group-1", "{", None, no_redis, 1, "must be a JSON object"),
+        ("notice", "[]", None, no_redis, 1, "must be a JSON object"),
+        ("group-1", "{}", None, no_redis, 1, "is REDIS_URL right?"),
+        ("group-1", "{}", None, "nonsense", 78, "REDIS_URL"),
+        ("group-1", "{}", Some(free), "nonsense", 1, "is the demo running there?"),
+    ] {
+        let finished = publish(room, json, demo, redis).await;
+        assert_eq!((finished.code(), finished.stdout()), (Some(code), String::new()), "{}", finished.stderr());
+        assert!(finished.stderr().contains(told), "{}", finished.stderr());
+    }
+    let finished = run(&["publish", "group-1", "/nowhere.json"], &[NO_REDIS]);
+    assert_eq!(finished.code(), Some(1));
+    assert!(finished.stderr().contains("cannot read /nowhere.json"), "{}", finished.stderr());
+    // Nothing to read.
+    assert_eq!(run(&["publish", "group-1", "-"], &[NO_REDIS]).code(), Some(1));
+    let (redis, server) = crate::harness::start().await;
+    let other = publish("group-1", "{}", Some(server.address().port()), &redis.url()).await;
+    assert!(other.code() == Some(1) && other.stderr().contains("not the address of a demo"), "{}", other.said());
 }
