@@ -15,14 +15,15 @@ use axum::{
     response::{IntoResponse, Response},
     routing::any,
 };
+use futures_util::FutureExt;
 use rand::RngExt;
 use tokio::{net::TcpListener, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin,
-    auth::{Key, Tickets, Users, check_rights, rails::Rails},
-    bus::{Source, broker::Broker},
+    auth::{Answers, Key, Tickets, Users, check_rights, rails::Rails},
+    bus::{MemoryBus, MemorySource, RedisSource},
     collab_auth,
     config::{Config, GapNotice},
     demo,
@@ -60,7 +61,7 @@ const UNPROVEN_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum Mode {
     /// From Redis, where Rails publishes.
     Serve,
-    /// From a broker inside the process.
+    /// From this process.
     Demo,
 }
 
@@ -100,7 +101,7 @@ pub fn run(config: Config, mode: Mode) -> Result<(), AppError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(system("cannot start"))?;
     let result = runtime.block_on(async {
         let lifecycle = Lifecycle::new();
-        let bound = App::bind(config, mode, lifecycle).await?;
+        let bound = App::bind(config, mode, lifecycle)?;
         bound.announce();
         bound.run().await
     });
@@ -109,18 +110,24 @@ pub fn run(config: Config, mode: Mode) -> Result<(), AppError> {
     result
 }
 
+/// Where messages come from, and what else only that way needs.
+#[expect(clippy::large_enum_variant, reason = "there is one in a process")]
+enum Bus {
+    /// `rights` is for the check of rights alone.
+    Redis { source: RedisSource, rights: Link },
+    /// `publisher` is for the page of the demo.
+    Memory { source: MemorySource, publisher: MemoryBus },
+}
+
 /// The program with its ports taken, not yet accepting.
 pub struct App {
     lifecycle: Lifecycle,
     listener: TcpListener,
     connections: usize,
-    demo: Option<(Broker, TcpListener)>,
     engine: Arc<Engine<SocketIo>>,
     hub: Arc<Hub<Member>>,
-    source: Source,
+    bus: Bus,
     gap_notice: GapNotice,
-    /// For the check of rights alone.
-    rights: Link,
     collab_auth: Router,
     readiness: Readiness,
     metrics: Metrics,
@@ -131,28 +138,23 @@ impl App {
     ///
     /// # Errors
     /// [`AppError::Config`] when a port or an address cannot be used.
-    pub async fn bind(config: Config, mode: Mode, lifecycle: Lifecycle) -> Result<Self, AppError> {
+    pub fn bind(config: Config, mode: Mode, lifecycle: Lifecycle) -> Result<Self, AppError> {
         let listener = take_port(&config)?;
-        let demo = match mode {
-            Mode::Serve => None,
-            Mode::Demo => {
-                let broker = Broker::new();
-                let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(system("cannot start the broker"))?;
-                Some((broker, listener))
-            }
-        };
-        let connector = || match &demo {
-            None => Connector::new(&config.redis),
-            Some((_, listener)) => {
-                let port = listener.local_addr().map_or(0, |address| address.port());
-                Connector::to(&format!("redis://127.0.0.1:{port}"))
-            }
-        };
-        let refused = |error| AppError::Config(format!("REDIS_URL: {error}"));
         let (readiness, metrics) = (Readiness::default(), Metrics::new());
-        let source = Source::new(connector().map_err(refused)?, readiness.clone());
-        let link = || Ok(Link::new(connector().map_err(refused)?));
-        let (users, rights) = (Users::new(link()?, metrics.clone()), link()?);
+        let (bus, answers) = match mode {
+            Mode::Serve => {
+                let connector =
+                    || Connector::new(&config.redis).map_err(|error| AppError::Config(format!("REDIS_URL: {error}")));
+                let source = RedisSource::new(connector()?, readiness.clone());
+                let rights = Link::new(connector()?);
+                (Bus::Redis { source, rights }, Answers::Redis(Link::new(connector()?)))
+            }
+            Mode::Demo => {
+                let (publisher, source) = MemoryBus::new(readiness.clone());
+                (Bus::Memory { source, publisher }, Answers::Memory(demo::USERS))
+            }
+        };
+        let users = Users::new(answers, metrics.clone());
         let key = match &config.recovery.secret {
             Some(secret) => Key::derive(secret).map_err(|error| AppError::Config(format!("ticket key: {error}")))?,
             None => Key::random(),
@@ -179,20 +181,7 @@ impl App {
         let rails = Rails::new(&config.rails, metrics.clone(), lifecycle.tasks().clone(), lifecycle.stop().clone());
         let collab_auth = collab_auth::routes(rails, &config.collab, config.http.trusted_proxies, metrics.clone());
         let gap_notice = config.recovery.gap_notice;
-        Ok(Self {
-            lifecycle,
-            listener,
-            connections,
-            demo,
-            engine,
-            hub,
-            source,
-            gap_notice,
-            rights,
-            collab_auth,
-            readiness,
-            metrics,
-        })
+        Ok(Self { lifecycle, listener, connections, engine, hub, bus, gap_notice, collab_auth, readiness, metrics })
     }
 
     /// The address that was taken.
@@ -211,11 +200,10 @@ impl App {
     fn announce(&self) {
         let port = self.local_addr().map_or(0, |address| address.port());
         tracing::info!("listening on port {port}");
-        if let Some(broker) = self.demo.as_ref().and_then(|(_, listener)| listener.local_addr().ok()) {
+        if let Bus::Memory { .. } = self.bus {
             tracing::info!("open http://localhost:{port}/demo");
-            let port = broker.port();
-            let payload = r#"{"room":"group-1","records":{"comments":[{"id":1,"body":"Hello from a terminal"}]}}"#;
-            tracing::info!("or publish from a terminal: redis-cli -p {port} PUBLISH /records '{payload}'");
+            let payload = r#"{"records":{"comments":[{"id":1,"body":"Hello from a terminal"}]}}"#;
+            tracing::info!("or: echo '{payload}' | loomio-channels publish group-1 - --demo localhost:{port}");
         }
     }
 
@@ -224,49 +212,36 @@ impl App {
     /// # Errors
     /// When a part ended that must not.
     pub async fn run(self) -> Result<(), AppError> {
-        let Self {
-            lifecycle,
-            listener,
-            connections,
-            demo,
-            engine,
-            hub,
-            source,
-            gap_notice,
-            rights,
-            collab_auth,
-            readiness,
-            metrics,
-        } = self;
+        let Self { lifecycle, listener, connections, engine, hub, bus, gap_notice, collab_auth, readiness, metrics } =
+            self;
         let stop = lifecycle.stop();
         let mut signals = Signals::listen().map_err(system("cannot listen to signals"))?;
         let is_ready = readiness.until(stop.clone());
         let overflow = admin::routes(is_ready.clone()).fallback(refuse(&engine));
         let mut router = admin::routes(is_ready).merge(collab_auth).merge(engine_routes(&engine));
-        if let Some((broker, listener)) = demo {
-            demo::seed(&broker);
-            let address = listener.local_addr().map_err(system("cannot start the broker"))?;
-            router = router.merge(demo::routes(broker.clone(), address));
-            let (tracker, stop) = (lifecycle.tasks().tracker(), stop.clone());
-            lifecycle.spawn_critical("broker", async move { broker.serve(listener, tracker, stop).await });
+        if let Bus::Memory { publisher, .. } = &bus {
+            router = router.merge(demo::routes(publisher.clone()));
         }
         // The port stays open while browsers fetch what was accepted for them: one that polls may be between two requests.
         let closing = CancellationToken::new();
         let site = listener::Site { router, overflow, connections, metrics: metrics.clone() };
         let dispatch = Dispatch::new(Arc::clone(&hub), wire::event, &gap_notice, metrics);
         let dispatched = CancellationToken::new();
-        let (dispatch, ended) = (dispatch.run(source, stop.clone()), dispatched.clone().drop_guard());
+        let dispatch = match bus {
+            Bus::Redis { source, rights } => {
+                let stop_check = stop.clone();
+                lifecycle.tasks().spawn(async move {
+                    stop_check.run_until_cancelled(check_rights(rights)).await;
+                });
+                dispatch.run(source, stop.clone()).boxed()
+            }
+            Bus::Memory { source, .. } => dispatch.run(source, stop.clone()).boxed(),
+        };
+        let ended = dispatched.clone().drop_guard();
         lifecycle.spawn_critical("dispatch", async move {
             dispatch.await;
             drop(ended);
         });
-        let check = {
-            let stop = stop.clone();
-            async move {
-                stop.run_until_cancelled(check_rights(rights)).await;
-            }
-        };
-        lifecycle.tasks().spawn(check);
         lifecycle.spawn_critical("heartbeat", Arc::clone(&engine).run(stop.clone()));
         lifecycle.spawn_critical("namespace", SocketIo::tend(Arc::clone(&engine), stop.clone()));
         let accept = listener::serve(listener, site, lifecycle.tasks().clone(), closing.clone());

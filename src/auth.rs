@@ -12,5 +12,5 @@ pub use self::{
     key::Key,
     rights::check_rights,
     ticket::{Owner, Ticket, Tickets},
-    token::{EVERYONE, Found, Token, User, Users},
+    token::{Answers, EVERYONE, Found, Token, User, Users},
 };

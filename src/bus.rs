@@ -1,18 +1,19 @@
-//! Where messages come from: Redis, as Rails publishes to it, or a broker inside this process for the demo.
+//! Where messages come from: Redis, as Rails publishes to it, or this process itself, for the demo.
 //!
-//! Yields [`Inbound`]; what becomes of it is up to [`crate::dispatch`]. Never calls the hub.
+//! A [`Source`] yields [`Inbound`]; what becomes of it is up to [`crate::dispatch`]. The bus never calls the hub.
 
-pub mod broker;
 mod decode;
+mod memory;
+mod publication;
 mod redis;
 
 use bytes::Bytes;
 
-#[doc(hidden)]
-pub use self::redis::fuzz_replies;
 pub use self::{
     decode::{MAX_PAYLOAD, Rejected, Update, decode},
-    redis::Source,
+    memory::{MemoryBus, MemorySource},
+    publication::{Publication, PublicationError},
+    redis::{RedisSource, resp},
 };
 
 /// Channel of records for a room.
@@ -24,18 +25,22 @@ pub const SYSTEM_NOTICE: &str = "/system_notice";
 /// Channels of messages for the bot, as a pattern.
 pub const BOT: &str = "chatbot/*";
 
-/// What the bus brings.
+/// What a bus brings.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Inbound {
     /// A message.
     Message {
+        /// How many messages the source yielded before this one.
+        position: u64,
         /// The channel it came on.
         channel: Bytes,
         /// At most [`MAX_PAYLOAD`] bytes.
         payload: Bytes,
     },
-    /// There was a message with a larger payload.
+    /// A message whose payload is larger than [`MAX_PAYLOAD`], without that.
     TooLarge {
+        /// How many messages the source yielded before this one.
+        position: u64,
         /// The channel it came on.
         channel: Bytes,
     },
@@ -46,28 +51,29 @@ pub enum Inbound {
     },
     /// From now on messages may be missed.
     Lost,
-    /// All that Redis executed before it answered a [drain](Source::drain) has been yielded, or was lost.
+    /// All that was published before a [drain](Source::drain) has been yielded, or was lost.
     Drained,
+}
+
+/// A bus to take messages from. It never ends.
+pub trait Source: Send {
+    /// The next message or change; waits as long as that takes.
+    ///
+    /// Cancel safe: a call that is dropped, as in a `select!`, loses nothing, and what is there already is returned
+    /// without another wait. The caller must not wait for anything slow between two calls.
+    fn next(&mut self) -> impl Future<Output = Inbound> + Send;
+
+    /// Asks for [`Inbound::Drained`] once all that was published before has been yielded.
+    fn drain(&mut self);
 }
 
 /// Whether messages were missed before a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gap {
-    /// It is the first one of this process.
+    /// The subscription is the first one of this process.
     Start,
     /// Nothing was published while no connection was subscribed: Redis' own count proves it.
     Empty,
     /// Something may have been missed.
     Possible,
-}
-
-impl Gap {
-    /// As the log has it.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Start => "start",
-            Self::Empty => "empty",
-            Self::Possible => "possible",
-        }
-    }
 }

@@ -1,13 +1,16 @@
 //! The command line: arguments and environment in, exit code out.
 //!
-//! Answers for what a person or a container types and is told before there is a log. Must not know how anything is
+//! Answers for what is typed, and what is said before there is a log. Must not know how anything is
 //! served: that is [`crate::app`].
 
 mod healthcheck;
+mod http;
 mod npm;
+mod publish;
 
 use std::{
     io::{self, Write},
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -32,10 +35,23 @@ Examples:
       serve, in place of the Node channel server
   loomio-channels demo --port 8080
       try it out without Redis and without Loomio
+  echo '{\"records\":{}}' | loomio-channels publish group-1 -
+      publish to Redis as Rails would, to try whether updates arrive
   loomio-channels healthcheck && echo ready
       ask the server on this machine
 
 Exit codes: 0 done, 1 failed, 2 wrong arguments, 78 wrong configuration (nothing will change until it is mended)";
+
+const PUBLISH_EXAMPLES: &str = "\
+Examples:
+  loomio-channels publish group-1 fixtures/redis/records/reaction.json --demo localhost:5000
+      every browser of the demo that is in group 1 gets the records
+  echo '{\"records\":{\"comments\":[{\"id\":1,\"body\":\"Hello\"}]}}' | loomio-channels publish user-45 -
+      the browsers of user 45, through the Redis that REDIS_URL names
+  echo '{\"notice\":\"Back at noon\",\"reload\":false}' | loomio-channels publish notice -
+      a banner in every browser
+
+Says how many subscribers received the message: each running server is one, however many browsers it has.";
 
 /// Live updates for Loomio: passes what Rails publishes to Redis on to every browser in the room, over Socket.IO.
 ///
@@ -52,15 +68,26 @@ struct Cli {
 enum Command {
     /// Serve browsers until told to stop (the default)
     Serve,
-    /// Serve without Redis and Loomio, with messages made up inside
+    /// Serve a page to try it out, without Redis and Loomio; on this machine only, unless BIND says otherwise
     Demo {
         /// Port to listen on, in place of PORT
         #[arg(long)]
         port: Option<u16>,
     },
+    /// Publish a message as Rails would, to Redis or to a running demo
+    #[command(after_help = PUBLISH_EXAMPLES)]
+    Publish {
+        /// Room that gets it: group-<id>, user-<id>, or notice for everyone
+        room: String,
+        /// File with a JSON object, or - for standard input; of records, `room` is set to ROOM
+        file: PathBuf,
+        /// Publish to the demo at this address, for example localhost:5000, and not to Redis
+        #[arg(long, value_name = "ADDRESS")]
+        demo: Option<String>,
+    },
     /// Ask the server on this machine whether it is ready: exit code 0 if so, else 1
     Healthcheck,
-    /// What compose files written for the Node server pass
+    /// The commands in compose files that were written for the Node server
     #[command(hide = true)]
     Npm {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -73,7 +100,7 @@ pub fn run() -> ExitCode {
     match definition().try_get_matches().and_then(|matches| command(&matches)) {
         Ok(command) => perform(command, &Environment::process()),
         Err(answer) => {
-            // `--help` and `--version` come here as well. If even printing fails, nobody is there to be told.
+            // `--help` and `--version` come here as well. If printing fails, the exit code has to do.
             let _ = answer.print();
             match answer.kind() {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
@@ -95,6 +122,7 @@ fn perform(command: Command, environment: &Environment) -> ExitCode {
     match command {
         Command::Serve => serve(Config::from_env(environment), Mode::Serve),
         Command::Demo { port } => serve(Config::for_demo(port, environment), Mode::Demo),
+        Command::Publish { room, file, demo } => publish(&room, &file, demo.as_deref(), environment),
         Command::Healthcheck => healthcheck(environment),
         Command::Npm { arguments } => match npm::command(&arguments) {
             Ok(command) => perform(command, environment),
@@ -122,15 +150,24 @@ fn serve(config: Result<Config, Mistakes>, mode: Mode) -> ExitCode {
     }
 }
 
-fn healthcheck(environment: &Environment) -> ExitCode {
-    // Docker knows no other codes here than 0 and 1.
-    let http = match Config::http_only(environment) {
-        Ok(http) => http,
-        Err(mistakes) => return complain(&mistakes, FAILURE),
+fn publish(room: &str, file: &Path, demo: Option<&str>, environment: &Environment) -> ExitCode {
+    let subscribers = match publish::publish(room, file, demo, environment) {
+        Ok(subscribers) => subscribers,
+        Err((problem, code)) => return complain(&problem, code),
     };
-    match healthcheck::ask(&http) {
+    let plural = if subscribers == 1 { "" } else { "s" };
+    let hint = if subscribers == 0 { ": no channel server is subscribed there" } else { "" };
+    // If standard output is closed, the exit code has to do.
+    let _ = writeln!(io::stdout().lock(), "received by {subscribers} subscriber{plural}{hint}");
+    ExitCode::SUCCESS
+}
+
+fn healthcheck(environment: &Environment) -> ExitCode {
+    let http = Config::http_only(environment).map_err(|mistakes| mistakes.to_string());
+    match http.and_then(|http| healthcheck::ask(&http)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => complain(&telemetry::chain(&error), FAILURE),
+        // Docker knows no other codes here than 0 and 1.
+        Err(problem) => complain(&problem, FAILURE),
     }
 }
 
@@ -157,13 +194,15 @@ mod tests {
         assert_eq!(parsed("demo").unwrap(), Command::Demo { port: None });
         assert_eq!(parsed("demo --port 5000").unwrap(), Command::Demo { port: Some(5000) });
         assert_eq!(parsed("healthcheck").unwrap(), Command::Healthcheck);
+        let (room, file) = ("group-1".to_owned(), PathBuf::from("-"));
+        assert_eq!(parsed("publish group-1 -").unwrap(), Command::Publish { room, file, demo: None });
         let arguments = ["run", "start", "--silent"].map(String::from).to_vec();
         assert_eq!(parsed("npm run start --silent").unwrap(), Command::Npm { arguments });
     }
 
     #[test]
     fn wrong_arguments_are_told_from_help() {
-        for line in ["bogus", "serve now", "demo --port 70000", "--bogus"] {
+        for line in ["bogus", "serve now", "publish group-1", "demo --port 70000", "--bogus"] {
             let kind = parsed(line).unwrap_err().kind();
             assert!(!matches!(kind, ErrorKind::DisplayHelp | ErrorKind::DisplayVersion), "{line}");
         }
@@ -179,6 +218,15 @@ mod tests {
             }
             assert!(help.contains(&config::help_table()), "{line}");
             assert!(!help.contains("npm"), "{line}");
+        }
+    }
+
+    #[test]
+    fn help_of_publish_has_examples() {
+        let help = parsed("publish --help").unwrap_err().to_string();
+        for word in ["group-<id>", "notice", "--demo", "REDIS_URL", "Examples:", "fixtures/redis/records/reaction.json"]
+        {
+            assert!(help.contains(word), "{word}: {help}");
         }
     }
 

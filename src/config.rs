@@ -31,7 +31,7 @@ pub use self::{
     variable::{VARIABLES, Variable, help_table, markdown_table},
 };
 
-use std::{mem, ops::RangeInclusive, time::Duration};
+use std::{mem, net::Ipv4Addr, ops::RangeInclusive, time::Duration};
 
 use tracing::level_filters::LevelFilter;
 
@@ -95,8 +95,8 @@ impl Config {
         Self::read(environment, false)
     }
 
-    /// Reads the settings of the demo: `port` goes before `PORT`, `REDIS_URL` is not read, and the origin defaults to
-    /// `http://localhost:<port>`.
+    /// Reads the settings of the demo: `port` goes before `PORT`, `REDIS_URL` is not read, `BIND` defaults to
+    /// 127.0.0.1, and the origin to `http://localhost:<port>`.
     pub fn for_demo(port: Option<u16>, environment: &Environment) -> Result<Self, Mistakes> {
         let mut environment = environment.clone();
         environment.variables.remove(variable::REDIS_URL.name);
@@ -151,7 +151,7 @@ impl Config {
 
 fn http(reader: &mut Reader<'_>, demo: bool) -> HttpConfig {
     let port = reader.value(&variable::PORT, number(0..=u16::MAX));
-    let bind = reader.optional(&variable::BIND, parse::address);
+    let bind = reader.optional(&variable::BIND, parse::address).or(demo.then_some(Ipv4Addr::LOCALHOST.into()));
     let strict_origin = reader.value(&variable::STRICT_ORIGIN, parse::switch);
     let trusted_proxies = reader.value(&variable::TRUSTED_PROXIES, Networks::parse);
     let mistakes = reader.mistakes.len();

@@ -1,202 +1,200 @@
 //! The page that shows a newcomer what the server does.
 //!
-//! Answers for: `GET /demo` and its files, `POST /demo/publish`, and the users that live there.
-//! Must not know: how a message reaches a browser. The page is an ordinary client, and publishing here is
-//! what Rails does: a message on the bus.
+//! Answers for `GET /demo` and its files, `POST /demo/publish/<room>`, and the users of the page. Must not know how a
+//! message reaches a browser: the page is an ordinary client, and publishing is what Rails does, a message on the bus.
 
-use std::net::SocketAddr;
+use std::{fmt::Display, net::IpAddr};
 
-use axum::Router;
-use axum::body::Bytes;
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{DefaultBodyLimit, Json, State};
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use serde::Deserialize;
-use serde_json::json;
-use serde_json::value::RawValue;
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, Json, Path, State, rejection::JsonRejection},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, uri::Authority},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde_json::{Value, json, value::RawValue};
 
-use crate::bus::broker::Broker;
+use crate::bus::{MAX_PAYLOAD, MemoryBus, Publication};
 
 const PAGE: &str = include_str!("demo/page.html");
 const STYLE: &str = include_str!("demo/page.css");
 const SCRIPT: &str = include_str!("demo/page.js");
 const CLIENT: &str = include_str!("demo/client.js");
 
-/// The token of the user who is in both groups.
-const ADA_TOKEN: &str = "ada-demo-token";
-/// The token of the user who is in the shared group only.
-const GRACE_TOKEN: &str = "grace-demo-token";
-
-/// Largest message that may be published from the page.
-const MAX_PUBLISH_BYTES: usize = 64 * 1024;
+/// The users of the page: their tokens, which the page's script names, and what Rails writes for them. Ada is in both
+/// groups, Grace in one.
+pub const USERS: &[(&str, &str)] = &[
+    ("ada-demo-token", r#"{"name":"Ada Lovelace","group_ids":[1,2],"id":1}"#),
+    ("grace-demo-token", r#"{"name":"Grace Hopper","group_ids":[2],"id":2}"#),
+];
 
 /// Everything the page loads and talks to is this server, so nothing else is allowed.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
      img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Writes the two users of the page, as Rails writes a user at every boot of its own page.
-pub fn seed(broker: &Broker) {
-    for (token, user) in [
-        (ADA_TOKEN, r#"{"name":"Ada Lovelace","group_ids":[1,2],"id":1}"#),
-        (GRACE_TOKEN, r#"{"name":"Grace Hopper","group_ids":[2],"id":2}"#),
-    ] {
-        broker.set(&format!("/current_users/{token}"), user);
-    }
-}
-
-/// The routes of the page. `redis_addr` is where the broker listens, for the commands the page suggests.
-pub fn routes(broker: Broker, redis_addr: SocketAddr) -> Router {
-    let page = Bytes::from(render(redis_addr));
+/// The routes of the page, which publishes to `bus`.
+pub fn routes(bus: MemoryBus) -> Router {
     Router::new()
-        .route("/demo", get(move || async move { file("text/html; charset=utf-8", page) }))
-        .route("/demo/page.css", get(|| async { file("text/css; charset=utf-8", STYLE) }))
-        .route("/demo/page.js", get(|| async { file("text/javascript; charset=utf-8", SCRIPT) }))
-        .route("/demo/client.js", get(|| async { file("text/javascript; charset=utf-8", CLIENT) }))
-        .route("/demo/publish", post(publish).layer(DefaultBodyLimit::max(MAX_PUBLISH_BYTES)))
-        .with_state(broker)
+        .route("/demo", get(async || file("text/html; charset=utf-8", PAGE)))
+        .route("/demo/page.css", get(async || file("text/css; charset=utf-8", STYLE)))
+        .route("/demo/page.js", get(async || file("text/javascript; charset=utf-8", SCRIPT)))
+        .route("/demo/client.js", get(async || file("text/javascript; charset=utf-8", CLIENT)))
+        .route("/demo/publish/{room}", post(publish).layer(DefaultBodyLimit::max(MAX_PAYLOAD)))
+        .with_state(bus)
 }
 
-fn render(redis_addr: SocketAddr) -> String {
-    let host = if redis_addr.ip().is_loopback() || redis_addr.ip().is_unspecified() {
-        String::new()
-    } else {
-        format!("-h {} ", redis_addr.ip())
-    };
-    PAGE.replace("{{redis-address}}", &format!("{host}-p {}", redis_addr.port()))
-        .replace("{{ada-token}}", ADA_TOKEN)
-        .replace("{{grace-token}}", GRACE_TOKEN)
-}
-
-fn file(kind: &'static str, body: impl Into<Bytes>) -> Response {
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
-        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_SECURITY_POLICY)),
-        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-        (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+fn file(kind: &'static str, text: &'static str) -> Response {
+    let headers: [(HeaderName, HeaderValue); 5] = [
+        (header::CONTENT_TYPE, kind),
+        (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
         // The page belongs to the binary that serves it.
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-    ];
-    (headers, body.into()).into_response()
+        (header::CACHE_CONTROL, "no-store"),
+    ]
+    .map(|(name, value)| (name, HeaderValue::from_static(value)));
+    (headers, Bytes::from_static(text.as_bytes())).into_response()
 }
 
-#[derive(Deserialize)]
-struct Publish {
-    channel: String,
-    /// Passed on as it was written, as Rails' own payloads are.
-    payload: Box<RawValue>,
+/// Why a message is not published, as an answer.
+type PageRefusal = (StatusCode, Json<Value>);
+
+fn refusal(status: StatusCode, error: impl Display) -> PageRefusal {
+    (status, Json(json!({ "error": error.to_string() })))
 }
 
-/// Why a message from the page is not published; the text is for whoever tries it by hand.
-#[derive(Debug, thiserror::Error)]
-enum PublishError {
-    #[error("channel must be \"/records\" or \"/system_notice\"")]
-    Channel,
-    #[error("{}", .0.body_text())]
-    Body(#[from] JsonRejection),
-}
-
-impl IntoResponse for PublishError {
-    fn into_response(self) -> Response {
-        let status = match &self {
-            Self::Channel => StatusCode::BAD_REQUEST,
-            Self::Body(rejection) => match rejection.status() {
-                StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
-                status => status,
-            },
-        };
-        (status, Json(json!({ "error": self.to_string() }))).into_response()
-    }
-}
-
-/// Insists on `content-type: application/json`, which no other site's page can send here unasked.
+/// Publishes a JSON object to a room, see [`Publication::new`].
 async fn publish(
-    State(broker): State<Broker>,
-    body: Result<Json<Publish>, JsonRejection>,
-) -> Result<Response, PublishError> {
-    let Json(message) = body?;
-    if !matches!(message.channel.as_str(), "/records" | "/system_notice") {
-        return Err(PublishError::Channel);
+    State(bus): State<MemoryBus>,
+    Path(room): Path<String>,
+    headers: HeaderMap,
+    body: Result<Json<Box<RawValue>>, JsonRejection>,
+) -> Result<Json<Value>, PageRefusal> {
+    check_origin(&headers).map_err(|problem| refusal(StatusCode::FORBIDDEN, problem))?;
+    let Json(body) = body.map_err(|rejection| refusal(rejection.status(), rejection.body_text()))?;
+    let publication = Publication::new(&room, body.get().as_bytes());
+    let publication = publication.map_err(|error| refusal(StatusCode::BAD_REQUEST, error))?;
+    Ok(Json(json!({ "receivers": bus.publish(publication).await })))
+}
+
+/// Admits the page itself, and programs, which send no `Origin`. A page of another site has another origin. A page whose
+/// name was made to lead here (DNS rebinding) has the origin of the request, but its name is neither localhost nor an
+/// address.
+fn check_origin(headers: &HeaderMap) -> Result<(), &'static str> {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = host.parse::<Authority>().map(|authority| authority.host().trim_matches(['[', ']']).to_owned());
+    if !name.is_ok_and(|name| name == "localhost" || name.parse::<IpAddr>().is_ok()) {
+        return Err("use localhost or an IP address in place of this host name");
     }
-    let receivers = broker.publish(&message.channel, Bytes::from(message.payload.get().to_owned()));
-    Ok(Json(json!({ "receivers": receivers })).into_response())
+    match headers.get(header::ORIGIN).map(HeaderValue::as_bytes) {
+        Some(origin)
+            if [b"http://", &b"https://"[..]].iter().all(|scheme| [scheme, host.as_bytes()].concat() != origin) =>
+        {
+            Err("another site's page must not publish here")
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use axum::body::Body;
-    use axum::http::Request;
+    use axum::{body::Body, http::Request};
     use http_body_util::BodyExt;
     use tower::ServiceExt;
 
     use super::*;
+    use crate::{
+        bus::{Inbound, MemorySource, Source},
+        lifecycle::Readiness,
+    };
 
-    fn router() -> Router {
-        routes(Broker::new(), SocketAddr::from(([127, 0, 0, 1], 7777)))
+    fn router() -> (Router, MemorySource) {
+        let (bus, source) = MemoryBus::new(Readiness::default());
+        (routes(bus), source)
     }
 
     async fn answer(request: Request<Body>) -> (StatusCode, String) {
-        let response = router().oneshot(request).await.unwrap();
+        let (router, _source) = router();
+        let response = router.oneshot(request).await.unwrap();
         let status = response.status();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(body.to_vec()).unwrap())
     }
 
-    async fn post(kind: &str, body: impl Into<Body>) -> (StatusCode, String) {
-        let request = Request::post("/demo/publish").header(header::CONTENT_TYPE, kind);
-        answer(request.body(body.into()).unwrap()).await
+    fn request(room: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Request<Body> {
+        let mut request = Request::post(format!("/demo/publish/{room}"));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(body.into()).unwrap()
     }
+
+    const JSON: (&str, &str) = ("content-type", "application/json");
+    const HOST: (&str, &str) = ("host", "localhost:5000");
 
     #[tokio::test]
     async fn the_page_is_complete_and_loads_only_from_here() {
-        let response = router().oneshot(Request::get("/demo").body(Body::empty()).unwrap()).await.unwrap();
+        let response = router().0.oneshot(Request::get("/demo").body(Body::empty()).unwrap()).await.unwrap();
         let policy = &response.headers()[header::CONTENT_SECURITY_POLICY];
         assert!(policy.to_str().unwrap().starts_with("default-src 'none'"));
-        let (status, page) = answer(Request::get("/demo").body(Body::empty()).unwrap()).await;
-        assert_eq!(status, StatusCode::OK);
-        assert!(page.contains("-p 7777") && page.contains(ADA_TOKEN) && page.contains(GRACE_TOKEN));
-        assert!(!page.contains("{{"), "a placeholder was left open");
-        for text in [&page, STYLE, SCRIPT, CLIENT] {
+        for text in [PAGE, STYLE, SCRIPT, CLIENT] {
             assert!(!text.contains("https://"), "an outside resource");
         }
-        for (path, named_in) in
-            [("/demo/page.css", page.as_str()), ("/demo/page.js", page.as_str()), ("/demo/client.js", SCRIPT)]
-        {
+        assert!(USERS.iter().all(|(token, _)| SCRIPT.contains(token)));
+        for (path, named_in) in [("/demo/page.css", PAGE), ("/demo/page.js", PAGE), ("/demo/client.js", SCRIPT)] {
             assert!(named_in.contains(path));
             let (status, _) = answer(Request::get(path).body(Body::empty()).unwrap()).await;
             assert_eq!(status, StatusCode::OK);
         }
     }
 
-    #[test]
-    fn a_broker_elsewhere_is_named_by_its_address() {
-        assert!(render(SocketAddr::from(([192, 0, 2, 7], 7777))).contains("-h 192.0.2.7 -p 7777"));
-    }
-
     #[tokio::test]
-    async fn what_the_page_publishes_reaches_the_bus() {
-        for channel in ["/records", "/system_notice"] {
-            let body = format!(r#"{{"channel":"{channel}","payload":{{"room":"group-1","n":1.50}}}}"#);
-            assert_eq!(post("application/json", body).await, (StatusCode::OK, r#"{"receivers":0}"#.into()));
+    async fn what_is_published_reaches_the_bus() {
+        let (router, mut source) = router();
+        source.next().await;
+        for (room, channel) in [("group-1", "/records"), ("notice", "/system_notice")] {
+            let response = router.clone().oneshot(request(room, &[JSON, HOST], r#"{"n":1.50}"#)).await.unwrap();
+            assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), r#"{"receivers":1}"#);
+            let Inbound::Message { channel: on, payload, .. } = source.next().await else { panic!("no message") };
+            assert_eq!(on, channel);
+            assert!(payload.starts_with(br#"{"n":1.50"#));
         }
     }
 
     #[tokio::test]
     async fn refusals_say_why() {
-        let (status, text) = post("application/json", r#"{"channel":"chatbot/test","payload":1}"#).await;
-        assert_eq!(status, StatusCode::BAD_REQUEST);
-        assert_eq!(text, r#"{"error":"channel must be \"/records\" or \"/system_notice\""}"#);
-        for body in ["", "{", r#"{"channel":"/records"}"#, "[]"] {
-            let (status, text) = post("application/json", body).await;
+        for (room, body) in [("group-x", "{}"), ("group-1", "{"), ("group-1", ""), ("notice", "[]")] {
+            let (status, text) = answer(request(room, &[JSON, HOST], body)).await;
             assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
             assert!(text.starts_with(r#"{"error":""#), "{text}");
         }
-        let (status, _) = post("text/plain", r#"{"channel":"/records","payload":1}"#).await;
-        assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
-        let large = format!(r#"{{"channel":"/records","payload":"{}"}}"#, "x".repeat(MAX_PUBLISH_BYTES));
-        let (status, text) = post("application/json", large).await;
+        let large = format!(r#"{{"a":"{}"}}"#, "x".repeat(MAX_PAYLOAD));
+        let (status, text) = answer(request("group-1", &[JSON, HOST], large)).await;
         assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
         assert!(text.starts_with(r#"{"error":""#), "{text}");
+        let (status, _) = answer(request("group-1", &[("content-type", "text/plain"), HOST], "{}")).await;
+        assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    }
+
+    #[tokio::test]
+    async fn only_this_page_and_programs_may_publish() {
+        for (host, origin, status) in [
+            ("localhost:5000", None, StatusCode::OK),
+            ("localhost:5000", Some("http://localhost:5000"), StatusCode::OK),
+            ("127.0.0.1:5000", Some("http://127.0.0.1:5000"), StatusCode::OK),
+            ("[::1]:5000", Some("http://[::1]:5000"), StatusCode::OK),
+            ("localhost", Some("https://localhost"), StatusCode::OK),
+            ("localhost:5000", Some("http://localhost:5001"), StatusCode::FORBIDDEN),
+            ("localhost:5000", Some("http://evil.example"), StatusCode::FORBIDDEN),
+            ("localhost:5000", Some("null"), StatusCode::FORBIDDEN),
+            ("evil.example:5000", Some("http://evil.example:5000"), StatusCode::FORBIDDEN),
+            ("evil.example:5000", None, StatusCode::FORBIDDEN),
+        ] {
+            let mut headers = vec![JSON, ("host", host)];
+            headers.extend(origin.map(|origin| ("origin", origin)));
+            assert_eq!(answer(request("group-1", &headers, "{}")).await.0, status, "{host} {origin:?}");
+        }
+        assert_eq!(answer(request("group-1", &[JSON], "{}")).await.0, StatusCode::FORBIDDEN);
     }
 }

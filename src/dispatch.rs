@@ -42,7 +42,7 @@ impl<S: Subscriber> Dispatch<S> {
     }
 
     /// Takes messages from `source` until `stop`, and then all that Redis had accepted by that time.
-    pub async fn run(mut self, mut source: Source, stop: CancellationToken) {
+    pub async fn run(mut self, mut source: impl Source, stop: CancellationToken) {
         let (mut stopped, mut draining, mut end) = (pin!(stop.cancelled()), false, Instant::now());
         loop {
             let due = self.notices.due;
@@ -66,7 +66,7 @@ impl<S: Subscriber> Dispatch<S> {
 
     fn take(&mut self, inbound: Inbound) {
         match inbound {
-            Inbound::Message { channel, payload } => {
+            Inbound::Message { channel, payload, .. } => {
                 self.metrics.count(Counter::MessagesReceived);
                 match decode(name(&channel), &payload) {
                     Ok(Update::Records { room, payload }) => self.publish("records", &room, payload),
@@ -74,7 +74,7 @@ impl<S: Subscriber> Dispatch<S> {
                     Err(rejected) => reject(&channel, rejected, &self.metrics),
                 }
             }
-            Inbound::TooLarge { channel } => {
+            Inbound::TooLarge { channel, .. } => {
                 self.metrics.count(Counter::MessagesReceived);
                 reject(&channel, Rejected::TooLarge, &self.metrics);
             }

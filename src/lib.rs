@@ -12,7 +12,7 @@
 //! | [`collab_auth`] | what a Hocuspocus server asks before it opens a document | how Rails is asked |
 //! | [`admin`], [`demo`] | what operators ask; the page of `loomio-channels demo` | browsers' sockets |
 //! | [`hub`] | rooms, fan-out, recovery | protocols, Redis, HTTP |
-//! | [`bus`] | messages as Rails writes them, from Redis or an embedded broker | rooms' members |
+//! | [`bus`] | messages as Rails writes them, from Redis or from memory | rooms' members |
 //! | [`auth`] | tokens, users, tickets, who may edit what | sockets |
 //! | [`engineio`] | transports, heartbeats, slow clients | Loomio, Socket.IO |
 //! | [`redis_client`], [`listener`] | connections to Redis; the port | channels and keys; what is served |

@@ -42,25 +42,25 @@ pub enum Update<'a> {
 /// Why a message cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Rejected {
-    /// Over [`MAX_PAYLOAD`].
+    /// The payload is larger than [`MAX_PAYLOAD`].
     #[error("is larger than {} MiB", MAX_PAYLOAD >> 20)]
     TooLarge,
-    /// JSON is UTF-8.
+    /// The payload is not UTF-8, and so not JSON.
     #[error("is not UTF-8")]
     NotUtf8,
-    /// Over 128 levels.
+    /// Arrays and objects are nested over 128 levels deep.
     #[error("is nested too deeply")]
     TooDeep,
-    /// A browser could not parse it.
+    /// A browser could not parse the payload.
     #[error("is not JSON")]
     NotJson,
-    /// Valid JSON, but something else.
+    /// The payload of records is valid JSON, but no object.
     #[error("is not a JSON object")]
     NotAnObject,
-    /// An object without a usable `room`.
+    /// The object has no `room`, or one that no browser can be in.
     #[error("names no room")]
     NoRoom,
-    /// A channel that nobody subscribed to.
+    /// A channel that is not one of those that are subscribed.
     #[error("came on an unknown channel")]
     UnknownChannel,
 }
@@ -68,7 +68,7 @@ pub enum Rejected {
 /// Reads a message of `channel`.
 ///
 /// # Errors
-/// Says why it must be dropped.
+/// When browsers could not use the message; it must be dropped.
 pub fn decode<'a>(channel: &str, payload: &'a [u8]) -> Result<Update<'a>, Rejected> {
     if payload.len() > MAX_PAYLOAD {
         return Err(Rejected::TooLarge);
@@ -97,7 +97,7 @@ fn room(payload: &str) -> Result<Cow<'_, str>, Rejected> {
     let raw = raw.ok_or(Rejected::NoRoom)?;
     let room = match raw.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
         Some(plain) if !plain.contains('\\') => Cow::Borrowed(plain),
-        // Fails for a lone surrogate, which no room of a user has in its name.
+        // Fails for a lone surrogate, which the name of no room has.
         _ => Cow::Owned(serde_json::from_str(raw).map_err(|_| Rejected::NoRoom)?),
     };
     if room.is_empty() || room.len() > MAX_ROOM { Err(Rejected::NoRoom) } else { Ok(room) }
@@ -137,34 +137,24 @@ fn is_room(key: &str) -> bool {
 
 /// Whether brackets outside of strings nest deeper than `most`. Says nothing useful of what is not JSON.
 fn is_deeper_than(json: &[u8], most: usize) -> bool {
-    // Each bracket has to be closed again. Saves 8 of 240 ns for a payload of 200 bytes, `decode_records`.
-    if json.len() <= 2 * most {
-        return false;
-    }
     // Few brackets cannot nest deeply, wherever they are, and are counted many at a time.
     let brackets = |bytes: &[u8]| bytes.iter().map(|&byte| u8::from(byte == b'[' || byte == b'{')).sum::<u8>();
     if json.chunks(255).map(|chunk| usize::from(brackets(chunk))).sum::<usize>() <= most {
         return false;
     }
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
-    for &byte in json {
-        if in_string {
-            (in_string, escaped) = (escaped || byte != b'"', !escaped && byte == b'\\');
-            continue;
-        }
+    json.iter().any(|byte| {
         match byte {
-            b'"' => in_string = true,
-            b'[' | b'{' => {
-                depth += 1;
-                if depth > most {
-                    return true;
-                }
-            }
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_string,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'[' | b'{' => depth += 1,
             b']' | b'}' => depth = depth.saturating_sub(1),
             _ => {}
         }
-    }
-    false
+        depth > most
+    })
 }
 
 #[cfg(test)]

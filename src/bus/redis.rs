@@ -1,59 +1,55 @@
-//! The subscription to Redis: comes back by itself, and says whether it may have missed something.
+//! The subscription to Redis: dials again by itself, and tells whether it may have missed something.
 //!
 //! The bytes are read and cut up here and not by the client, so that a message is looked at where it lies, and no queue
-//! stands between Redis and whoever calls [`Source::next`]. The caller must not wait for anything slow between two
-//! calls: Redis cuts a subscriber that reads too slowly.
+//! stands between Redis and the caller of [`RedisSource::next`]. Redis cuts a subscriber that reads too slowly.
 
 mod dialler;
 mod info;
 mod ledger;
-mod reply;
+pub mod resp;
 mod subscription;
 
 use std::time::Duration;
 
-use tokio::{
-    task::consume_budget,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 
-#[doc(hidden)]
-pub use self::reply::fuzz_replies;
 use self::{
     dialler::Dialler,
-    ledger::{End, Ledger},
-    subscription::{Event, Subscription, SubscriptionError},
+    ledger::{Ending, Ledger},
+    subscription::{Subscription, SubscriptionError, SubscriptionEvent as Event},
 };
-use super::{Gap, Inbound};
+use super::{Gap, Inbound, Source};
 use crate::{
     lifecycle::Readiness,
     redis_client::Connector,
     telemetry::{Throttle, chain},
 };
 
-/// How long a connection that fell silent may still show a sign of life after another one beside it is subscribed. A
-/// Redis that stood still answers both as soon as it goes on, and then the old one has all that the new one missed.
+/// How long a silent connection may still show a sign of life after a standby beside it is subscribed. A Redis that
+/// stood still answers both as soon as it goes on, and then the old connection has all that the new one missed.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// The messages of Rails, for ever.
-pub struct Source {
+/// The messages of Rails, from Redis.
+pub struct RedisSource {
     dialler: Dialler,
     readiness: Readiness,
-    /// The connection whose messages are passed on.
+    /// The connection whose messages are yielded.
     live: Option<Subscription>,
-    /// Another one, dialled since that one fell silent, and how long it still waits. It is not read meanwhile: Redis
-    /// and the system keep what comes on it.
+    /// A connection that was dialled since the live one fell silent, and when it takes its place. It is not read until
+    /// then: Redis and the system keep what comes on it.
     standby: Option<(Subscription, Instant)>,
     /// The connection before. `None` before the first one.
     before: Option<Before>,
     /// Whether [`Inbound::Drained`] is owed.
     draining: bool,
-    /// Whether losses are logged: not each when one follows another.
+    /// Messages yielded so far.
+    yielded: u64,
     losses: Throttle,
+    /// Whether the last loss was not logged, so that its end is not logged either.
     quiet: bool,
 }
 
-/// A connection that is no more.
+/// A connection that has ended.
 struct Before {
     ledger: Ledger,
     /// Redis closed it, and all of it was read.
@@ -61,7 +57,7 @@ struct Before {
     at: Instant,
 }
 
-impl Source {
+impl RedisSource {
     /// A source that is `readiness` while it is subscribed and Redis answers.
     pub fn new(connector: Connector, readiness: Readiness) -> Self {
         Self {
@@ -71,19 +67,76 @@ impl Source {
             standby: None,
             before: None,
             draining: false,
+            yielded: 0,
             losses: Throttle::new(),
             quiet: false,
         }
     }
 
-    /// The next message or change. Waits, and dials again, as long as it takes.
-    ///
-    /// Loses nothing when it is cancelled, as in a `select!`: all that is under way is kept for the next call, and what
-    /// was decoded is returned without another wait.
-    pub async fn next(&mut self) -> Inbound {
+    /// The next event of a silent connection. Dials a standby meanwhile, and ends the silent one when the standby's grace
+    /// is over.
+    async fn next_silent(&mut self) -> Result<Option<Event>, SubscriptionError> {
+        let Some(live) = &mut self.live else { return Ok(None) };
+        let until = self.standby.as_ref().map(|(_, until)| *until);
+        tokio::select! {
+            // What the old connection has to say comes before what is decided without it.
+            biased;
+            event = live.next() => event.map(Some),
+            standby = self.dialler.next(), if until.is_none() => {
+                self.standby = Some((standby, Instant::now() + GRACE));
+                Ok(None)
+            }
+            () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => Err(SubscriptionError::Silent),
+        }
+    }
+
+    /// Makes a subscription the live one; returns what was before it.
+    fn install(&mut self, mut subscription: Subscription) -> Gap {
+        let gap = match self.before.take() {
+            None => {
+                if let Some(limit) = subscription.limit() {
+                    tracing::warn!("{limit}");
+                }
+                Gap::Start
+            }
+            Some(Before { ledger, orderly, at }) => {
+                let ending = if orderly && self.dialler.found_nothing() { Ending::Exited } else { Ending::Cut };
+                let ago = subscription.since.saturating_duration_since(at);
+                subscription.ledger.gap_after(&ledger, ending, ago)
+            }
+        };
+        if !self.quiet {
+            let gap = format!("{gap:?}").to_lowercase();
+            tracing::info!(after_ms = self.dialler.started.elapsed().as_millis(), gap, "subscribed to redis");
+        }
+        self.live = Some(subscription);
+        gap
+    }
+
+    fn lose(&mut self, error: &SubscriptionError) {
+        self.readiness.set(false);
+        let Some(lost) = self.live.take() else { return };
+        let more = self.losses.allow(std::time::Instant::now());
+        self.quiet = more.is_none();
+        if let Some(more) = more {
+            let error = chain(error);
+            tracing::warn!(
+                more_since_last = more,
+                "lost the subscription to redis, dialling again; browsers stay connected: {error}"
+            );
+        }
+        // A standby for a silent connection is dialled already.
+        if !lost.silent {
+            self.dialler.restart(lost.since.elapsed());
+        }
+        let orderly = matches!(error, SubscriptionError::Closed) && !lost.silent;
+        self.before = Some(Before { ledger: lost.ledger, orderly, at: Instant::now() });
+    }
+}
+
+impl Source for RedisSource {
+    async fn next(&mut self) -> Inbound {
         loop {
-            // Decoding waits for nothing, and other tasks want this thread as well.
-            consume_budget().await;
             let Some(live) = &mut self.live else {
                 if std::mem::take(&mut self.draining) {
                     return Inbound::Drained;
@@ -94,17 +147,21 @@ impl Source {
                 };
                 return Inbound::Subscribed { gap: self.install(subscription) };
             };
-            // Not before the caller knows of the subscription.
-            self.readiness.set(!live.is_silent());
-            let event = match live.decoded() {
-                Ok(None) if live.is_silent() => self.read_silent().await,
-                Ok(None) => live.read().await,
-                decoded => decoded,
-            };
+            // Only now does the caller know of the subscription.
+            self.readiness.set(!live.silent);
+            let event = if live.silent { self.next_silent().await } else { live.next().await.map(Some) };
             match event {
-                Ok(Some(Event::Inbound(inbound))) => {
-                    self.draining &= !matches!(inbound, Inbound::Drained);
-                    return inbound;
+                Ok(Some(Event::Message { channel, payload })) => {
+                    let position = self.yielded;
+                    self.yielded += 1;
+                    return match payload {
+                        Some(payload) => Inbound::Message { position, channel, payload },
+                        None => Inbound::TooLarge { position, channel },
+                    };
+                }
+                Ok(Some(Event::Drained)) => {
+                    self.draining = false;
+                    return Inbound::Drained;
                 }
                 Ok(Some(Event::Silent)) => {
                     tracing::warn!("redis does not answer; dialling beside the subscription, browsers stay connected");
@@ -124,71 +181,12 @@ impl Source {
         }
     }
 
-    /// Reads on from a connection that is silent, dials beside it, and gives it up when another one is subscribed and
-    /// the grace is over.
-    async fn read_silent(&mut self) -> Result<Option<Event>, SubscriptionError> {
-        let Some(live) = &mut self.live else { return Ok(None) };
-        let until = self.standby.as_ref().map(|(_, until)| *until);
-        tokio::select! {
-            // What the old connection has to say comes before what is decided without it.
-            biased;
-            event = live.read() => event,
-            standby = self.dialler.next(), if until.is_none() => {
-                self.standby = Some((standby, Instant::now() + GRACE));
-                Ok(None)
-            }
-            () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => Err(SubscriptionError::Silent),
-        }
-    }
-
-    /// Asks for [`Inbound::Drained`] once all has been yielded that Redis executed before it answers, or the
-    /// subscription is lost, or at once when there is none. A Redis that stands still lets it wait.
-    pub fn drain(&mut self) {
+    /// [`Inbound::Drained`] follows what Redis executed before it answers, or the loss of the subscription; without a
+    /// subscription it follows at once. A silent Redis delays it.
+    fn drain(&mut self) {
         self.draining = true;
         if let Some(live) = &mut self.live {
             live.drain();
         }
-    }
-
-    /// Makes a subscription the live one; returns what was before it.
-    fn install(&mut self, mut subscription: Subscription) -> Gap {
-        let gap = match self.before.take() {
-            None => {
-                if let Some(limit) = subscription.limit() {
-                    tracing::warn!("{limit}");
-                }
-                Gap::Start
-            }
-            Some(Before { ledger, orderly, at }) => {
-                let end = if orderly && self.dialler.found_nothing() { End::Exited } else { End::Cut };
-                let ago = subscription.since().saturating_duration_since(at);
-                subscription.ledger().gap_after(&ledger, (end, ago))
-            }
-        };
-        if !self.quiet {
-            tracing::info!(after_ms = self.dialler.elapsed().as_millis(), gap = gap.name(), "subscribed to redis");
-        }
-        self.live = Some(subscription);
-        gap
-    }
-
-    fn lose(&mut self, error: &SubscriptionError) {
-        self.readiness.set(false);
-        let Some(mut lost) = self.live.take() else { return };
-        let more = self.losses.allow(std::time::Instant::now());
-        self.quiet = more.is_none();
-        if let Some(more) = more {
-            let error = chain(error);
-            tracing::warn!(
-                more_since_last = more,
-                "lost the subscription to redis, dialling again; browsers stay connected: {error}"
-            );
-        }
-        // One that was silent has been dialled beside already.
-        if !lost.is_silent() {
-            self.dialler.restart(lost.since().elapsed());
-        }
-        let orderly = error.is_orderly_end() && !lost.is_silent();
-        self.before = Some(Before { ledger: std::mem::take(lost.ledger()), orderly, at: Instant::now() });
     }
 }

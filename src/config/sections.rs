@@ -9,7 +9,7 @@ use super::{AllowedOrigin, Networks, RailsEndpoint, Secret};
 pub struct HttpConfig {
     /// TCP port. `PORT`, default 5000; 0 takes a free one.
     pub port: u16,
-    /// Address to listen on. `BIND`, default all interfaces, IPv6 and IPv4.
+    /// Address to listen on. `BIND`, default all interfaces, IPv6 and IPv4; of the demo, 127.0.0.1.
     pub bind: Option<IpAddr>,
     /// The origin CORS allows. `PUBLIC_APP_URL`, else `CANONICAL_HOST`, else `VIRTUAL_HOST`; without any, none.
     pub allowed_origin: Option<AllowedOrigin>,

@@ -4,7 +4,6 @@
 
 import { Client } from "/demo/client.js";
 
-const settings = document.body.dataset;
 const FEED_LIMIT = 60;
 const BURST = 20;
 
@@ -21,14 +20,14 @@ const BROWSERS = [
     key: "ada",
     name: "Ada Lovelace",
     about: "In both groups",
-    token: settings.adaToken,
+    token: "ada-demo-token",
     rooms: ["group-1", "group-2", "user-1", "notice"],
   },
   {
     key: "grace",
     name: "Grace Hopper",
     about: "In one group",
-    token: settings.graceToken,
+    token: "grace-demo-token",
     rooms: ["group-2", "user-2", "notice"],
   },
   {
@@ -186,7 +185,6 @@ let lastId = Date.now() % 1_000_000_000;
 function records(room, text, id) {
   const author = room === "user-2" ? 2 : 1;
   return {
-    room,
     records: {
       events: [{ id, kind: "new_comment", actor_id: author }],
       comments: [{ id, body: text, author_id: author }],
@@ -198,11 +196,11 @@ function notice(text) {
   return { version: "2.26.1", notice: text, reload: false };
 }
 
-async function publish(channel, payload) {
-  const response = await fetch("/demo/publish", {
+async function publish(room, payload) {
+  const response = await fetch(`/demo/publish/${room}`, {
     method: "POST",
     headers: { "content-type": "application/json" },
-    body: JSON.stringify({ channel, payload }),
+    body: JSON.stringify(payload),
   });
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(answer.error ?? `the server answered ${response.status}`);
@@ -213,7 +211,7 @@ async function publishRecords(room, text) {
   lastId += 1;
   sent.set(lastId, performance.now());
   if (sent.size > 1000) sent.delete(sent.keys().next().value);
-  return publish("/records", records(room, text, lastId));
+  return publish(room, records(room, text, lastId));
 }
 
 async function publishMany(room, count) {
@@ -252,10 +250,9 @@ const text = () => element("text").value.trim() || "Hello";
 let shown = "records";
 
 function showCommand() {
-  const [channel, payload] =
-    shown === "records" ? ["/records", records(room(), text(), 1)] : ["/system_notice", notice(text())];
+  const [target, payload] = shown === "records" ? [room(), records(room(), text(), 1)] : ["notice", notice(text())];
   const quoted = JSON.stringify(payload).replaceAll("'", String.raw`'\''`);
-  element("command").textContent = `redis-cli ${settings.redisAddress} PUBLISH ${channel} '${quoted}'`;
+  element("command").textContent = `echo '${quoted}' | loomio-channels publish ${target} - --demo ${location.host}`;
   for (const kind of ["records", "notice"]) {
     element(`show-${kind}`).setAttribute("aria-pressed", String(kind === shown));
   }
@@ -291,7 +288,7 @@ element("burst").addEventListener("click", ({ target }) =>
   act(target, `Published ${BURST} updates to ${room()}.`, () => publishMany(room(), BURST)),
 );
 element("notice").addEventListener("click", ({ target }) =>
-  act(target, "Sent a notice to all.", () => publish("/system_notice", notice(text()))),
+  act(target, "Sent a notice to all.", () => publish("notice", notice(text()))),
 );
 element("tour").addEventListener("click", ({ target }) =>
   act(target, "Ada is back, with everything she missed.", async () => {

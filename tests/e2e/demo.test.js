@@ -1,8 +1,11 @@
 // The demo page in a real browser: what a newcomer sees first has to work, and shows recovery.
 import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
 import { mkdirSync } from "node:fs";
+import { createServer } from "node:http";
 import { after, before, describe, test } from "node:test";
 import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import { chromium } from "playwright-core";
 import { start } from "./lib/children.js";
 import { freePort } from "./lib/ports.js";
@@ -104,6 +107,37 @@ describe("the demo page", { timeout: 120_000 }, () => {
     assert.notEqual(await items("grace", "while she was away").getAttribute("data-recovered"), "true");
     assert.equal(await state("ada"), "recovered");
     await shot("demo-recovered");
+  });
+
+  test("the command on the page publishes from a terminal", async () => {
+    await page.getByTestId("room").selectOption("group-2");
+    await page.getByTestId("text").fill("it's from a terminal");
+    const command = await page.getByTestId("command").textContent();
+    assert.match(command, /\| loomio-channels publish group-2 - --demo /);
+    const { stdout } = await promisify(execFile)("sh", ["-c", command.replace("loomio-channels", `'${OUR_BINARY}'`)]);
+    assert.equal(stdout, "received by 1 subscriber\n");
+    await items("grace", "it's from a terminal").first().waitFor();
+  });
+
+  test("a page of another site cannot publish", async () => {
+    const site = createServer((_, response) => response.setHeader("content-type", "text/html").end("<p>elsewhere"));
+    await new Promise((listening) => site.listen(0, "127.0.0.1", listening));
+    const elsewhere = await browser.newPage();
+    try {
+      await elsewhere.goto(`http://127.0.0.1:${site.address().port}/`);
+      const target = new URL("/demo/publish/notice", page.url()).href;
+      const body = JSON.stringify({ notice: "from another site" });
+      for (const [mode, type] of [["cors", "application/json"], ["no-cors", "text/plain"]]) {
+        const options = { method: "POST", mode, body, headers: { "content-type": type } };
+        await elsewhere.evaluate(([url, options]) => fetch(url, options).catch(() => {}), [target, options]);
+      }
+    } finally {
+      await elsewhere.close();
+      site.close();
+    }
+    await publish("group-2", "after the other site");
+    for (const name of ["ada", "grace"]) await items(name, "after the other site").first().waitFor();
+    assert.deepEqual(await counts("from another site"), [0, 0, 0]);
   });
 
   test("the page has nothing to complain about", () => assert.deepEqual(mistakes, []));

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 use tokio::net::TcpStream;
 
-use crate::harness::{Browser, Ended, Exchange, Redis, Running, WebSocket, get, record, run, until, within};
+use crate::harness::{Browser, Ended, Exchange, Finished, Redis, Running, Server, WebSocket, get, run, until};
 
 /// Nobody listens there, and nothing else is given to outgoing connections.
 const NO_REDIS: (&str, &str) = ("REDIS_URL", "redis://127.0.0.1:1/0");
@@ -264,38 +264,106 @@ async fn it_listens_on_both_protocols_unless_told_otherwise() {
     }
 }
 
-#[tokio::test]
-async fn the_demo_needs_nothing() {
-    let server = Running::start(&["demo", "--port", "0"], &[("PORT", "1"), ("REDIS_URL", "nonsense")]).await;
-    let page = get(server.address(), "/demo").await;
-    assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
-    let line = server.says("redis-cli -p ").await;
-    let port: u16 = line.split("-p ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
-    assert!(page.text().contains(&format!("-p {port}")), "the page names the same port");
-    server.says("subscribed to redis").await;
-
-    let mut ada = browser(server.address(), "&channel_token=ada-demo-token").await;
-    let mut visitor = browser(server.address(), "").await;
-    let broker = redis::Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
-    let mut broker = within("the broker", broker.get_multiplexed_async_connection()).await.unwrap();
-    let payload = record("group-1", 7);
-    let publish = |channel: &str, payload: &str| redis::cmd("PUBLISH").arg(channel).arg(payload).clone();
-    let receivers: i64 = publish("/records", &payload).query_async(&mut broker).await.unwrap();
-    assert_eq!((receivers, ada.argument().await), (1, payload));
-    let _: i64 = publish("/system_notice", "{}").query_async(&mut broker).await.unwrap();
-    assert_eq!((ada.argument().await.as_str(), visitor.argument().await.as_str()), ("{}", "{}"));
+/// Runs `publish` with a file that holds `json`, to its end.
+async fn publish(room: &str, json: &str, demo: Option<u16>, redis: &str) -> Finished {
+    let directory = tempfile::TempDir::new().unwrap();
+    let file = directory.path().join("message.json");
+    std::fs::write(&file, json).unwrap();
+    let mut arguments = vec!["publish".to_owned(), room.to_owned(), file.to_str().unwrap().to_owned()];
+    arguments.extend(demo.map(|port| format!("--demo=localhost:{port}")));
+    let redis = redis.to_owned();
+    let ended = tokio::task::spawn_blocking(move || {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        run(&arguments, &[("REDIS_URL", &redis)])
+    });
+    ended.await.unwrap()
 }
 
 #[tokio::test]
-async fn the_demo_publishes_what_its_page_sends() {
+async fn the_demo_needs_nothing_and_listens_on_this_machine_only() {
+    let server = Running::start(&["demo", "--port", "0"], &[("PORT", "1"), ("REDIS_URL", "nonsense")]).await;
+    let page = get(server.address(), "/demo").await;
+    assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+    until("readiness", async || get(server.address(), "/health/ready").await.status == 200).await;
+    // An address of this machine that is not 127.0.0.1: all of 127.0.0.0/8 leads here.
+    let other = SocketAddr::from(([127, 0, 0, 2], server.port()));
+    assert!(TcpStream::connect(other).await.is_err());
+    let everywhere = Running::start(&["demo", "--port", "0"], &[("BIND", "0.0.0.0")]).await;
+    assert!(TcpStream::connect(SocketAddr::from(([127, 0, 0, 2], everywhere.port()))).await.is_ok());
+    let mut ended = server;
+    ended.signal("TERM");
+    assert_eq!(ended.exit().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn the_demo_is_published_to_from_a_terminal() {
     let server = Running::start(&["demo", "--port=0"], &[]).await;
-    server.says("subscribed to redis").await;
+    let mut ada = browser(server.address(), "&channel_token=ada-demo-token").await;
     let mut grace = browser(server.address(), "&channel_token=grace-demo-token").await;
-    let payload = record("group-2", 1);
-    let body = format!(r#"{{"channel":"/records","payload":{payload}}}"#);
+    let mut visitor = browser(server.address(), "").await;
+    let finished = publish("group-1", r#"{"records":{"n":7}}"#, Some(server.port()), "nonsense").await;
+    assert_eq!((finished.code(), finished.stdout()), (Some(0), "received by 1 subscriber\n".to_owned()));
+    assert_eq!(ada.argument().await, r#"{"records":{"n":7},"room":"group-1"}"#);
     let headers = [("content-type", "application/json")];
-    let post = Exchange::begin(server.address(), "POST /demo/publish", &headers, body.as_bytes()).await.unwrap();
-    let response = post.response().await;
-    assert_eq!((response.status, response.text()), (200, r#"{"receivers":1}"#));
-    assert_eq!(grace.argument().await, payload);
+    let post = Exchange::begin(server.address(), "POST /demo/publish/group-2", &headers, b"{}").await.unwrap();
+    assert_eq!(post.response().await.status, 403, "the host name of the request is not this machine's");
+    let finished = publish("group-2", "{}", Some(server.port()), "nonsense").await;
+    assert_eq!(finished.code(), Some(0), "{}", finished.said());
+    let finished = publish("notice", "{}", Some(server.port()), "").await;
+    assert_eq!(finished.code(), Some(0), "{}", finished.said());
+    assert_eq!(ada.argument().await, r#"{"room":"group-2"}"#);
+    assert_eq!(grace.argument().await, r#"{"room":"group-2"}"#);
+    for browser in [&mut ada, &mut grace, &mut visitor] {
+        assert_eq!(browser.argument().await, "{}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_published_to_redis_is_as_rails_publishes_it() {
+    let redis = Redis::start().await;
+    let nobody = publish("group-1", "{}", None, &redis.url()).await;
+    assert_eq!(nobody.code(), Some(0));
+    assert!(nobody.stdout().starts_with("received by 0 subscribers: no channel server"), "{}", nobody.said());
+    let server = Server::start(&redis.url(), &[]).await;
+    server.ready().await;
+    redis.user("ada", 45, &[]).await;
+    let mut ada = Browser::connect(&server, "ada").await;
+    for (room, json, argument) in [
+        ("user-45", r#"{"room":"group-9","records":{"n":1.50}}"#, r#"{"records":{"n":1.50},"room":"user-45"}"#),
+        ("notice", "{\"reload\":true}\n", r#"{"reload":true}"#),
+    ] {
+        let finished = publish(room, json, None, &redis.url()).await;
+        assert_eq!((finished.code(), finished.stdout()), (Some(0), "received by 1 subscriber\n".to_owned()));
+        assert_eq!(ada.argument().await, argument);
+    }
+    redis.command(&["ACL", "SETUSER", "reader", "on", ">secret", "allkeys", "allchannels", "+@all", "-publish"]).await;
+    let denied = publish("group-1", "{}", None, &redis.url().replace("//", "//reader:secret@")).await;
+    assert_eq!(denied.code(), Some(1));
+    assert!(denied.stderr().contains("+publish"), "{}", denied.said());
+}
+
+#[tokio::test]
+async fn what_cannot_be_published_is_told_with_the_mend() {
+    let (_, no_redis) = NO_REDIS;
+    let free = crate::harness::free_port();
+    for (room, json, demo, redis, code, told) in [
+        ("grup-1", "{}", None, no_redis, 2, "give group-<id>"),
+        ("group-1", "{", None, no_redis, 1, "must be a JSON object"),
+        ("notice", "[]", None, no_redis, 1, "must be a JSON object"),
+        ("group-1", "{}", None, no_redis, 1, "is REDIS_URL right?"),
+        ("group-1", "{}", None, "nonsense", 78, "REDIS_URL"),
+        ("group-1", "{}", Some(free), "nonsense", 1, "is the demo running there?"),
+    ] {
+        let finished = publish(room, json, demo, redis).await;
+        assert_eq!((finished.code(), finished.stdout()), (Some(code), String::new()), "{}", finished.stderr());
+        assert!(finished.stderr().contains(told), "{}", finished.stderr());
+    }
+    let finished = run(&["publish", "group-1", "/nowhere.json"], &[NO_REDIS]);
+    assert_eq!(finished.code(), Some(1));
+    assert!(finished.stderr().contains("cannot read /nowhere.json"), "{}", finished.stderr());
+    // Nothing to read.
+    assert_eq!(run(&["publish", "group-1", "-"], &[NO_REDIS]).code(), Some(1));
+    let (redis, server) = crate::harness::start().await;
+    let other = publish("group-1", "{}", Some(server.address().port()), &redis.url()).await;
+    assert!(other.code() == Some(1) && other.stderr().contains("not the address of a demo"), "{}", other.said());
 }

@@ -12,8 +12,7 @@ mod targets;
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 6] = [
-    ("broker_wire", targets::broker_wire),
+const TARGETS: [(&str, Target); 5] = [
     ("frame_reader", targets::frame_reader),
     ("polling_payload", targets::polling_payload),
     ("redis_message", targets::redis_message),

@@ -20,7 +20,7 @@ pub(crate) use self::{
     browser::{Browser, Event, Session},
     connection::{Connection, Exchange, get, get_with, handshake},
     polling::{POLLING, Polling, packets},
-    process::{Killed, Running, run},
+    process::{Finished, Killed, Running, run},
     proxy::Proxy,
     redis::{Redis, free_port},
     server::Server,

@@ -27,7 +27,7 @@ const ROWS: [&[&str]; 8] = [
 const EXCEPTIONS: [(&str, &str, &str); 0] = [];
 
 /// Crates that stay where they belong: the paths below `src/`, without `.rs`, that may name them.
-const HOMES: [(&str, &[&str]); 29] = [
+const HOMES: [(&str, &[&str]); 28] = [
     ("anyhow", &["cli", "main"]),
     ("aes", &["hub"]),
     ("argon2", &["auth"]),
@@ -40,10 +40,9 @@ const HOMES: [(&str, &[&str]); 29] = [
     ("ipnet", &["config/networks"]),
     ("percent_encoding", &["config/redis_url"]),
     ("prometheus_client", &["metrics"]),
-    // The tests of two parsers hold what they accept against the client itself.
-    ("redis", &["bus/redis", "redis_client", "bus/broker/tests", "config/redis_url"]),
+    // The tests of a parser hold what it accepts against the client itself.
+    ("redis", &["bus/redis", "redis_client", "config/redis_url"]),
     ("postcard", &["auth"]),
-    ("redis_protocol", &["bus/broker"]),
     ("reqwest", &["auth/rails"]),
     ("rlimit", &["app"]),
     ("rustls", &["tls"]),
@@ -252,15 +251,11 @@ fn a_wrong_import_is_found_wherever_it_hides() {
         ),
         ("app", "use loomio_channels::cli;", "1: must not see `cli`"),
         ("hub", "type T = Vec<crate::bus::Inbound>;", "1: must not see `bus`"),
+        ("hub", "use redis::Client;", "1: `redis` is at home in bus/redis, redis_client, config/redis_url only"),
         (
-            "hub",
-            "use redis::Client;",
-            "1: `redis` is at home in bus/redis, redis_client, bus/broker/tests, config/redis_url only",
-        ),
-        (
-            "bus/broker/wire",
+            "bus/memory",
             "fn f() { ::redis::cmd(\"x\"); }",
-            "1: `redis` is at home in bus/redis, redis_client, bus/broker/tests, config/redis_url only",
+            "1: `redis` is at home in bus/redis, redis_client, config/redis_url only",
         ),
         ("app", "fn f() -> anyhow::Result<()> {}", "1: `anyhow` is at home in cli, main only"),
         ("auth/token", "use std::{env, fmt};", "1: std::env is read in config only"),
@@ -277,7 +272,7 @@ fn what_is_allowed_passes() {
         ("socketio/connect", "use crate::{auth::User, hub::Hub, engineio, metrics::Counter};"),
         ("socketio/connect", "use super::{Member, sessions::Known}; use crate::socketio::wire;"),
         ("hub/shard", "use super::log::Log; mod tests { use super::super::offset; }"),
-        ("bus", "pub use self::{decode::decode, redis::Source};"),
+        ("bus", "pub use self::{decode::decode, redis::RedisSource};"),
         ("bus/redis", "use redis::Msg; use super::Inbound; use crate::redis_client::Connector;"),
         ("config/environment", "let set = std::env::var_os(name);"),
         (
@@ -295,6 +290,6 @@ fn what_is_allowed_passes() {
 
 #[test]
 fn longer_names_are_not_at_home() {
-    assert!(is_at_home("bus/broker", &["bus/broker"]) && is_at_home("bus/broker/wire", &["bus/broker"]));
-    assert!(!is_at_home("bus/brokers", &["bus/broker"]) && !is_at_home("bus", &["bus/broker"]));
+    assert!(is_at_home("bus/redis", &["bus/redis"]) && is_at_home("bus/redis/resp", &["bus/redis"]));
+    assert!(!is_at_home("bus/rediss", &["bus/redis"]) && !is_at_home("bus", &["bus/redis"]));
 }

@@ -11,7 +11,7 @@ pub(super) struct CommandStats {
     pub(super) publishes: u64,
     /// What is said of `CONFIG RESETSTAT`, which sets all of this to zero and then counts itself: two answers that say
     /// the same have no reset between them. Before Redis 7 it is part of what is said of `CONFIG`.
-    resets: Option<Box<[u8]>>,
+    resets: Option<Box<str>>,
 }
 
 impl CommandStats {
@@ -21,20 +21,14 @@ impl CommandStats {
     /// named, or a reset.
     pub(super) fn parse(text: &[u8]) -> Option<Self> {
         let (mut publishes, mut resets, mut complete) = (0, None, false);
-        for line in lines(text) {
-            let Some((name, rest)) = field(line, b"cmdstat_") else { continue };
+        for (name, value) in fields(text) {
             match name {
-                b"publish" => {
-                    publishes = number(field(rest, b"calls=")?.0)?;
-                    complete = true;
-                }
-                b"subscribe" => complete = true,
-                b"config|resetstat" | b"config" => {
-                    resets = Some(rest.into());
-                    complete = true;
-                }
-                _ => {}
+                "cmdstat_publish" => publishes = value.strip_prefix("calls=")?.split(',').next()?.parse().ok()?,
+                "cmdstat_config|resetstat" | "cmdstat_config" => resets = Some(value.into()),
+                "cmdstat_subscribe" => {}
+                _ => continue,
             }
+            complete = true;
         }
         complete.then_some(Self { publishes, resets })
     }
@@ -54,7 +48,7 @@ impl CommandStats {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Process {
     /// Another one after each start.
-    pub(super) run_id: Box<[u8]>,
+    pub(super) run_id: Box<str>,
     /// In whole seconds, at most one more than it is.
     pub(super) uptime: Duration,
     /// Whether messages also come from other nodes, which count them.
@@ -64,33 +58,18 @@ pub(super) struct Process {
 impl Process {
     /// Reads the section; `None` when the text has no such section.
     pub(super) fn parse(text: &[u8]) -> Option<Self> {
-        let (mut run_id, mut uptime, mut cluster) = (None, None, false);
-        for line in lines(text) {
-            if let Some(id) = line.strip_prefix(b"run_id:") {
-                run_id = Some(id).filter(|id| !id.is_empty());
-            } else if let Some(seconds) = line.strip_prefix(b"uptime_in_seconds:") {
-                uptime = number(seconds).map(Duration::from_secs);
-            } else if let Some(mode) = line.strip_prefix(b"redis_mode:") {
-                cluster = mode == b"cluster";
-            }
-        }
-        Some(Self { run_id: run_id?.into(), uptime: uptime?, cluster })
+        let value = |name| fields(text).find(|(known, _)| *known == name).map(|(_, value)| value);
+        Some(Self {
+            run_id: value("run_id").filter(|id| !id.is_empty())?.into(),
+            uptime: Duration::from_secs(value("uptime_in_seconds")?.parse().ok()?),
+            cluster: value("redis_mode") == Some("cluster"),
+        })
     }
 }
 
-fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line))
-}
-
-/// What follows `prefix` up to the next colon or comma, and what follows that.
-fn field<'a>(text: &'a [u8], prefix: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
-    let rest = text.strip_prefix(prefix)?;
-    let end = rest.iter().position(|byte| matches!(byte, b':' | b','))?;
-    Some((&rest[..end], &rest[end + 1..]))
-}
-
-fn number(digits: &[u8]) -> Option<u64> {
-    str::from_utf8(digits).ok()?.parse().ok()
+/// Names and values of the lines that have both. Redis writes them in ASCII.
+fn fields(text: &[u8]) -> impl Iterator<Item = (&str, &str)> {
+    str::from_utf8(text).unwrap_or_default().lines().filter_map(|line| line.split_once(':'))
 }
 
 #[cfg(test)]
@@ -126,7 +105,7 @@ mod tests {
     #[test]
     fn the_process_is_known_by_its_run_id() {
         let text = "# Server\r\nredis_mode:standalone\r\nrun_id:6a63\r\nuptime_in_seconds:61\r\nhz:10\r\n";
-        let expected = Process { run_id: b"6a63"[..].into(), uptime: Duration::from_secs(61), cluster: false };
+        let expected = Process { run_id: "6a63".into(), uptime: Duration::from_secs(61), cluster: false };
         assert_eq!(Process::parse(text.as_bytes()), Some(expected));
         assert!(Process::parse(text.replace("standalone", "cluster").as_bytes()).unwrap().cluster);
         for text in ["", "run_id:6a63\r\n", "run_id:\r\nuptime_in_seconds:1\r\n", "run_id:a\r\nuptime_in_seconds:-\r\n"]

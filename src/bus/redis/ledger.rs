@@ -7,15 +7,15 @@
 //!
 //! At the last answer on a connection the count was C, and m messages came after it, of any channel. On the next
 //! connection to the same process, r messages came before the first answer, which says N. Then N - r - (C + m) calls
-//! were made of which no connection got a message. Some of these may have been on channels that nobody here wants; when
-//! there were none, nothing was missed.
+//! were made of which no connection got a message. Some of these may have been on channels that are not subscribed;
+//! when the number is 0, nothing was missed.
 
 use std::time::Duration;
 
 use super::info::{CommandStats, Process};
 use crate::bus::Gap;
 
-/// What the uptime of Redis may be off by: it is the difference of two times in whole seconds.
+/// Precision of the uptime of Redis: it is the difference of two times in whole seconds.
 const UPTIME_PRECISION: Duration = Duration::from_secs(1);
 
 /// What one connection has received, beside what Redis has counted.
@@ -34,22 +34,20 @@ pub(super) struct Ledger {
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    /// With Redis itself: it was closed between two replies, all of it was read, and from then on until this connection
-    /// nothing listened.
+pub(super) enum Ending {
+    /// Redis ended: it closed the connection between two replies, all of it was read, and from then on until this
+    /// connection nothing listened.
     Exited,
-    /// In another way: something that was sent on it may be lost, or Redis went on without it.
+    /// Any other way: something that was sent on the connection may be lost, or Redis went on without it.
     Cut,
 }
 
-/// Why the first answers on a connection do not help to prove that a gap was empty.
+/// Why the answers on a connection do not help to prove that a gap was empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unproved {
-    /// There were none.
-    NoAnswer,
     /// They have no counts, or none that hold.
     NoCount,
-    /// A node counts what is published at it, and delivers what is published anywhere.
+    /// A node of a cluster counts what is published at it, and delivers what is published anywhere.
     Cluster,
 }
 
@@ -64,7 +62,7 @@ impl Ledger {
         self.process = process;
     }
 
-    /// Redis said what it has counted. An answer without counts leaves what is known as it is.
+    /// Redis said what it has counted. An answer without counts changes nothing.
     pub(super) fn counted(&mut self, stats: Option<CommandStats>) {
         let Some(stats) = stats else { return };
         match &self.counted {
@@ -82,21 +80,19 @@ impl Ledger {
     pub(super) fn proves(&self) -> Result<(), Unproved> {
         match (&self.process, &self.counted) {
             (Some(Process { cluster: true, .. }), _) => Err(Unproved::Cluster),
-            _ if self.wrong => Err(Unproved::NoCount),
-            (Some(_), Some(_)) => Ok(()),
-            (None, None) => Err(Unproved::NoAnswer),
+            (Some(_), Some(_)) if !self.wrong => Ok(()),
             _ => Err(Unproved::NoCount),
         }
     }
 
-    /// What the gap between `before` and this connection was. `ended` says how `before` did, and how long ago that was
-    /// when this connection had its first answers. To be asked once, right after these.
-    pub(super) fn gap_after(&mut self, before: &Ledger, ended: (End, Duration)) -> Gap {
+    /// What the gap between `before` and this connection was. `before` ended as `ending` says, `ago` before this
+    /// connection had its first answers. To be called once, right after these.
+    pub(super) fn gap_after(&mut self, before: &Ledger, ending: Ending, ago: Duration) -> Gap {
         self.wrong |= before.wrong;
-        if self.is_complete_after(before, ended) == Some(true) { Gap::Empty } else { Gap::Possible }
+        if self.is_complete_after(before, ending, ago) == Some(true) { Gap::Empty } else { Gap::Possible }
     }
 
-    fn is_complete_after(&self, before: &Ledger, (end, ago): (End, Duration)) -> Option<bool> {
+    fn is_complete_after(&self, before: &Ledger, ending: Ending, ago: Duration) -> Option<bool> {
         self.proves().and_then(|()| before.proves()).ok()?;
         let (process, stats) = (self.process.as_ref()?, self.counted.as_ref()?);
         let (last_process, last_stats) = (before.process.as_ref()?, before.counted.as_ref()?);
@@ -104,10 +100,10 @@ impl Ledger {
         Some(if process.run_id == last_process.run_id {
             last_stats.continues_as(stats) && Some(missed_or_known) == last_stats.publishes.checked_add(before.since)
         } else {
-            // Between the two no Redis ran, unless this one ran before the other had ended: then it is not the same one
+            // No Redis ran between the two, unless this one ran before the other had ended: then it is not the same one
             // restarted, and what was published on the other may not have come here.
             let restarted = process.uptime <= ago + UPTIME_PRECISION;
-            end == End::Exited && restarted && stats.were_never_reset() && missed_or_known == 0
+            ending == Ending::Exited && restarted && stats.were_never_reset() && missed_or_known == 0
         })
     }
 }

@@ -1,6 +1,13 @@
-//! One connection that is subscribed: its bytes, its replies, and whether it is still alive.
+//! One subscribed connection: its bytes, its replies, and whether Redis still answers on it.
 
-use std::{collections::VecDeque, future::poll_fn, io, pin::Pin, pin::pin, task::Poll, time::Duration};
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
+    task::Poll,
+    time::Duration,
+};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::{
@@ -12,27 +19,28 @@ use tokio::{
 use super::{
     info::{CommandStats, Process},
     ledger::{Ledger, Unproved},
-    reply::{Malformed, Reply, ReplyDecoder},
+    resp::{NotRedis, Reply, ReplyDecoder},
 };
 use crate::{
-    bus::{BOT, Inbound, MAX_PAYLOAD, RECORDS, SYSTEM_NOTICE},
-    redis_client::{ConnectionError, Connector, Stream},
+    bus::{BOT, MAX_PAYLOAD, RECORDS, SYSTEM_NOTICE},
+    redis_client::{ConnectionError, Connector, RawConnection},
 };
 
-/// How often the connection is asked for a sign of life, which is also how far Redis has counted, and how long it may
-/// say nothing after that.
+/// How often Redis is asked for a sign of life, which is also the number of `PUBLISH` calls it has counted.
 const ASK_INTERVAL: Duration = Duration::from_secs(5);
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is read at once: a hundred messages as Rails writes them.
+/// How long Redis may send nothing after it was asked.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Bytes read at once: a hundred messages as Rails writes them.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// Most bytes of messages that are kept while the first answers are under way, so that they are passed on after it is
-/// known whether something was missed before them. Subscription and questions leave together, so that more than a few
-/// are rare. When there are more, the answers are not waited for, and something may have been missed.
+/// Most bytes of messages that are kept while the first answers are under way, so that it is known before them whether
+/// something was missed. Subscription and questions leave together, so that more than a few messages are rare. When there
+/// are more, the answers are not waited for, and the gap counts as [`Possible`](crate::bus::Gap::Possible).
 const EARLY_BYTES: usize = 2 * MAX_PAYLOAD;
 
-/// Why a subscription cannot be had, or is one no more.
+/// Why there is no subscription, or why it ended.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SubscriptionError {
     #[error(transparent)]
@@ -45,38 +53,36 @@ pub(super) enum SubscriptionError {
     Truncated,
     #[error("the connection to redis broke")]
     Io(#[from] io::Error),
-    #[error("redis was silent for {} s", (ASK_INTERVAL + ANSWER_TIMEOUT).as_secs())]
+    #[error("redis was silent for {} s", (ASK_INTERVAL + SILENCE_TIMEOUT).as_secs())]
     Silent,
     #[error(transparent)]
-    Malformed(#[from] Malformed),
+    NotRedis(#[from] NotRedis),
 }
 
 impl SubscriptionError {
-    /// Whether Redis was reached and all that it sent has been read.
-    pub(super) fn is_orderly_end(&self) -> bool {
-        matches!(self, Self::Closed)
-    }
-
-    /// Whether nothing listens where Redis should.
+    /// Whether nothing listens at the address of Redis. A Unix socket is removed when its Redis ends.
     pub(super) fn is_refused_dial(&self) -> bool {
         use io::ErrorKind::{ConnectionRefused, NotFound};
-        // A Unix socket is gone with its Redis.
         matches!(self, Self::Connection(ConnectionError::Io(error)) if matches!(error.kind(), ConnectionRefused | NotFound))
     }
 }
 
 /// What a subscription brings.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Event {
-    /// To be passed on: a message on one of the channels that are wanted, or the end of a [drain](Subscription::drain).
-    Inbound(Inbound),
+pub(super) enum SubscriptionEvent {
+    /// A message on one of the channels for browsers; without its payload when that is larger than [`MAX_PAYLOAD`].
+    Message { channel: Bytes, payload: Option<Bytes> },
+    /// Redis has answered a [drain](Subscription::drain).
+    Drained,
     /// Redis does not answer. Messages may still come.
     Silent,
-    /// It says something again.
+    /// A silent Redis sends again.
     Alive,
 }
 
-/// What was asked, in the order in which Redis answers.
+use SubscriptionEvent as Event;
+
+/// A question, to be matched with its answer. Redis answers in the order in which it was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ask {
     Hello,
@@ -88,7 +94,7 @@ enum Ask {
     Drain,
 }
 
-/// What Redis takes of what it is asked for beside the messages that browsers need.
+/// What Redis grants beside the messages for browsers.
 #[derive(Clone, Copy, Debug, Default)]
 struct Granted {
     /// RESP3, in which a subscriber may also ask.
@@ -98,36 +104,41 @@ struct Granted {
 }
 
 pub(super) struct Subscription {
-    stream: Stream,
+    stream: RawConnection,
     buffer: BytesMut,
     decoder: ReplyDecoder,
     /// Whether the buffer has grown for a large reply.
     grown: bool,
-    /// Commands that the socket has not taken yet. A few hundred bytes: see `asked`.
+    /// Commands that the socket has not taken yet: a few hundred bytes, as `asked` is short.
     outgoing: BytesMut,
-    flushed: bool,
-    /// Unanswered commands: those of the beginning, then one sign of life and one drain at most.
+    /// Unanswered questions: those of the beginning, then at most one sign of life and one drain.
     asked: VecDeque<Ask>,
     granted: Granted,
-    ledger: Ledger,
-    /// Messages that came before the first answers, at most [`EARLY_BYTES`].
+    /// What was received, beside what Redis has counted.
+    pub(super) ledger: Ledger,
+    /// Messages that came before the first answers, about [`EARLY_BYTES`] at most.
     early: VecDeque<Event>,
-    /// When a sign of life is asked for.
+    /// When the next sign of life is asked for.
     ask_at: Instant,
-    /// When Redis is silent, while there is something unanswered.
+    /// When Redis counts as silent, while a question is unanswered.
     silent_at: Option<Instant>,
-    silent: bool,
-    since: Instant,
+    /// Whether Redis does not answer.
+    pub(super) silent: bool,
+    /// Since when the connection is subscribed.
+    pub(super) since: Instant,
 }
 
 impl Subscription {
     /// Dials and subscribes.
+    ///
+    /// # Errors
+    /// When Redis cannot be reached, or refuses the login or a channel.
     pub(super) async fn dial(connector: &Connector) -> Result<Self, SubscriptionError> {
-        Self::over(connector.stream().await?).await
+        Self::over(connector.dial_raw().await?).await
     }
 
-    /// Subscribes, and has the first answers. All commands leave together: what Redis refuses of them is an answer too.
-    async fn over(stream: Stream) -> Result<Self, SubscriptionError> {
+    /// Subscribes, and has the first answers. All commands leave together; a refusal of one of them is an answer too.
+    async fn over(stream: RawConnection) -> Result<Self, SubscriptionError> {
         let now = Instant::now();
         let mut this = Self {
             stream,
@@ -135,7 +146,6 @@ impl Subscription {
             decoder: ReplyDecoder::new(MAX_PAYLOAD),
             grown: false,
             outgoing: BytesMut::new(),
-            flushed: true,
             asked: VecDeque::new(),
             granted: Granted::default(),
             ledger: Ledger::default(),
@@ -150,65 +160,54 @@ impl Subscription {
         this.ask(&[Ask::Pattern], redis::cmd("PSUBSCRIBE").arg(BOT));
         this.ask(&[Ask::CommandStats], redis::cmd("INFO").arg("commandstats"));
         this.ask(&[Ask::Process], redis::cmd("INFO").arg("server"));
-        let (mut early, mut bytes) = (VecDeque::new(), 0);
+        let mut bytes = 0;
         while !this.asked.is_empty() && bytes < EARLY_BYTES {
-            // Other tasks want this thread as well.
-            consume_budget().await;
-            let event = match this.decoder.decode(&mut this.buffer)? {
-                Some(reply) => this.take(reply)?,
-                None => this.read().await?,
-            };
-            let Some(event) = event else { continue };
-            bytes += size_of::<Event>();
-            match &event {
-                Event::Inbound(Inbound::Message { channel, payload }) => bytes += channel.len() + payload.len(),
-                Event::Inbound(_) => {}
-                Event::Silent => return Err(SubscriptionError::Silent),
-                Event::Alive => continue,
+            match this.step().await? {
+                Some(Event::Message { channel, payload }) => {
+                    bytes += size_of::<Event>() + channel.len() + payload.as_ref().map_or(0, Bytes::len);
+                    this.early.push_back(Event::Message { channel, payload });
+                }
+                Some(Event::Silent) => return Err(SubscriptionError::Silent),
+                Some(Event::Alive | Event::Drained) | None => {}
             }
-            early.push_back(event);
         }
-        this.early = early;
         this.since = Instant::now();
         Ok(this)
     }
 
-    /// The next message or change in what was read so far; `None` when [more](Self::read) is needed.
-    pub(super) fn decoded(&mut self) -> Result<Option<Event>, SubscriptionError> {
+    /// The next event. Cancel safe.
+    ///
+    /// # Errors
+    /// When the connection ended, or what was read is no RESP.
+    pub(super) async fn next(&mut self) -> Result<Event, SubscriptionError> {
         if let Some(event) = self.early.pop_front() {
-            return Ok(Some(event));
+            return Ok(event);
         }
-        while let Some(reply) = self.decoder.decode(&mut self.buffer)? {
-            if let Some(event) = self.take(reply)? {
-                return Ok(Some(event));
+        loop {
+            if let Some(event) = self.step().await? {
+                return Ok(event);
             }
         }
-        Ok(None)
     }
 
-    /// Asks for [`Inbound::Drained`].
+    /// Decodes a reply, or reads more when there is none.
+    async fn step(&mut self) -> Result<Option<Event>, SubscriptionError> {
+        // Decoding waits for nothing, and other tasks need this thread as well.
+        consume_budget().await;
+        match self.decoder.decode(&mut self.buffer)? {
+            Some(reply) => self.take(reply),
+            None => self.read().await,
+        }
+    }
+
+    /// Asks for [`SubscriptionEvent::Drained`].
     pub(super) fn drain(&mut self) {
         if !self.asked.contains(&Ask::Drain) {
             self.ask(&[Ask::Drain], &redis::cmd("PING"));
         }
     }
 
-    /// What was received beside what was counted.
-    pub(super) fn ledger(&mut self) -> &mut Ledger {
-        &mut self.ledger
-    }
-
-    /// Whether Redis does not answer.
-    pub(super) fn is_silent(&self) -> bool {
-        self.silent
-    }
-
-    /// Since when it is subscribed.
-    pub(super) fn since(&self) -> Instant {
-        self.since
-    }
-
-    /// What keeps gaps from being proved empty, with the mend, for the log; `None` when nothing does.
+    /// Why gaps cannot be proved empty and how to mend it, for the log; `None` when they can.
     pub(super) fn limit(&self) -> Option<&'static str> {
         match self.ledger.proves() {
             _ if !self.granted.resp3 => Some(
@@ -221,7 +220,7 @@ impl Subscription {
             Err(Unproved::Cluster) => {
                 Some("gaps cannot be proved empty: redis is a cluster, whose nodes count apart; use a single Redis")
             }
-            Err(Unproved::NoAnswer | Unproved::NoCount) => {
+            Err(Unproved::NoCount) => {
                 Some("gaps cannot be proved empty: redis does not count PUBLISH in INFO commandstats")
             }
             Ok(()) if !self.granted.bot => Some(
@@ -232,49 +231,46 @@ impl Subscription {
         }
     }
 
-    fn take(&mut self, reply: Reply<Bytes>) -> Result<Option<Event>, SubscriptionError> {
+    fn take(&mut self, reply: Reply) -> Result<Option<Event>, SubscriptionError> {
         match reply {
             Reply::Message { channel, payload } => {
                 self.ledger.message();
-                self.grown |= payload.len() > CHUNK_BYTES;
-                Ok((!is_for_the_bot(&channel)).then_some(Event::Inbound(Inbound::Message { channel, payload })))
-            }
-            Reply::TooLarge { channel } => {
-                self.ledger.message();
-                Ok((!is_for_the_bot(&channel)).then_some(Event::Inbound(Inbound::TooLarge { channel })))
+                self.grown |= payload.as_ref().is_some_and(|payload| payload.len() > CHUNK_BYTES);
+                // Messages for the bot are subscribed so that the ledger has them, and not used yet.
+                let bot = BOT.strip_suffix('*').is_some_and(|prefix| channel.starts_with(prefix.as_bytes()));
+                Ok((!bot).then_some(Event::Message { channel, payload }))
             }
             answer => self.answer(&answer),
         }
     }
 
-    /// Matches an answer to what was asked.
-    fn answer(&mut self, answer: &Reply<Bytes>) -> Result<Option<Event>, SubscriptionError> {
-        let ask = self.asked.pop_front().ok_or(Malformed)?;
+    /// Matches an answer with its question.
+    fn answer(&mut self, answer: &Reply) -> Result<Option<Event>, SubscriptionError> {
+        let ask = self.asked.pop_front().ok_or(NotRedis)?;
         if self.asked.is_empty() {
             self.silent_at = None;
         }
         match (ask, answer) {
-            (Ask::Channel, Reply::Error { text }) => {
+            (Ask::Channel, Reply::Error(text)) => {
                 return Err(SubscriptionError::Refused(text.escape_ascii().to_string()));
             }
-            (Ask::Drain, Reply::Other | Reply::Error { .. }) => return Ok(Some(Event::Inbound(Inbound::Drained))),
-            (Ask::Channel, Reply::Subscribed) | (Ask::Ping, Reply::Other) | (_, Reply::Error { .. }) => {}
+            (Ask::Drain, Reply::Other | Reply::Error(_)) => return Ok(Some(Event::Drained)),
+            (Ask::Channel, Reply::Subscribed) | (Ask::Ping, Reply::Other) | (_, Reply::Error(_)) => {}
             (Ask::Pattern, Reply::Subscribed) => self.granted.bot = true,
             (Ask::Hello, Reply::Other) => self.granted.resp3 = true,
-            (Ask::CommandStats, Reply::Text { text }) => {
+            (Ask::CommandStats, Reply::Text(text)) => {
                 self.grown |= text.len() > CHUNK_BYTES;
                 self.granted.info = true;
                 self.ledger.counted(CommandStats::parse(text));
             }
-            (Ask::Process, Reply::Text { text }) => self.ledger.process(Process::parse(text)),
-            _ => return Err(Malformed.into()),
+            (Ask::Process, Reply::Text(text)) => self.ledger.process(Process::parse(text)),
+            _ => return Err(NotRedis.into()),
         }
         Ok(None)
     }
 
-    /// Reads more bytes, and asks for a sign of life when it is time to. Loses nothing when it is cancelled: what was
-    /// read is in the buffer.
-    pub(super) async fn read(&mut self) -> Result<Option<Event>, SubscriptionError> {
+    /// Reads more bytes, and asks for a sign of life when it is time to. Cancel safe.
+    async fn read(&mut self) -> Result<Option<Event>, SubscriptionError> {
         if self.grown && self.buffer.len() < CHUNK_BYTES {
             self.buffer = BytesMut::from(&self.buffer[..]);
             self.grown = false;
@@ -302,47 +298,40 @@ impl Subscription {
             0 => Err(SubscriptionError::Truncated),
             _ => {
                 if let Some(silent_at) = &mut self.silent_at {
-                    *silent_at = Instant::now() + ANSWER_TIMEOUT;
+                    *silent_at = Instant::now() + SILENCE_TIMEOUT;
                 }
                 Ok(std::mem::take(&mut self.silent).then_some(Event::Alive))
             }
         }
     }
 
-    /// Puts a command behind those that leave next.
+    /// Puts a command, which is answered by as many replies as `answers`, behind those that leave next.
     fn ask(&mut self, answers: &[Ask], command: &redis::Cmd) {
         let now = Instant::now();
         self.ask_at = now + ASK_INTERVAL;
-        self.silent_at = Some(now + ANSWER_TIMEOUT);
+        self.silent_at = Some(now + SILENCE_TIMEOUT);
         self.asked.extend(answers);
         self.outgoing.extend_from_slice(&command.get_packed_command());
-        self.flushed = false;
     }
 
-    /// Reads more bytes, and writes meanwhile what waits to be: Redis may not take it, and still send.
+    /// Reads more bytes, and meanwhile writes what waits: Redis may take nothing and still send.
     async fn exchange(&mut self) -> io::Result<usize> {
         poll_fn(|context| {
-            if !self.flushed {
-                let mut stream = Pin::new(&mut self.stream);
-                while !self.outgoing.is_empty() {
-                    match stream.as_mut().poll_write(context, &self.outgoing) {
-                        Poll::Ready(Ok(written @ 1..)) => self.outgoing.advance(written),
-                        // What was sent before the connection broke can still be read, and then how it ended.
-                        Poll::Ready(_) => self.outgoing.clear(),
-                        Poll::Pending => break,
-                    }
+            let mut stream = Pin::new(&mut self.stream);
+            while !self.outgoing.is_empty() {
+                match stream.as_mut().poll_write(context, &self.outgoing) {
+                    Poll::Ready(Ok(written @ 1..)) => self.outgoing.advance(written),
+                    // The connection broke. What Redis sent before can still be read, and then how it ended.
+                    Poll::Ready(_) => self.outgoing.clear(),
+                    Poll::Pending => break,
                 }
-                self.flushed = self.outgoing.is_empty() && stream.poll_flush(context).is_ready();
             }
+            // What TLS holds back leaves now or when this is polled again; a failure shows in the read.
+            let _ = stream.poll_flush(context);
             pin!(self.stream.read_buf(&mut self.buffer)).poll(context)
         })
         .await
     }
-}
-
-/// These are subscribed so that they can be told from what was missed, and not used yet.
-fn is_for_the_bot(channel: &[u8]) -> bool {
-    BOT.strip_suffix('*').is_some_and(|prefix| channel.starts_with(prefix.as_bytes()))
 }
 
 #[cfg(test)]

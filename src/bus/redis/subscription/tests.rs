@@ -6,7 +6,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::bus::{Gap, redis::ledger::End};
+use crate::bus::{Gap, redis::ledger::Ending};
 
 const HELLO: &str = "%1\r\n$5\r\nproto\r\n:3\r\n";
 const CHANNELS: &str = ">3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n>3\r\n$9\r\nsubscribe\r\n$1\r\nb\r\n:2\r\n";
@@ -18,21 +18,6 @@ const RESP2: &str = "-ERR unknown command 'HELLO'\r\n\
                      *3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n*3\r\n$9\r\nsubscribe\r\n$1\r\nb\r\n:2\r\n\
                      *3\r\n$10\r\npsubscribe\r\n$1\r\nc\r\n:3\r\n\
                      -ERR Can't execute 'info'\r\n-ERR Can't execute 'info'\r\n";
-
-impl Subscription {
-    /// The next message or change, as the source comes by it.
-    async fn next(&mut self) -> Result<Event, SubscriptionError> {
-        loop {
-            let event = match self.decoded()? {
-                None => self.read().await?,
-                decoded => decoded,
-            };
-            if let Some(event) = event {
-                return Ok(event);
-            }
-        }
-    }
-}
 
 fn text(text: &str) -> String {
     format!("={}\r\ntxt:{text}\r\n", text.len() + 4)
@@ -98,7 +83,7 @@ async fn say(server: &mut DuplexStream, words: &str) {
 /// The next event must be a message with this payload.
 async fn payload(subscription: &mut Subscription) -> Bytes {
     match subscription.next().await.unwrap() {
-        Event::Inbound(Inbound::Message { payload, .. }) => payload,
+        Event::Message { payload: Some(payload), .. } => payload,
         other => panic!("no message: {other:?}"),
     }
 }
@@ -117,7 +102,7 @@ async fn every_answer_is_a_sign_of_life_in_either_protocol() {
                 let now = asked(&mut server, &question).await;
                 assert_eq!(now - last, ASK_INTERVAL);
                 last = now;
-                sleep(ANSWER_TIMEOUT * 9 / 10).await;
+                sleep(SILENCE_TIMEOUT * 9 / 10).await;
                 say(&mut server, reply).await;
                 say(&mut server, &message("/records", "end")).await;
             };
@@ -157,23 +142,23 @@ async fn a_connection_that_falls_silent_is_read_on() {
     let (mut subscription, mut server) = subscribed(&granted()).await;
     let started = Instant::now();
     assert_eq!(subscription.next().await.unwrap(), Event::Silent);
-    assert_eq!(started.elapsed(), ASK_INTERVAL + ANSWER_TIMEOUT);
+    assert_eq!(started.elapsed(), ASK_INTERVAL + SILENCE_TIMEOUT);
     let late = async {
         sleep(ASK_INTERVAL * 100).await;
-        assert!(subscription.is_silent());
+        assert!(subscription.silent);
         asked(&mut server, &info("commandstats")).await;
         // Half a message is life.
         let (first, second) = (message("/records", "late"), stats(8));
         say(&mut server, &first[..10]).await;
         assert_eq!(subscription.next().await.unwrap(), Event::Alive);
-        assert!(!subscription.is_silent());
+        assert!(!subscription.silent);
         say(&mut server, &first[10..]).await;
         assert_eq!(payload(&mut subscription).await, "late");
         say(&mut server, &second).await;
         // The question was answered, so that silence is asked about again.
         let resumed = Instant::now();
         assert_eq!(subscription.next().await.unwrap(), Event::Silent);
-        assert!(resumed.elapsed() >= ANSWER_TIMEOUT);
+        assert!(resumed.elapsed() >= SILENCE_TIMEOUT);
     };
     late.await;
 }
@@ -184,7 +169,7 @@ async fn there_is_time_to_answer_even_when_this_process_stood_still() {
     let serve = async {
         advance(ASK_INTERVAL * 10).await;
         asked(&mut server, &info("commandstats")).await;
-        sleep(ANSWER_TIMEOUT / 2).await;
+        sleep(SILENCE_TIMEOUT / 2).await;
         say(&mut server, &stats(7)).await;
         say(&mut server, &message("/records", "end")).await;
     };
@@ -223,9 +208,12 @@ async fn messages_before_the_first_answers_come_after_these_and_are_accounted_fo
     let early = [&message("/records", "1"), PATTERN, bot, &message("/records", "2"), &stats(10)].concat();
     let answers = [HELLO, CHANNELS, &early, &message("/records", "3"), &process()].concat();
     let (mut second, mut server) = subscribed(&answers).await;
-    let (mut first, _server) = subscribed(&granted()).await;
-    let ended = (End::Cut, Duration::ZERO);
-    assert_eq!(second.ledger().gap_after(first.ledger(), ended), Gap::Empty, "10 are 7 and 3 early ones");
+    let (first, _server) = subscribed(&granted()).await;
+    assert_eq!(
+        second.ledger.gap_after(&first.ledger, Ending::Cut, Duration::ZERO),
+        Gap::Empty,
+        "10 are 7 and 3 early ones"
+    );
     say(&mut server, &[bot, &message("/system_notice", "4"), bot].concat()).await;
     for expected in ["1", "2", "3", "4"] {
         assert_eq!(payload(&mut second).await, expected);
@@ -233,22 +221,22 @@ async fn messages_before_the_first_answers_come_after_these_and_are_accounted_fo
     let (mut third, _server) = subscribed(&granted_at(13)).await;
     second.drain();
     say(&mut server, "+PONG\r\n").await;
-    assert_eq!(second.next().await.unwrap(), Event::Inbound(Inbound::Drained));
+    assert_eq!(second.next().await.unwrap(), Event::Drained);
     assert_eq!(
-        third.ledger().gap_after(second.ledger(), ended),
+        third.ledger.gap_after(&second.ledger, Ending::Cut, Duration::ZERO),
         Gap::Possible,
         "10, 1 since, 2 for the bot and itself"
     );
     let (mut third, _server) = subscribed(&granted_at(14)).await;
-    assert_eq!(third.ledger().gap_after(second.ledger(), ended), Gap::Empty);
+    assert_eq!(third.ledger.gap_after(&second.ledger, Ending::Cut, Duration::ZERO), Gap::Empty);
 }
 
 #[tokio::test(start_paused = true)]
 async fn more_early_messages_than_are_kept_make_it_do_without_the_proof() {
     let large = message("/records", &"x".repeat(MAX_PAYLOAD));
     let (mut subscription, mut server) = subscribed(&[HELLO, CHANNELS, &large, &large].concat()).await;
-    let (mut before, _server) = subscribed(&granted()).await;
-    let gap = subscription.ledger().gap_after(before.ledger(), (End::Cut, Duration::ZERO));
+    let (before, _server) = subscribed(&granted()).await;
+    let gap = subscription.ledger.gap_after(&before.ledger, Ending::Cut, Duration::ZERO);
     assert_eq!(gap, Gap::Possible);
     say(&mut server, &[PATTERN, &stats(9), &process(), &message("/records", "end")].concat()).await;
     for expected in [MAX_PAYLOAD, MAX_PAYLOAD, 3] {
@@ -267,8 +255,8 @@ async fn an_end_is_orderly_when_no_reply_is_cut_off() {
         assert_eq!(payload(&mut subscription).await, "1");
         let ended = loop {
             match subscription.next().await {
-                Ok(event) => assert!(matches!(event, Event::Inbound(Inbound::TooLarge { .. })), "{event:?}"),
-                Err(error) => break error.is_orderly_end(),
+                Ok(event) => assert!(matches!(event, Event::Message { payload: None, .. }), "{event:?}"),
+                Err(error) => break matches!(error, SubscriptionError::Closed),
             }
         };
         assert_eq!(ended, orderly, "{last}");
@@ -315,7 +303,7 @@ async fn nothing_is_lost_by_cancelling() {
         server.write_all(piece).await.unwrap();
         // Polled once for each message that is whole, and once more in vain.
         while let Ok(event) = tokio::time::timeout(Duration::ZERO, subscription.next()).await {
-            let Event::Inbound(Inbound::Message { payload, .. }) = event.unwrap() else { panic!("no message") };
+            let Event::Message { payload: Some(payload), .. } = event.unwrap() else { panic!("no message") };
             assert_eq!(payload, got.to_string());
             got += 1;
         }
@@ -328,7 +316,7 @@ async fn answers_that_nobody_asked_for_are_not_redis() {
     for words in ["+PONG\r\n", &stats(1), NOPERM, CHANNELS] {
         let (mut subscription, mut server) = subscribed(&granted()).await;
         say(&mut server, words).await;
-        assert!(matches!(subscription.next().await, Err(SubscriptionError::Malformed(_))), "{words}");
+        assert!(matches!(subscription.next().await, Err(SubscriptionError::NotRedis(_))), "{words}");
     }
 }
 
@@ -341,6 +329,6 @@ async fn memory_of_large_messages_is_not_kept() {
     }
     subscription.drain();
     say(&mut server, "+PONG\r\n").await;
-    assert_eq!(subscription.next().await.unwrap(), Event::Inbound(Inbound::Drained));
+    assert_eq!(subscription.next().await.unwrap(), Event::Drained);
     assert!(subscription.buffer.capacity() <= 2 * CHUNK_BYTES, "{}", subscription.buffer.capacity());
 }

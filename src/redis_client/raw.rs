@@ -1,4 +1,4 @@
-//! A bare connection, for whoever reads the answers without the client.
+//! A bare connection, for a caller that reads the replies without the client.
 
 use std::{io, net::SocketAddr};
 
@@ -24,11 +24,11 @@ pub trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Duplex for T {}
 
 /// A connection to Redis that is logged in and has nothing unread.
-pub type Stream = Box<dyn Duplex>;
+pub type RawConnection = Box<dyn Duplex>;
 
 /// Dials and logs in, as the address says.
-pub(super) async fn dial(info: &ConnectionInfo) -> Result<Stream, ConnectionError> {
-    let mut stream: Stream = match info.addr() {
+pub(super) async fn dial(info: &ConnectionInfo) -> Result<RawConnection, ConnectionError> {
+    let mut connection: RawConnection = match info.addr() {
         ConnectionAddr::Tcp(host, port) => Box::new(first(host, *port, tcp).await?),
         ConnectionAddr::TcpTls { host, port, .. } => {
             let dial = async |address| tls::connect(host, tcp(address).await?).await;
@@ -37,11 +37,11 @@ pub(super) async fn dial(info: &ConnectionInfo) -> Result<Stream, ConnectionErro
         ConnectionAddr::Unix(path) => Box::new(UnixStream::connect(path).await?),
         _ => return Err(io::Error::from(io::ErrorKind::Unsupported).into()),
     };
-    log_in(&mut stream, info.redis_settings()).await?;
-    Ok(stream)
+    log_in(&mut connection, info.redis_settings()).await?;
+    Ok(connection)
 }
 
-/// The connection to whichever address of `host` gives one first.
+/// The first connection that comes about to any address of `host`.
 async fn first<S, D>(host: &str, port: u16, dial: impl Fn(SocketAddr) -> D) -> io::Result<S>
 where
     D: Future<Output = io::Result<S>>,
@@ -59,38 +59,33 @@ async fn tcp(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-async fn log_in(stream: &mut Stream, login: &RedisConnectionInfo) -> Result<(), ConnectionError> {
-    let refused = |text: String| Err(ConnectionError::Refused(text));
+async fn log_in(connection: &mut RawConnection, login: &RedisConnectionInfo) -> Result<(), ConnectionError> {
     if let Some(password) = login.password() {
         let alone = redis::cmd("AUTH").arg(password).clone();
         let mut answer = match login.username() {
-            Some(user) => ask(stream, redis::cmd("AUTH").arg(user).arg(password)).await?,
-            None => ask(stream, &alone).await?,
+            Some(user) => ask(connection, redis::cmd("AUTH").arg(user).arg(password)).await?,
+            None => ask(connection, &alone).await?,
         };
         if login.username().is_some() && answer.as_ref().is_err_and(|text| text.contains(NO_USERS)) {
-            answer = ask(stream, &alone).await?;
+            answer = ask(connection, &alone).await?;
         }
-        if let Err(text) = answer {
-            // Who does not know the command repeats the password after the first word.
-            return refused(text.split(' ').next().unwrap_or_default().to_owned());
-        }
+        // Only the first word: a server that does not know the command repeats the password after it.
+        answer.map_err(|text| ConnectionError::Refused(text.split(' ').take(1).collect()))?;
     }
-    // Messages come whatever the database, but one that does not exist is better told of now than at each lookup.
-    if login.db() != 0
-        && let Err(text) = ask(stream, redis::cmd("SELECT").arg(login.db())).await?
-    {
-        return refused(text);
+    // Messages come whatever the database is, but a wrong one is better reported now than at each lookup.
+    if login.db() != 0 {
+        ask(connection, redis::cmd("SELECT").arg(login.db())).await?.map_err(ConnectionError::Refused)?;
     }
     Ok(())
 }
 
 /// Sends a command that is answered with a status, and reads that to its end and no further. `Err` is a refusal.
-async fn ask(stream: &mut Stream, command: &redis::Cmd) -> io::Result<Result<(), String>> {
-    stream.write_all(&command.get_packed_command()).await?;
-    stream.flush().await?;
+async fn ask(connection: &mut RawConnection, command: &redis::Cmd) -> io::Result<Result<(), String>> {
+    connection.write_all(&command.get_packed_command()).await?;
+    connection.flush().await?;
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n") && answer.len() < MAX_ANSWER {
-        answer.push(stream.read_u8().await?);
+        answer.push(connection.read_u8().await?);
     }
     Ok(match answer.strip_prefix(b"-") {
         None => Ok(()),
@@ -110,7 +105,7 @@ mod tests {
         server.write_all(answers.concat().as_bytes()).await.unwrap();
         server.shutdown().await.unwrap();
         let info = redis::IntoConnectionInfo::into_connection_info(url).unwrap();
-        let mut client: Stream = Box::new(client);
+        let mut client: RawConnection = Box::new(client);
         let ended = log_in(&mut client, info.redis_settings()).await;
         drop(client);
         let mut asked = String::new();

@@ -1,0 +1,441 @@
+//! The replies of Redis, cut out of the bytes as they come: RESP2 and RESP3.
+//!
+//! Pure, and copies nothing. Every type of reply is read, those inside of others too, and what a subscriber has no use
+//! for is passed over. Streamed strings and aggregates are refused: they are in the specification, and no Redis sends
+//! them. See <https://redis.io/docs/latest/develop/reference/protocol-spec/> and, for the pushes,
+//! <https://redis.io/docs/latest/develop/pubsub/>.
+//!
+//! No library: a message of 1 kB takes 0.09 µs here, 0.7 µs in redis-protocol 6 (`decode_bytes_mut`) and 1.1 µs in redis
+//! 1.8 (`parse_redis_value`), of 12 µs that the server takes for a message to a single user's room: 5 % and more. Both
+//! keep a payload of any size until it is whole, and redis-protocol recurses as deep as the bytes say.
+
+use std::ops::Range;
+
+use bytes::{Buf, Bytes, BytesMut};
+
+/// Longest line in bytes, with its end. Those with a number are far shorter; the longest error known has 1,067.
+const MAX_LINE: usize = 4096;
+
+/// Longest name of a channel in bytes. Those that are subscribed have a few.
+const MAX_CHANNEL: usize = 1024;
+
+/// Longest text that answers a command in bytes, and most bytes of a reply that is passed over. `INFO commandstats` of a
+/// Redis on which every command of its 241 and their subcommands was called has about 40,000.
+const MAX_TEXT: usize = 256 * 1024;
+
+/// Most elements of a reply that is passed over, on all its levels. The answer to `HELLO` has 14, and about 10 more for
+/// each module.
+const MAX_ELEMENTS: usize = 512;
+
+/// Bytes before the text of a verbatim string: its format and a colon.
+const FORMAT: usize = 4;
+
+/// A reply, with `T` for pieces of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply<T = Bytes> {
+    /// A message on a channel, subscribed by its name or by a pattern.
+    Message {
+        /// The channel.
+        channel: T,
+        /// `None` in place of a payload that is longer than is wanted.
+        payload: Option<T>,
+    },
+    /// From now on messages of one more channel or pattern come.
+    Subscribed,
+    /// An answer that is a text; empty when it is longer than 256 KiB.
+    Text(T),
+    /// An answer that is an error.
+    Error(T),
+    /// Any other answer. Its content is passed over.
+    Other,
+}
+
+impl<T> Reply<T> {
+    fn map<U>(self, piece: impl Fn(T) -> U + Copy) -> Reply<U> {
+        match self {
+            Self::Message { channel, payload } => {
+                Reply::Message { channel: piece(channel), payload: payload.map(piece) }
+            }
+            Self::Subscribed => Reply::Subscribed,
+            Self::Text(text) => Reply::Text(piece(text)),
+            Self::Error(text) => Reply::Error(piece(text)),
+            Self::Other => Reply::Other,
+        }
+    }
+}
+
+/// The other side does not speak RESP, or not as to a subscriber, or exceeds a bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("what answers is not redis")]
+pub struct NotRedis;
+
+/// Why there is no reply.
+enum Unread {
+    Incomplete,
+    NotRedis,
+}
+
+/// Cuts replies off the front of what was read.
+#[derive(Debug)]
+pub struct ReplyDecoder {
+    max_payload: usize,
+    /// Bytes still to come of a payload or text that is too long, which are passed over.
+    unwanted: usize,
+}
+
+impl ReplyDecoder {
+    /// A decoder that passes over payloads of more than `max_payload` bytes.
+    pub fn new(max_payload: usize) -> Self {
+        Self { max_payload, unwanted: 0 }
+    }
+
+    /// Whether no reply has begun whose end is still to come, given what was read and not decoded.
+    pub fn is_between_replies(&self, source: &BytesMut) -> bool {
+        self.unwanted == 0 && source.is_empty()
+    }
+
+    /// The next reply, taken out of `source`; `None` when more must be read first.
+    ///
+    /// # Errors
+    /// [`NotRedis`] when the bytes are no reply, or one that is beyond the bounds of this module.
+    pub fn decode(&mut self, source: &mut BytesMut) -> Result<Option<Reply>, NotRedis> {
+        loop {
+            let passed = self.unwanted.min(source.len());
+            source.advance(passed);
+            self.unwanted -= passed;
+            if source.is_empty() {
+                return Ok(None);
+            }
+            let mut cursor = Cursor { bytes: source, at: 0 };
+            let reply = match cursor.reply(self.max_payload) {
+                Ok(reply) => reply,
+                Err(Unread::Incomplete) => return Ok(None),
+                Err(Unread::NotRedis) => return Err(NotRedis),
+            };
+            let length = cursor.at;
+            self.unwanted = length.saturating_sub(source.len());
+            let bytes = source.split_to(length - self.unwanted).freeze();
+            if let Some(reply) = reply {
+                return Ok(Some(reply.map(|place| bytes.slice(place))));
+            }
+        }
+    }
+}
+
+struct Cursor<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    /// `None` for a push that is of no use.
+    fn reply(&mut self, max_payload: usize) -> Result<Option<Reply<Range<usize>>>, Unread> {
+        let mut start = self.at;
+        let (mut kind, mut rest) = self.line()?;
+        if kind == b'|' {
+            self.pass_over(pairs(rest)?)?;
+            start = self.at;
+            (kind, rest) = self.line()?;
+        }
+        Ok(Some(match kind {
+            b'>' | b'*' => return self.event(kind, length(rest)?.unwrap_or(0), max_payload),
+            b'-' => Reply::Error(start + 1..self.at - 2),
+            b'!' | b'$' | b'=' => match length(rest)? {
+                None => Reply::Other,
+                Some(length) => {
+                    let text = self.bulk(length, MAX_TEXT)?.unwrap_or(0..0);
+                    match kind {
+                        b'!' => Reply::Error(text),
+                        b'=' => Reply::Text(text.end.min(text.start + FORMAT)..text.end),
+                        _ => Reply::Text(text),
+                    }
+                }
+            },
+            b'|' => return Err(Unread::NotRedis),
+            _ => {
+                self.at = start;
+                self.pass_over(1)?;
+                Reply::Other
+            }
+        }))
+    }
+
+    /// The rest of an array or push of `count` elements, of which the first tells what it is. RESP2 has no pushes.
+    fn event(&mut self, kind: u8, count: usize, max_payload: usize) -> Result<Option<Reply<Range<usize>>>, Unread> {
+        if count == 3 && self.takes(b"$7\r\nmessage\r\n") {
+            return self.message(max_payload).map(Some);
+        }
+        if count == 4 && self.takes(b"$8\r\npmessage\r\n") {
+            self.pass_over(1)?;
+            return self.message(max_payload).map(Some);
+        }
+        if count == 3 && (self.takes(b"$9\r\nsubscribe\r\n") || self.takes(b"$10\r\npsubscribe\r\n")) {
+            self.pass_over(2)?;
+            return Ok(Some(Reply::Subscribed));
+        }
+        // Messages would be missing from now on.
+        if self.takes(b"$11\r\nunsubscribe\r\n") || self.takes(b"$12\r\npunsubscribe\r\n") {
+            return Err(Unread::NotRedis);
+        }
+        self.pass_over(count)?;
+        Ok((kind == b'*').then_some(Reply::Other))
+    }
+
+    /// Channel and payload of a message.
+    fn message(&mut self, max_payload: usize) -> Result<Reply<Range<usize>>, Unread> {
+        let mut string = |most| match self.line()? {
+            (b'$', digits) => self.bulk(length(digits)?.ok_or(Unread::NotRedis)?, most),
+            _ => Err(Unread::NotRedis),
+        };
+        Ok(Reply::Message { channel: string(MAX_CHANNEL)?.ok_or(Unread::NotRedis)?, payload: string(max_payload)? })
+    }
+
+    /// Passes over `left` values. The elements of one are counted to those still to come, so that no depth needs a stack.
+    fn pass_over(&mut self, mut left: usize) -> Result<(), Unread> {
+        let (end, mut passed) = (self.at + MAX_TEXT, 0_usize);
+        while left > 0 {
+            if passed.saturating_add(left) > MAX_ELEMENTS {
+                return Err(Unread::NotRedis);
+            }
+            (passed, left) = (passed + 1, left - 1);
+            let (kind, rest) = self.line()?;
+            left = left.saturating_add(match kind {
+                b'*' | b'~' | b'>' => length(rest)?.unwrap_or(0),
+                b'%' => pairs(rest)?,
+                // The value that the attributes belong to follows them.
+                b'|' => pairs(rest)?.saturating_add(1),
+                b'$' | b'=' | b'!' => {
+                    if let Some(length) = length(rest)? {
+                        self.bulk(length, end.saturating_sub(self.at))?.ok_or(Unread::NotRedis)?;
+                    }
+                    0
+                }
+                b'+' | b'-' | b':' | b',' | b'(' | b'#' | b'_' => 0,
+                _ => return Err(Unread::NotRedis),
+            });
+        }
+        Ok(())
+    }
+
+    /// Takes `bytes` if they come next. When too few were read to tell, the caller finds that in what it reads instead.
+    fn takes(&mut self, bytes: &[u8]) -> bool {
+        let found = self.bytes[self.at..].starts_with(bytes);
+        self.at += if found { bytes.len() } else { 0 };
+        found
+    }
+
+    /// `length` bytes and the end of their line. `None` when that is more than `most`: the reply ends after them, read or
+    /// not.
+    fn bulk(&mut self, length: usize, most: usize) -> Result<Option<Range<usize>>, Unread> {
+        let start = self.at;
+        self.at = start.checked_add(length).and_then(|end| end.checked_add(2)).ok_or(Unread::NotRedis)?;
+        if length > most {
+            return Ok(None);
+        }
+        match self.bytes.get(self.at - 2..self.at) {
+            Some(b"\r\n") => Ok(Some(start..start + length)),
+            Some(_) => Err(Unread::NotRedis),
+            None => Err(Unread::Incomplete),
+        }
+    }
+
+    /// The first byte of a line, and the rest without its end.
+    fn line(&mut self) -> Result<(u8, &'a [u8]), Unread> {
+        let rest = &self.bytes[self.at..];
+        let window = &rest[..rest.len().min(MAX_LINE)];
+        let Some(length) = window.iter().position(|&byte| byte == b'\r') else {
+            return Err(if window.len() < MAX_LINE { Unread::Incomplete } else { Unread::NotRedis });
+        };
+        match (rest.get(length + 1), &rest[..length]) {
+            (None, _) => Err(Unread::Incomplete),
+            (Some(b'\n'), [kind, line @ ..]) => {
+                self.at += length + 2;
+                Ok((*kind, line))
+            }
+            _ => Err(Unread::NotRedis),
+        }
+    }
+}
+
+/// A length; `None` for the -1 of a RESP2 null.
+fn length(digits: &[u8]) -> Result<Option<usize>, Unread> {
+    if digits == b"-1" {
+        return Ok(None);
+    }
+    let digits = str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'));
+    digits.and_then(|digits| digits.parse().ok()).map(Some).ok_or(Unread::NotRedis)
+}
+
+/// The number of keys and values of a map or of attributes.
+fn pairs(digits: &[u8]) -> Result<usize, Unread> {
+    length(digits)?.and_then(|pairs| pairs.checked_mul(2)).ok_or(Unread::NotRedis)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    const MAX_PAYLOAD: usize = 8;
+
+    /// The replies in bytes that arrive in pieces of `step`, and whether all of it is well formed.
+    fn replies(text: &str, step: usize) -> (Vec<Reply>, bool) {
+        let (mut decoder, mut source, mut replies) = (ReplyDecoder::new(MAX_PAYLOAD), BytesMut::new(), Vec::new());
+        for piece in text.as_bytes().chunks(step) {
+            source.extend_from_slice(piece);
+            loop {
+                match decoder.decode(&mut source) {
+                    Ok(Some(reply)) => replies.push(reply),
+                    Ok(None) => break,
+                    Err(NotRedis) => return (replies, false),
+                }
+            }
+        }
+        (replies, true)
+    }
+
+    fn message(channel: &str, payload: &str) -> Reply {
+        let [channel, payload] = [channel, payload].map(|text| Bytes::copy_from_slice(text.as_bytes()));
+        Reply::Message { channel, payload: Some(payload).filter(|payload| payload.len() <= MAX_PAYLOAD) }
+    }
+
+    fn text(text: &'static str) -> Reply {
+        Reply::Text(Bytes::from_static(text.as_bytes()))
+    }
+
+    fn error(text: &'static str) -> Reply {
+        Reply::Error(Bytes::from_static(text.as_bytes()))
+    }
+
+    /// As a `redis-server` 7.0 says it.
+    const TALK: &str = "*3\r\n$9\r\nsubscribe\r\n$8\r\n/records\r\n:1\r\n\
+                        *3\r\n$7\r\nmessage\r\n$8\r\n/records\r\n$6\r\n{\r\n\"a\"\r\n\
+                        *2\r\n$4\r\npong\r\n$0\r\n\r\n\
+                        *3\r\n$7\r\nmessage\r\n$8\r\n/records\r\n$9\r\n*3\r\n$7\r\nx\r\n\
+                        *3\r\n$7\r\nmessage\r\n$2\r\n/n\r\n$0\r\n\r\n\
+                        +PONG\r\n\
+                        -NOPERM no permission\r\n";
+
+    /// As it says it to a subscriber that has said `HELLO 3`.
+    const TALK3: &str = "%2\r\n$6\r\nserver\r\n$5\r\nredis\r\n+modules\r\n*2\r\n%1\r\n$3\r\nver\r\n:1\r\n_\r\n\
+                         >3\r\n$9\r\nsubscribe\r\n$8\r\n/records\r\n:1\r\n\
+                         >3\r\n$10\r\npsubscribe\r\n$9\r\nchatbot/*\r\n:3\r\n\
+                         =9\r\ntxt:a\r\nb:\r\n\
+                         $2\r\n\r\n\r\n\
+                         >3\r\n$7\r\nmessage\r\n$8\r\n/records\r\n$1\r\nx\r\n\
+                         >4\r\n$8\r\npmessage\r\n$9\r\nchatbot/*\r\n$9\r\nchatbot/a\r\n$2\r\n\r\n\r\n\
+                         >4\r\n$8\r\npmessage\r\n$9\r\nchatbot/*\r\n$9\r\nchatbot/a\r\n$9\r\n123456789\r\n\
+                         %0\r\n";
+
+    /// The other types, and pushes that are of no use here.
+    const TYPES: &str = ":-7\r\n,1.5e3\r\n,inf\r\n(3492890328409238509324850943850943825024385\r\n#t\r\n#f\r\n_\r\n\
+                         $-1\r\n*-1\r\n*0\r\n!9\r\nERR a\r\nbc\r\n~2\r\n+a\r\n*1\r\n$-1\r\n\
+                         |1\r\n+ttl\r\n:3600\r\n*2\r\n|1\r\n+key\r\n,0.1\r\n:1\r\n:2\r\n\
+                         *2\r\n*2\r\n$1\r\na\r\n=5\r\ntxt:b\r\n!3\r\nERR\r\n\
+                         |1\r\n+a\r\n#t\r\n>3\r\n$7\r\nmessage\r\n$1\r\na\r\n$1\r\nb\r\n\
+                         >2\r\n$10\r\ninvalidate\r\n*1\r\n$3\r\nkey\r\n>1\r\n+other\r\n>0\r\n$3\r\nend\r\n";
+
+    #[test]
+    fn replies_are_read_however_they_are_cut() {
+        let talk = vec![
+            Reply::Subscribed,
+            message("/records", "{\r\n\"a\""),
+            Reply::Other,
+            message("/records", "*3\r\n$7\r\nx"),
+            message("/n", ""),
+            Reply::Other,
+            error("NOPERM no permission"),
+        ];
+        let talk3 = vec![
+            Reply::Other,
+            Reply::Subscribed,
+            Reply::Subscribed,
+            text("a\r\nb:"),
+            text("\r\n"),
+            message("/records", "x"),
+            message("chatbot/a", "\r\n"),
+            message("chatbot/a", "123456789"),
+            Reply::Other,
+        ];
+        let mut types = vec![Reply::Other; 10];
+        types.push(error("ERR a\r\nbc"));
+        types.extend(vec![Reply::Other; 3]);
+        types.extend([message("a", "b"), text("end")]);
+        for (wire, expected) in [(TALK, talk), (TALK3, talk3), (TYPES, types)] {
+            for step in 1..wire.len() {
+                assert_eq!(replies(wire, step), (expected.clone(), true), "in pieces of {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_too_long_is_left_out() {
+        for (length, text) in [(MAX_TEXT + 1, String::new()), (MAX_TEXT, "x".repeat(MAX_TEXT - FORMAT))] {
+            let wire = format!("={length}\r\ntxt:{}\r\n+PONG\r\n", "x".repeat(length - FORMAT));
+            assert_eq!(replies(&wire, 10_000), (vec![Reply::Text(text.into()), Reply::Other], true));
+        }
+    }
+
+    #[test]
+    fn what_is_passed_over_has_bounds_on_all_its_levels() {
+        let nested = |depth| format!("{}:1\r\n", "*1\r\n".repeat(depth));
+        let flat = |entries| format!("%{entries}\r\n{}", ":1\r\n".repeat(2 * entries));
+        let long =
+            |texts: usize| format!("*{texts}\r\n{}", format!("$100000\r\n{}\r\n", "x".repeat(100_000)).repeat(texts));
+        for (text, well_formed) in [
+            (nested(MAX_ELEMENTS), true),
+            (nested(MAX_ELEMENTS + 1), false),
+            (nested(100_000), false),
+            ("|1\r\n+a\r\n".repeat(MAX_ELEMENTS), false),
+            (flat((MAX_ELEMENTS - 1) / 2), true),
+            (flat(MAX_ELEMENTS / 2), false),
+            (long(2), true),
+            (long(3), false),
+        ] {
+            assert_eq!(replies(&text, 1_000).1, well_formed, "{}", &text[..20]);
+        }
+    }
+
+    #[test]
+    fn what_is_no_reply_is_found_out() {
+        let long = format!("-{}", "x".repeat(MAX_LINE));
+        for text in [
+            "HTTP/1.1 400 Bad Request\r\n",
+            "\r\n",
+            "*3\n$7\r\n",
+            "*3\rx",
+            "*3\r\n$11\r\nunsubscribe\r\n$1\r\na\r\n",
+            "*3\r\n$7\r\nmessage\r\n$1\r\na\r\n$1\r\nabc",
+            "*3\r\n$7\r\nmessage\r\n$1\r\na\r\n$18446744073709551615\r\n",
+            "*3\r\n$7\r\nmessage\r\n$1\r\na\r\n$18446744073709551616\r\n",
+            "*3\r\n$7\r\nmessage\r\n$-1\r\n",
+            "*3\r\n$7\r\nmessage\r\n:1\r\n",
+            "*3\r\n$7\r\nmessage\r\n$2000\r\n",
+            "*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\nx1\r\n",
+            "*2\r\n$1000000\r\n",
+            "*x\r\n",
+            "*-2\r\n",
+            "*?\r\n",
+            "$+1\r\n",
+            "%18446744073709551615\r\n",
+            "%9223372036854775808\r\n",
+            "%-1\r\n",
+            "|0\r\n|0\r\n",
+            &long,
+        ] {
+            assert_eq!(replies(text, 7), (Vec::new(), false), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn messages_come_as_they_were_sent(sent in vec(("[a\r\n$]{0,20}", "[a\r\n$]{0,20}"), 0..20), step in 1_usize..50) {
+            let wire = |(channel, payload): &(String, String)| {
+                format!("*3\r\n$7\r\nmessage\r\n${}\r\n{channel}\r\n${}\r\n{payload}\r\n", channel.len(), payload.len())
+            };
+            let expected = sent.iter().map(|(channel, payload)| message(channel, payload)).collect();
+            prop_assert_eq!(replies(&sent.iter().map(wire).collect::<String>(), step), (expected, true));
+        }
+    }
+}

@@ -1,7 +1,0 @@
-#![no_main]
-
-#[path = "../targets.rs"]
-#[expect(dead_code, reason = "every program runs one target")]
-mod targets;
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::broker_wire(data));
