@@ -28,12 +28,12 @@ use crate::{
     demo,
     dispatch::Dispatch,
     engineio::{CloseReason, Cors, Engine, Options, Unproven},
-    hub::{self, Bounds, Clock, Epoch, Hub, OffsetKey},
+    hub::{Clock, Epoch, Hub, HubOptions, LogBounds, OffsetKey, Shards},
     lifecycle::{Lifecycle, Readiness, Signals, Stop},
     listener::{self, Capacity},
     metrics::Metrics,
     redis_client::{Connector, Link},
-    socketio::{Member, Parts, SocketIo, wire},
+    socketio::{Parts, SocketIo},
 };
 
 /// How long the tasks have to end after the stop. Container runtimes kill after ten seconds.
@@ -116,7 +116,8 @@ pub struct App {
     connections: usize,
     demo: Option<(Broker, TcpListener)>,
     engine: Arc<Engine<SocketIo>>,
-    hub: Arc<Hub<Member>>,
+    hub: Hub,
+    shards: Shards,
     source: Source,
     gap_notice: GapNotice,
     /// For the check of rights alone.
@@ -157,10 +158,10 @@ impl App {
             Some(secret) => Key::derive(secret).map_err(|error| AppError::Config(format!("ticket key: {error}")))?,
             None => Key::random(),
         };
-        let hub = Hub::start(hub_options(&config, &key), || lifecycle.critical("shard"));
-        let hub = Arc::new(hub.map_err(system("cannot start a shard"))?);
+        let started = Hub::start(hub_options(&config, &key), || lifecycle.critical("shard"));
+        let (hub, shards) = started.map_err(system("cannot start a shard"))?;
         let parts = Parts {
-            hub: Arc::clone(&hub),
+            hub: hub.clone(),
             users,
             tickets: Tickets::new(&key),
             metrics: metrics.clone(),
@@ -186,6 +187,7 @@ impl App {
             demo,
             engine,
             hub,
+            shards,
             source,
             gap_notice,
             rights,
@@ -231,6 +233,7 @@ impl App {
             demo,
             engine,
             hub,
+            shards,
             source,
             gap_notice,
             rights,
@@ -253,7 +256,7 @@ impl App {
         // The port stays open while browsers fetch what was accepted for them: one that polls may be between two requests.
         let closing = CancellationToken::new();
         let site = listener::Site { router, overflow, connections, metrics: metrics.clone() };
-        let dispatch = Dispatch::new(Arc::clone(&hub), wire::event, &gap_notice, metrics);
+        let dispatch = Dispatch::new(hub.clone(), &gap_notice, metrics);
         let dispatched = CancellationToken::new();
         let (dispatch, ended) = (dispatch.run(source, stop.clone()), dispatched.clone().drop_guard());
         lifecycle.spawn_critical("dispatch", async move {
@@ -279,6 +282,7 @@ impl App {
         engine.close_all(CloseReason::Shutdown);
         closing.cancel();
         let finished = lifecycle.finished(DRAIN, &mut signals).await;
+        drop(shards);
         tracing::info!(browsers, flushed, finished, "stopped");
         match why {
             Stop::Requested => Ok(()),
@@ -288,7 +292,7 @@ impl App {
 }
 
 /// Waits until browsers have all that Redis had accepted for them when the stop came.
-async fn flush(dispatched: &CancellationToken, hub: &Hub<Member>, engine: &Engine<SocketIo>) {
+async fn flush(dispatched: &CancellationToken, hub: &Hub, engine: &Engine<SocketIo>) {
     dispatched.cancelled().await;
     while !hub.is_delivered() {
         sleep(FLUSH_TICK).await;
@@ -318,17 +322,17 @@ fn engine_routes(engine: &Arc<Engine<SocketIo>>) -> Router {
     Router::new().route("/socket.io/", any(handle(engine))).route("/socket.io/{*rest}", any(below))
 }
 
-fn hub_options(config: &Config, key: &Key) -> hub::Options {
+fn hub_options(config: &Config, key: &Key) -> HubOptions {
     let recovery = &config.recovery;
-    let bounds = Bounds {
+    let bounds = LogBounds {
         window: recovery.window,
         bytes: recovery.log_bytes,
         undelivered: UNDELIVERED_BYTES,
         replay: recovery.replay_bytes,
     };
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    hub::Options {
-        epoch: Epoch::new(rand::rng().random()),
+    HubOptions {
+        epoch: Epoch(rand::rng().random()),
         key: OffsetKey::new(&key.part("offsets")),
         bounds,
         shards: config.shards,

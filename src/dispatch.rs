@@ -1,7 +1,7 @@
 //! From the bus to the hub: the only place that decides where a message goes.
 //!
-//! Never waits for anything but the bus. What cannot be used is counted, said once a minute for each kind, and dropped.
-//! When messages may have been lost, browsers are told so.
+//! Never waits for anything but the bus. A message that cannot be used is counted, logged once a minute for each reason,
+//! and dropped. When messages may have been lost, browsers are told so.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -12,13 +12,10 @@ use crate::{
     auth::EVERYONE,
     bus::{Gap, Inbound, Rejected, Source, Update, decode},
     config::GapNotice,
-    hub::{Hub, Subscriber},
+    hub::{Hub, Kind},
     metrics::{Counter, Metrics},
     telemetry::Throttle,
 };
-
-/// Makes a message of an event's name, its argument as JSON, and the text of its offset.
-pub type Encode<M> = fn(&str, &str, &str) -> M;
 
 /// Least time between two notices of a gap: what comes sooner is told together, so that a subscription that is cut
 /// again and again does not flood every browser.
@@ -28,17 +25,16 @@ const NOTICE_PAUSE: Duration = Duration::from_secs(10);
 const DRAIN: Duration = Duration::from_millis(500);
 
 /// The way from the bus to the hub.
-pub struct Dispatch<S: Subscriber> {
-    hub: Arc<Hub<S>>,
-    encode: Encode<S::Message>,
+pub struct Dispatch {
+    hub: Hub,
     metrics: Metrics,
     notices: Notices,
 }
 
-impl<S: Subscriber> Dispatch<S> {
-    /// To `hub`, in the form that `encode` gives to messages. Browsers are told of gaps as `notice` says.
-    pub fn new(hub: Arc<Hub<S>>, encode: Encode<S::Message>, notice: &GapNotice, metrics: Metrics) -> Self {
-        Self { hub, encode, metrics, notices: Notices::new(notice) }
+impl Dispatch {
+    /// To `hub`. Browsers are told of gaps as `notice` says.
+    pub fn new(hub: Hub, notice: &GapNotice, metrics: Metrics) -> Self {
+        Self { hub, metrics, notices: Notices::new(notice) }
     }
 
     /// Takes messages from `source` until `stop`, and then all that Redis had accepted by that time.
@@ -52,7 +48,7 @@ impl<S: Subscriber> Dispatch<S> {
             }
             tokio::select! {
                 biased;
-                // First, as while messages come without a pause nothing after them has its turn.
+                // First: while messages come without a pause, no later branch has its turn.
                 () = sleep_until(end), if draining => return,
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.notify(),
                 inbound = source.next() => match inbound {
@@ -66,20 +62,20 @@ impl<S: Subscriber> Dispatch<S> {
 
     fn take(&mut self, inbound: Inbound) {
         match inbound {
-            Inbound::Message { channel, payload } => {
+            Inbound::Message { channel, payload, .. } => {
                 self.metrics.count(Counter::MessagesReceived);
                 match decode(name(&channel), &payload) {
-                    Ok(Update::Records { room, payload }) => self.publish("records", &room, payload),
-                    Ok(Update::Notice { payload }) => self.publish("notice", EVERYONE, payload),
+                    Ok(Update::Records { room, payload }) => self.publish(Kind::Records, &room, payload),
+                    Ok(Update::Notice { payload }) => self.publish(Kind::Notice, EVERYONE, payload),
                     Err(rejected) => reject(&channel, rejected, &self.metrics),
                 }
             }
-            Inbound::TooLarge { channel } => {
+            Inbound::TooLarge { channel, .. } => {
                 self.metrics.count(Counter::MessagesReceived);
                 reject(&channel, Rejected::TooLarge, &self.metrics);
             }
             Inbound::Lost => self.hub.interrupt(),
-            // Whoever connected before has not been told that it misses nothing, but need not reload for that either.
+            // A browser that connected before was not told that it missed nothing, but need not reload for that either.
             Inbound::Subscribed { gap: Gap::Start } => self.hub.resume(false),
             Inbound::Subscribed { gap: Gap::Empty } => {
                 self.metrics.count(Counter::GapsEmpty);
@@ -96,15 +92,14 @@ impl<S: Subscriber> Dispatch<S> {
         }
     }
 
-    fn publish(&self, event: &str, room: &str, payload: &str) {
-        let now = std::time::Instant::now();
-        self.hub.publish(room, payload.as_bytes(), now, |_, offset| (self.encode)(event, payload, offset));
+    fn publish(&self, kind: Kind, room: &str, payload: &str) {
+        self.hub.publish(kind, room, payload.as_bytes(), std::time::Instant::now());
     }
 
     /// Tells every browser of the gap: those that are connected now, and those that come back from before it.
     fn notify(&mut self) {
         if let Some(notice) = self.notices.take(Instant::now()) {
-            self.publish("notice", EVERYONE, &notice);
+            self.publish(Kind::Notice, EVERYONE, &notice);
         }
     }
 }

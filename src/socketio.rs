@@ -9,7 +9,7 @@
 
 mod connect;
 mod sessions;
-pub mod wire;
+mod wire;
 
 use std::{
     pin::pin,
@@ -30,11 +30,12 @@ use socketioxide_parser_common::CommonParser;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+pub use self::wire::SocketIoWire;
 use self::{sessions::Sessions, wire::Connect};
 use crate::{
     auth::{Tickets, Token, Users},
     engineio::{CloseReason, Engine, Frame, Handler, Handshake, Malformed, Message, Session},
-    hub::{self, Hub, Membership, Subscriber},
+    hub::{Event, Hub, Membership, Subscriber},
     lifecycle::Tasks,
     metrics::{Counter, Metrics},
 };
@@ -59,27 +60,16 @@ const REMINDER_TICK: Duration = Duration::from_secs(1);
 const MAX_NAMESPACE: usize = 256;
 
 /// A browser in the hub.
-pub struct Member(Arc<Session<SocketIo>>);
+struct Browser(Arc<Session<SocketIo>>);
 
-impl hub::Message for Frame {
-    fn weight(&self) -> usize {
-        self.len()
-    }
-}
-
-impl Subscriber for Member {
-    type Message = Frame;
-
-    fn deliver(&self, frames: &[&Frame]) {
-        self.0.send(frames);
+impl Subscriber for Browser {
+    fn deliver(&self, events: &[&Event]) {
+        let frames: Vec<&Frame> = events.iter().map(|event| event.form(&self.0.handler().wire)).collect();
+        self.0.send(&frames);
     }
 
-    fn remind(&self, frame: &Frame) {
-        self.0.send_if_idle(frame);
-    }
-
-    fn prefetch(&self) {
-        self.0.prefetch();
+    fn remind(&self, offset: &str) {
+        self.0.send_if_idle(&wire::prime(offset));
     }
 
     fn lagged(&self) {
@@ -108,7 +98,7 @@ enum Phase {
     Connecting,
     /// In its rooms; `sid` is there once the shard has acknowledged it.
     Connected {
-        membership: Membership<Member>,
+        membership: Membership,
         sid: Option<Sid>,
     },
     /// The browser left; it may connect again.
@@ -129,7 +119,7 @@ impl Client {
 /// What the namespace is made of.
 pub struct Parts {
     /// Rooms and recovery.
-    pub hub: Arc<Hub<Member>>,
+    pub hub: Hub,
     /// Who has which token.
     pub users: Users,
     /// Seals what browsers come back with.
@@ -149,6 +139,7 @@ pub struct Parts {
 /// The namespace `/`.
 pub struct SocketIo {
     parts: Parts,
+    wire: SocketIoWire,
     sessions: Sessions<Session<Self>>,
     joining: Arc<Semaphore>,
 }
@@ -156,8 +147,8 @@ pub struct SocketIo {
 impl SocketIo {
     /// A namespace without browsers.
     pub fn new(parts: Parts) -> Self {
-        let (sessions, joining) = (Sessions::new(parts.recovery_window), Arc::new(Semaphore::new(MAX_JOINING)));
-        Self { parts, sessions, joining }
+        let (wire, sessions) = (SocketIoWire(parts.hub.clone()), Sessions::new(parts.recovery_window));
+        Self { parts, wire, sessions, joining: Arc::new(Semaphore::new(MAX_JOINING)) }
     }
 
     /// Lets the log expire when nothing is published, and reminds browsers of their offsets, until `stop`.
@@ -174,7 +165,7 @@ impl SocketIo {
             io.parts.hub.expire(now);
             if now.saturating_duration_since(reminded) >= REMINDER_TICK {
                 reminded += REMINDER_TICK;
-                io.parts.hub.remind(reminders.next().unwrap_or_default(), parts, now, wire::prime);
+                io.parts.hub.remind(reminders.next().unwrap_or_default(), parts, now);
             }
         }
     }
