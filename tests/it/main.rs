@@ -30,3 +30,4 @@ mod stop;
 mod stress;
 mod tickets;
 mod updates;
+mod wires;
