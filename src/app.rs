@@ -271,7 +271,7 @@ impl App {
         };
         lifecycle.tasks().spawn(check);
         lifecycle.spawn_critical("heartbeat", Arc::clone(&engine).run(stop.clone()));
-        lifecycle.spawn_critical("namespace", SocketIo::tend(Arc::clone(&engine), stop.clone()));
+        lifecycle.spawn_critical("hub", hub.clone().tend(stop.clone()));
         let accept = listener::serve(listener, site, lifecycle.tasks().clone(), closing.clone());
         lifecycle.spawn_critical("listener", accept);
 

@@ -23,10 +23,11 @@ use std::{
         mpsc::{self, Sender},
     },
     thread::{self, JoinHandle, Thread},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
 
 pub use self::{
     event::{Event, Kind, Wire},
@@ -42,6 +43,15 @@ use self::{
 
 /// Most shards a hub can have: the set of shards that listen to a room is one machine word.
 pub const MAX_SHARDS: usize = 64;
+
+/// How often [`Hub::tend`] looks for events that the log need not keep any longer.
+const EXPIRY_TICK: Duration = Duration::from_millis(100);
+
+/// How often every subscriber is reminded within the log's window.
+const REMINDERS_PER_WINDOW: u32 = 4;
+
+/// Pause between the reminders of a part of the subscribers and of the next part.
+const REMINDER_TICK: Duration = Duration::from_secs(1);
 
 /// The receiving end of one connection. Called in a shard's thread; must not block.
 pub trait Subscriber: Send + 'static {
@@ -227,7 +237,7 @@ impl Hub {
         self.shared.lock().interrupted
     }
 
-    /// Drops what the log need not keep any longer; for quiet times, as publishing does so too.
+    /// Drops what the log need not keep any longer, as publishing does too.
     pub fn expire(&self, now: Instant) {
         self.wake(self.shared.expire(now));
     }
@@ -240,11 +250,23 @@ impl Hub {
         behind == 0
     }
 
-    /// [Reminds](Subscriber::remind) a part of the subscribers, about 1 / `of`; all of them when called with every `part`
-    /// from 0 to `of` - 1.
-    pub fn remind(&self, part: usize, of: usize, now: Instant) {
-        for shard in &*self.shards {
-            shard.send(ShardCommand::Remind { part, of: of.max(1), now });
+    /// Until `stop`, drops what the log need not keep any longer and [reminds](Subscriber::remind) all subscribers, one part
+    /// after the other: the offset that a subscriber comes back with also says when it was last here.
+    pub async fn tend(self, stop: CancellationToken) {
+        let mut ticker = tokio::time::interval(EXPIRY_TICK);
+        let period = (self.shared.lock().bounds.window / REMINDERS_PER_WINDOW).max(REMINDER_TICK);
+        let of = usize::try_from(period.as_secs()).unwrap_or(usize::MAX);
+        // Subscribers that joined first are in the last part.
+        let mut parts = (0..of).rev().cycle();
+        let mut reminded = Instant::now();
+        while stop.run_until_cancelled(ticker.tick()).await.is_some() {
+            let now = Instant::now();
+            self.expire(now);
+            if now.saturating_duration_since(reminded) >= REMINDER_TICK {
+                reminded += REMINDER_TICK;
+                let part = parts.next().unwrap_or_default();
+                self.shards.iter().for_each(|shard| shard.send(ShardCommand::Remind { part, of, now }));
+            }
         }
     }
 

@@ -34,27 +34,17 @@ pub use self::wire::SocketIoWire;
 use self::{sessions::Sessions, wire::Connect};
 use crate::{
     auth::{Tickets, Token, Users},
-    engineio::{CloseReason, Engine, Frame, Handler, Handshake, Malformed, Message, Session},
+    engineio::{CloseReason, Frame, Handler, Handshake, Malformed, Message, Session},
     hub::{Event, Hub, Membership, Subscriber},
     lifecycle::Tasks,
     metrics::{Counter, Metrics},
 };
-
-/// How often the log is looked through.
-const EXPIRY_TICK: Duration = Duration::from_millis(100);
 
 /// CONNECT packets on one connection: each costs a lookup and a place in the rooms, and Loomio's page sends one.
 const MAX_CONNECTS: u32 = 64;
 
 /// Newcomers that wait for their shard at a time, so that what waits for a shard is bounded.
 const MAX_JOINING: usize = 1_024;
-
-/// How often every browser is told an offset within the recovery window, as the one it comes back with says when it was
-/// last here.
-const REMINDERS_PER_WINDOW: u32 = 4;
-
-/// How often some of them are.
-const REMINDER_TICK: Duration = Duration::from_secs(1);
 
 /// Longest namespace in bytes that is named in a refusal.
 const MAX_NAMESPACE: usize = 256;
@@ -84,7 +74,7 @@ pub struct Client {
     phase: Mutex<Phase>,
     /// Number of the CONNECT that counts.
     attempt: AtomicU32,
-    /// Attachments of the last packet that have not arrived yet; they are thrown away with it.
+    /// Attachments of the last packet that have not arrived yet; they are discarded with it.
     attachments: Mutex<usize>,
 }
 
@@ -151,25 +141,6 @@ impl SocketIo {
         Self { parts, wire, sessions, joining: Arc::new(Semaphore::new(MAX_JOINING)) }
     }
 
-    /// Lets the log expire when nothing is published, and reminds browsers of their offsets, until `stop`.
-    pub async fn tend(engine: Arc<Engine<Self>>, stop: CancellationToken) {
-        let io = engine.handler();
-        let mut ticker = tokio::time::interval(EXPIRY_TICK);
-        let period = (io.parts.recovery_window / REMINDERS_PER_WINDOW).max(REMINDER_TICK);
-        let parts = usize::try_from(period.as_secs()).unwrap_or(usize::MAX);
-        // The first to come are the last in turn.
-        let mut reminders = (0..parts).rev().cycle();
-        let mut reminded = Instant::now();
-        while stop.run_until_cancelled(ticker.tick()).await.is_some() {
-            let now = Instant::now();
-            io.parts.hub.expire(now);
-            if now.saturating_duration_since(reminded) >= REMINDER_TICK {
-                reminded += REMINDER_TICK;
-                io.parts.hub.remind(reminders.next().unwrap_or_default(), parts, now);
-            }
-        }
-    }
-
     fn text(&self, session: &Arc<Session<Self>>, text: Str) -> Result<(), Malformed> {
         let state = ParserState::default();
         if *session.state().attachments() > 0 {
@@ -187,8 +158,8 @@ impl SocketIo {
         }
     }
 
-    /// A whole packet but for its attachments. Events and acknowledgements are checked and thrown away; there is nobody
-    /// they could be for.
+    /// Takes a packet apart from its attachments. Events and acknowledgements are checked and discarded, as no part of the
+    /// server takes any.
     fn packet(&self, session: &Arc<Session<Self>>, packet: &Packet) -> Result<(), Malformed> {
         if packet.ns != "/" {
             let connects = matches!(packet.inner, PacketData::Connect(_));
