@@ -3,9 +3,9 @@
 //! Never waits for anything but the bus. A message that cannot be used is counted, logged once a minute for each reason,
 //! and dropped. When messages may have been lost, browsers are told so.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -17,12 +17,12 @@ use crate::{
     telemetry::Throttle,
 };
 
-/// Least time between two notices of a gap: what comes sooner is told together, so that a subscription that is cut
+/// Least time between two notices of a gap. Gaps that follow sooner are told together, so that a subscription that is cut
 /// again and again does not flood every browser.
 const NOTICE_PAUSE: Duration = Duration::from_secs(10);
 
-/// How long Redis may take to say what it had accepted when the stop came.
-const DRAIN: Duration = Duration::from_millis(500);
+/// How long Redis may take to yield what it had accepted when the stop came.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The way from the bus to the hub.
 pub struct Dispatch {
@@ -39,23 +39,24 @@ impl Dispatch {
 
     /// Takes messages from `source` until `stop`, and then all that Redis had accepted by that time.
     pub async fn run(mut self, mut source: Source, stop: CancellationToken) {
-        let (mut stopped, mut draining, mut end) = (pin!(stop.cancelled()), false, Instant::now());
+        stop.run_until_cancelled(self.follow(&mut source)).await;
+        source.drain();
+        // A Redis that does not answer in time is not waited for.
+        let _ = timeout(DRAIN_TIMEOUT, self.follow(&mut source)).await;
+    }
+
+    /// Takes messages until the source is drained.
+    async fn follow(&mut self, source: &mut Source) {
         loop {
             let due = self.notices.due;
-            if !draining && stop.is_cancelled() {
-                (draining, end) = (true, Instant::now() + DRAIN);
-                source.drain();
-            }
             tokio::select! {
                 biased;
                 // First: while messages come without a pause, no later branch has its turn.
-                () = sleep_until(end), if draining => return,
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.notify(),
                 inbound = source.next() => match inbound {
                     Inbound::Drained => return,
                     inbound => self.take(inbound),
                 },
-                () = &mut stopped, if !draining => {}
             }
         }
     }
@@ -106,7 +107,7 @@ impl Dispatch {
 
 /// When browsers are told of gaps.
 struct Notices {
-    /// As Loomio's own system notices are written; `None` to tell nothing.
+    /// Written as Loomio's own system notices are; `None` to tell nothing.
     payload: Option<Arc<str>>,
     last: Option<Instant>,
     due: Option<Instant>,
@@ -121,7 +122,7 @@ impl Notices {
         Self { payload, last: None, due: None }
     }
 
-    /// Whether browsers are to be told at once; if not, it is noted when.
+    /// Returns whether browsers are to be told at once; otherwise sets when they are.
     fn note_gap(&mut self, now: Instant) -> bool {
         let next = self.last.map_or(now, |last| last + NOTICE_PAUSE);
         if next > now {
@@ -136,7 +137,7 @@ impl Notices {
     }
 }
 
-/// Empty when it cannot be one that was subscribed to.
+/// The channel's name; empty when it is not text, which no channel of the subscription is.
 fn name(channel: &[u8]) -> &str {
     str::from_utf8(channel).unwrap_or_default()
 }
