@@ -6,7 +6,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use serde::{
-    Deserialize, Deserializer as _,
+    Deserialize, Deserializer,
     de::{self, IgnoredAny, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
@@ -61,33 +61,33 @@ pub(super) fn invalid_namespace(namespace: &str) -> Frame {
 }
 
 /// The fields of a CONNECT that matter here; other fields, and fields of other types, are ignored.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
 pub(super) struct Connect {
     /// The ticket of an earlier session.
+    #[serde(deserialize_with = "text")]
     pub(super) pid: Option<String>,
     /// Offset of the last event the browser got.
+    #[serde(deserialize_with = "text")]
     pub(super) offset: Option<String>,
+    #[serde(deserialize_with = "text")]
     pub(super) channel_token: Option<String>,
 }
 
 impl Connect {
     /// Reads the packet's data; `None` when that is not a JSON object. A packet may have no data.
     pub(super) fn parse(data: Option<&str>) -> Option<Self> {
-        #[derive(Deserialize)]
-        struct Fields<'a> {
-            #[serde(borrow)]
-            pid: Option<&'a RawValue>,
-            #[serde(borrow)]
-            offset: Option<&'a RawValue>,
-            #[serde(borrow)]
-            channel_token: Option<&'a RawValue>,
-        }
-        let Some(data) = data else { return Some(Self::default()) };
         // serde would accept an array for a struct.
-        let fields: Fields<'_> = serde_json::from_str(Some(data).filter(|data| data.starts_with('{'))?).ok()?;
-        let text = |raw: Option<&RawValue>| serde_json::from_str(raw?.get()).ok();
-        Some(Self { pid: text(fields.pid), offset: text(fields.offset), channel_token: text(fields.channel_token) })
+        data.map_or_else(
+            || Some(Self::default()),
+            |data| serde_json::from_str(data).ok().filter(|_| data.starts_with('{')),
+        )
     }
+}
+
+/// A string; `None` for any other JSON.
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(serde_json::from_str(<&RawValue>::deserialize(deserializer)?.get()).ok())
 }
 
 /// Names that the reference server does not let a client use.
@@ -132,16 +132,16 @@ impl<'de> Visitor<'de> for NamedArray {
 mod tests {
     use super::*;
 
-    fn text(frame: &Frame) -> String {
+    fn packet(frame: &Frame) -> String {
         frame.text().unwrap().to_owned()
     }
 
     #[test]
     fn packets_are_as_the_client_expects_them() {
         let offset = "AAAA_-";
-        assert_eq!(text(&prime(offset)), r#"42["session","AAAA_-"]"#);
-        assert_eq!(text(&connect("s", "p")), r#"40{"sid":"s","pid":"p"}"#);
-        assert_eq!(text(&invalid_namespace("/x")), r#"44/x,{"message":"Invalid namespace"}"#);
+        assert_eq!(packet(&prime(offset)), r#"42["session","AAAA_-"]"#);
+        assert_eq!(packet(&connect("s", "p")), r#"40{"sid":"s","pid":"p"}"#);
+        assert_eq!(packet(&invalid_namespace("/x")), r#"44/x,{"message":"Invalid namespace"}"#);
     }
 
     #[test]
