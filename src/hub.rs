@@ -115,28 +115,6 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, EventLog> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Drops what is too old or too much; returns the shards that hold something up.
-    fn expire(&self, now: Instant) -> ShardSet {
-        let delivered = self.delivered.iter().map(|delivered| delivered.load(Ordering::Acquire)).min().unwrap_or(0);
-        loop {
-            // The lock is released each time, and memory is freed without it.
-            let oldest = self.lock().expire_oldest(now, delivered);
-            match oldest {
-                Oldest::Dropped(kept) => drop(kept),
-                Oldest::Stays => return 0,
-                Oldest::Undelivered => return self.behind(delivered + 1),
-            }
-        }
-    }
-
-    /// The shards that have not delivered up to `sequence`.
-    fn behind(&self, sequence: u64) -> ShardSet {
-        let cursors = self.delivered.iter().enumerate();
-        cursors
-            .filter(|(_, delivered)| delivered.load(Ordering::Acquire) < sequence)
-            .fold(0, |set, (shard, _)| set | 1 << shard)
-    }
 }
 
 /// How to reach a shard.
@@ -216,7 +194,8 @@ impl Hub {
         let (fingerprint, at) = (self.shared.key.fingerprint(payload), self.shared.clock.unix(now));
         let payload = Bytes::copy_from_slice(payload);
         let (offset, listeners) = self.shared.lock().append(kind, room, payload, fingerprint, now, at);
-        self.wake(listeners | self.shared.expire(now));
+        self.wake(listeners);
+        self.expire(now);
         offset
     }
 
@@ -237,15 +216,31 @@ impl Hub {
         self.shared.lock().interrupted
     }
 
-    /// Drops what the log need not keep any longer, as publishing does too.
+    /// Drops what is too old or too much for the log, as publishing does too.
     pub fn expire(&self, now: Instant) {
-        self.wake(self.shared.expire(now));
+        let delivered =
+            self.shared.delivered.iter().map(|delivered| delivered.load(Ordering::Acquire)).min().unwrap_or(0);
+        loop {
+            // The lock is released each time, and memory is freed without it.
+            let oldest = self.shared.lock().expire_oldest(now, delivered);
+            match oldest {
+                Oldest::Dropped(kept) => drop(kept),
+                Oldest::Stays => return,
+                Oldest::Undelivered => return self.wake(self.behind(delivered + 1)),
+            }
+        }
+    }
+
+    /// The shards that have not delivered up to `sequence`.
+    fn behind(&self, sequence: u64) -> ShardSet {
+        let delivered = self.shared.delivered.iter().map(|delivered| delivered.load(Ordering::Acquire));
+        (0..).zip(delivered).fold(0, |set, (shard, delivered)| set | u64::from(delivered < sequence) << shard)
     }
 
     /// Whether all that was published has been handed to its subscribers.
     pub fn is_delivered(&self) -> bool {
         let head = self.shared.lock().head();
-        let behind = self.shared.behind(head);
+        let behind = self.behind(head);
         self.wake(behind);
         behind == 0
     }
