@@ -29,12 +29,12 @@ use crate::{
     demo,
     dispatch::Dispatch,
     engineio::{CloseReason, Cors, Engine, Options, Unproven},
-    hub::{self, Bounds, Clock, Epoch, Hub, OffsetKey},
+    hub::{Clock, Epoch, Hub, HubOptions, LogBounds, OffsetKey, Shards},
     lifecycle::{Lifecycle, Readiness, Signals, StopReason},
     listener::{self, Capacity},
     metrics::Metrics,
     redis_client::{Connector, Link},
-    socketio::{Member, Parts, SocketIo, wire},
+    socketio::{Parts, SocketIo},
 };
 
 /// How long the tasks have to end after the stop. Container runtimes kill after ten seconds.
@@ -125,7 +125,8 @@ pub struct App {
     listener: TcpListener,
     connections: usize,
     engine: Arc<Engine<SocketIo>>,
-    hub: Arc<Hub<Member>>,
+    hub: Hub,
+    shards: Shards,
     bus: Bus,
     gap_notice: GapNotice,
     collab_auth: Router,
@@ -159,10 +160,10 @@ impl App {
             Some(secret) => Key::derive(secret).map_err(|error| AppError::Config(format!("ticket key: {error}")))?,
             None => Key::random(),
         };
-        let hub = Hub::start(hub_options(&config, &key), || lifecycle.critical("shard"));
-        let hub = Arc::new(hub.map_err(system("cannot start a shard"))?);
+        let started = Hub::start(hub_options(&config, &key), || lifecycle.critical("shard"));
+        let (hub, shards) = started.map_err(system("cannot start a shard"))?;
         let parts = Parts {
-            hub: Arc::clone(&hub),
+            hub: hub.clone(),
             users,
             tickets: Tickets::new(&key),
             metrics: metrics.clone(),
@@ -181,7 +182,19 @@ impl App {
         let rails = Rails::new(&config.rails, metrics.clone(), lifecycle.tasks().clone(), lifecycle.stop().clone());
         let collab_auth = collab_auth::routes(rails, &config.collab, config.http.trusted_proxies, metrics.clone());
         let gap_notice = config.recovery.gap_notice;
-        Ok(Self { lifecycle, listener, connections, engine, hub, bus, gap_notice, collab_auth, readiness, metrics })
+        Ok(Self {
+            lifecycle,
+            listener,
+            connections,
+            engine,
+            hub,
+            shards,
+            bus,
+            gap_notice,
+            collab_auth,
+            readiness,
+            metrics,
+        })
     }
 
     /// The address that was taken.
@@ -212,8 +225,19 @@ impl App {
     /// # Errors
     /// When a part ended that must not.
     pub async fn run(self) -> Result<(), AppError> {
-        let Self { lifecycle, listener, connections, engine, hub, bus, gap_notice, collab_auth, readiness, metrics } =
-            self;
+        let Self {
+            lifecycle,
+            listener,
+            connections,
+            engine,
+            hub,
+            shards,
+            bus,
+            gap_notice,
+            collab_auth,
+            readiness,
+            metrics,
+        } = self;
         let stop = lifecycle.stop();
         let mut signals = Signals::listen().map_err(system("cannot listen to signals"))?;
         let is_ready = readiness.until(stop.clone());
@@ -225,7 +249,7 @@ impl App {
         // The port stays open while browsers fetch what was accepted for them: one that polls may be between two requests.
         let closing = CancellationToken::new();
         let site = listener::Site { router, overflow, connections, metrics: metrics.clone() };
-        let dispatch = Dispatch::new(Arc::clone(&hub), wire::event, &gap_notice, metrics);
+        let dispatch = Dispatch::new(hub.clone(), &gap_notice, metrics);
         let dispatched = CancellationToken::new();
         let dispatch = match bus {
             Bus::Redis { source, rights } => {
@@ -243,7 +267,7 @@ impl App {
             drop(ended);
         });
         lifecycle.spawn_critical("heartbeat", Arc::clone(&engine).run(stop.clone()));
-        lifecycle.spawn_critical("namespace", SocketIo::tend(Arc::clone(&engine), stop.clone()));
+        lifecycle.spawn_critical("hub", hub.clone().tend(stop.clone()));
         let accept = listener::serve(listener, site, lifecycle.tasks().clone(), closing.clone());
         lifecycle.spawn_critical("listener", accept);
 
@@ -254,6 +278,7 @@ impl App {
         engine.close_all(CloseReason::Shutdown);
         closing.cancel();
         let finished = lifecycle.finished(STOP_DEADLINE, &mut signals).await;
+        drop(shards);
         tracing::info!(browsers, flushed, finished, "stopped");
         match why {
             StopReason::Requested => Ok(()),
@@ -263,7 +288,7 @@ impl App {
 }
 
 /// Waits until browsers have all that Redis had accepted for them when the stop came.
-async fn flush(dispatched: &CancellationToken, hub: &Hub<Member>, engine: &Engine<SocketIo>) {
+async fn flush(dispatched: &CancellationToken, hub: &Hub, engine: &Engine<SocketIo>) {
     dispatched.cancelled().await;
     while !hub.is_delivered() {
         sleep(FLUSH_TICK).await;
@@ -293,17 +318,17 @@ fn engine_routes(engine: &Arc<Engine<SocketIo>>) -> Router {
     Router::new().route("/socket.io/", any(handle(engine))).route("/socket.io/{*rest}", any(below))
 }
 
-fn hub_options(config: &Config, key: &Key) -> hub::Options {
+fn hub_options(config: &Config, key: &Key) -> HubOptions {
     let recovery = &config.recovery;
-    let bounds = Bounds {
+    let bounds = LogBounds {
         window: recovery.window,
         bytes: recovery.log_bytes,
         undelivered: UNDELIVERED_BYTES,
         replay: recovery.replay_bytes,
     };
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    hub::Options {
-        epoch: Epoch::new(rand::rng().random()),
+    HubOptions {
+        epoch: Epoch(rand::rng().random()),
         key: OffsetKey::new(&key.part("offsets")),
         bounds,
         shards: config.shards,

@@ -1,65 +1,62 @@
 //! From the bus to the hub: the only place that decides where a message goes.
 //!
-//! Never waits for anything but the bus. What cannot be used is counted, said once a minute for each kind, and dropped.
-//! When messages may have been lost, browsers are told so.
+//! Never waits for anything but the bus. A message that cannot be used is counted, logged once a minute for each reason,
+//! and dropped. When messages may have been lost, browsers are told so.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     auth::EVERYONE,
     bus::{Gap, Inbound, Rejected, Source, Update, decode},
     config::GapNotice,
-    hub::{Hub, Subscriber},
+    hub::{Hub, Kind},
     metrics::{Counter, Metrics},
     telemetry::Throttle,
 };
 
-/// Makes a message of an event's name, its argument as JSON, and the text of its offset.
-pub type Encode<M> = fn(&str, &str, &str) -> M;
-
-/// Least time between two notices of a gap: what comes sooner is told together, so that a subscription that is cut
+/// Least time between two notices of a gap. Gaps that follow sooner are told together, so that a subscription that is cut
 /// again and again does not flood every browser.
 const NOTICE_PAUSE: Duration = Duration::from_secs(10);
 
-/// How long Redis may take to say what it had accepted when the stop came.
-const DRAIN: Duration = Duration::from_millis(500);
+/// How long Redis may take to yield what it had accepted when the stop came.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The way from the bus to the hub.
-pub struct Dispatch<S: Subscriber> {
-    hub: Arc<Hub<S>>,
-    encode: Encode<S::Message>,
+pub struct Dispatch {
+    hub: Hub,
     metrics: Metrics,
     notices: Notices,
 }
 
-impl<S: Subscriber> Dispatch<S> {
-    /// To `hub`, in the form that `encode` gives to messages. Browsers are told of gaps as `notice` says.
-    pub fn new(hub: Arc<Hub<S>>, encode: Encode<S::Message>, notice: &GapNotice, metrics: Metrics) -> Self {
-        Self { hub, encode, metrics, notices: Notices::new(notice) }
+impl Dispatch {
+    /// To `hub`. Browsers are told of gaps as `notice` says.
+    pub fn new(hub: Hub, notice: &GapNotice, metrics: Metrics) -> Self {
+        Self { hub, metrics, notices: Notices::new(notice) }
     }
 
     /// Takes messages from `source` until `stop`, and then all that Redis had accepted by that time.
     pub async fn run(mut self, mut source: impl Source, stop: CancellationToken) {
-        let (mut stopped, mut draining, mut end) = (pin!(stop.cancelled()), false, Instant::now());
+        stop.run_until_cancelled(self.follow(&mut source)).await;
+        source.drain();
+        // A Redis that does not answer in time is not waited for.
+        let _ = timeout(DRAIN_TIMEOUT, self.follow(&mut source)).await;
+    }
+
+    /// Takes messages until the source is drained.
+    async fn follow(&mut self, source: &mut impl Source) {
         loop {
             let due = self.notices.due;
-            if !draining && stop.is_cancelled() {
-                (draining, end) = (true, Instant::now() + DRAIN);
-                source.drain();
-            }
             tokio::select! {
                 biased;
-                // First, as while messages come without a pause nothing after them has its turn.
-                () = sleep_until(end), if draining => return,
+                // First: while messages come without a pause, no later branch has its turn.
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.notify(),
                 inbound = source.next() => match inbound {
                     Inbound::Drained => return,
                     inbound => self.take(inbound),
                 },
-                () = &mut stopped, if !draining => {}
             }
         }
     }
@@ -69,8 +66,8 @@ impl<S: Subscriber> Dispatch<S> {
             Inbound::Message { channel, payload, .. } => {
                 self.metrics.count(Counter::MessagesReceived);
                 match decode(name(&channel), &payload) {
-                    Ok(Update::Records { room, payload }) => self.publish("records", &room, payload),
-                    Ok(Update::Notice { payload }) => self.publish("notice", EVERYONE, payload),
+                    Ok(Update::Records { room, payload }) => self.publish(Kind::Records, &room, payload),
+                    Ok(Update::Notice { payload }) => self.publish(Kind::Notice, EVERYONE, payload),
                     Err(rejected) => reject(&channel, rejected, &self.metrics),
                 }
             }
@@ -79,7 +76,7 @@ impl<S: Subscriber> Dispatch<S> {
                 reject(&channel, Rejected::TooLarge, &self.metrics);
             }
             Inbound::Lost => self.hub.interrupt(),
-            // Whoever connected before has not been told that it misses nothing, but need not reload for that either.
+            // A browser that connected before was not told that it missed nothing, but need not reload for that either.
             Inbound::Subscribed { gap: Gap::Start } => self.hub.resume(false),
             Inbound::Subscribed { gap: Gap::Empty } => {
                 self.metrics.count(Counter::GapsEmpty);
@@ -96,22 +93,21 @@ impl<S: Subscriber> Dispatch<S> {
         }
     }
 
-    fn publish(&self, event: &str, room: &str, payload: &str) {
-        let now = std::time::Instant::now();
-        self.hub.publish(room, payload.as_bytes(), now, |_, offset| (self.encode)(event, payload, offset));
+    fn publish(&self, kind: Kind, room: &str, payload: &str) {
+        self.hub.publish(kind, room, payload.as_bytes(), std::time::Instant::now());
     }
 
     /// Tells every browser of the gap: those that are connected now, and those that come back from before it.
     fn notify(&mut self) {
         if let Some(notice) = self.notices.take(Instant::now()) {
-            self.publish("notice", EVERYONE, &notice);
+            self.publish(Kind::Notice, EVERYONE, &notice);
         }
     }
 }
 
 /// When browsers are told of gaps.
 struct Notices {
-    /// As Loomio's own system notices are written; `None` to tell nothing.
+    /// Written as Loomio's own system notices are; `None` to tell nothing.
     payload: Option<Arc<str>>,
     last: Option<Instant>,
     due: Option<Instant>,
@@ -126,7 +122,7 @@ impl Notices {
         Self { payload, last: None, due: None }
     }
 
-    /// Whether browsers are to be told at once; if not, it is noted when.
+    /// Returns whether browsers are to be told at once; otherwise sets when they are.
     fn note_gap(&mut self, now: Instant) -> bool {
         let next = self.last.map_or(now, |last| last + NOTICE_PAUSE);
         if next > now {
@@ -141,7 +137,7 @@ impl Notices {
     }
 }
 
-/// Empty when it cannot be one that was subscribed to.
+/// The channel's name; empty when it is not text, which no channel of the subscription is.
 fn name(channel: &[u8]) -> &str {
     str::from_utf8(channel).unwrap_or_default()
 }

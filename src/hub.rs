@@ -1,12 +1,14 @@
-//! Fan-out: rooms, shards, and the log that missed messages are recovered from.
+//! Fan-out: rooms, shards, and the log that missed events are recovered from.
 //!
-//! Answers for this: a subscriber that joins gets everything that came for its rooms after the offset it names, in
-//! order, once, and then what follows, in order, once; or it is told that something is gone. Must not know any protocol,
-//! Redis, or HTTP: a [`Subscriber`] takes opaque messages, and must never block.
+//! Answers for this: a subscriber that joins gets every event that was published to its rooms after the offset it names,
+//! in order, once, and then every later one likewise; or it is told that something is lost. Must not know any protocol,
+//! Redis, or HTTP: the log keeps an [`Event`] as it was published, and a [`Wire`] gives it a form when a [`Subscriber`] of
+//! that wire gets it.
 //!
-//! Publishing appends to the log and wakes the shards that have the room. Each shard is a thread with
-//! its own subscribers, so that nobody locks while fanning out, and nothing slow can hold up the reader of Redis.
+//! Publishing appends to the log and wakes the shards that have the room. Each shard is a thread with its own subscribers,
+//! so that fan-out takes no lock, and nothing slow can hold up the reader of Redis.
 
+mod event;
 mod join;
 mod log;
 mod offset;
@@ -14,53 +16,53 @@ mod rooms;
 mod shard;
 
 use std::{
+    io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
         mpsc::{self, Sender},
     },
     thread::{self, JoinHandle, Thread},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
 pub use self::{
+    event::{Event, Kind, Wire},
     join::{Joined, Return, Rooms, Since},
-    log::Bounds,
+    log::LogBounds,
     offset::{Epoch, Offset, OffsetKey},
 };
 use self::{
-    log::{Log, Oldest},
+    log::{EventLog, Oldest},
     rooms::ShardSet,
-    shard::{Command, Shard},
+    shard::{Newcomer, Shard, ShardCommand},
 };
 
 /// Most shards a hub can have: the set of shards that listen to a room is one machine word.
 pub const MAX_SHARDS: usize = 64;
 
-/// What is sent to subscribers; cloning must be cheap.
-pub trait Message: Clone + Send + 'static {
-    /// Bytes it holds.
-    fn weight(&self) -> usize;
-}
+/// How often [`Hub::tend`] looks for events that the log need not keep any longer.
+const EXPIRY_TICK: Duration = Duration::from_millis(100);
 
-/// The receiving end of one connection.
+/// How often every subscriber is reminded within the log's window.
+const REMINDERS_PER_WINDOW: u32 = 4;
+
+/// Pause between the reminders of a part of the subscribers and of the next part.
+const REMINDER_TICK: Duration = Duration::from_secs(1);
+
+/// The receiving end of one connection. Called in a shard's thread; must not block.
 pub trait Subscriber: Send + 'static {
-    /// What it receives.
-    type Message: Message;
+    /// Takes what was published since the last call, oldest first.
+    fn deliver(&self, events: &[&Event]);
 
-    /// Takes what came since the last call, oldest first. Called in a shard's thread; must not block.
-    fn deliver(&self, messages: &[&Self::Message]);
+    /// Takes the text of the offset up to which it has been served; may ignore it while events wait to be sent.
+    fn remind(&self, offset: &str);
 
-    /// Takes a message that may as well be dropped when others wait already. Called likewise.
-    fn remind(&self, message: &Self::Message) {
-        self.deliver(&[message]);
-    }
-
-    /// Fetches the memory that [`deliver`](Self::deliver) is about to need, and does nothing else. Called for some
-    /// subscribers in a row, as the processor then waits for all of them at once.
-    fn prefetch(&self) {}
-
-    /// It was not served in time and has a hole now: it must be cut, so that it comes back and learns of it.
+    /// The log dropped an event before it was delivered to this subscriber, which must be cut: when it comes back, it
+    /// learns of the loss.
     fn lagged(&self);
 }
 
@@ -83,13 +85,13 @@ impl Clock {
 
 /// What a hub is made of.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct HubOptions {
     /// Must differ from that of any earlier log.
     pub epoch: Epoch,
     /// Seals offsets.
     pub key: OffsetKey,
     /// What the log keeps.
-    pub bounds: Bounds,
+    pub bounds: LogBounds,
     /// Threads that own subscribers, 1 to [`MAX_SHARDS`].
     pub shards: usize,
     /// For the time in offsets.
@@ -100,166 +102,166 @@ pub struct Options {
 struct MemberId(u64);
 
 /// What publishers and shards share.
-struct Shared<M> {
-    log: Mutex<Log<M>>,
+struct Shared {
+    log: Mutex<EventLog>,
     /// For each shard the sequence up to which it has delivered.
     delivered: Box<[AtomicU64]>,
-    /// As the log has it; every newcomer looks.
-    interrupted: AtomicBool,
     key: OffsetKey,
     clock: Clock,
+    next_member: AtomicU64,
 }
 
-impl<M: Message> Shared<M> {
-    fn lock(&self) -> MutexGuard<'_, Log<M>> {
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, EventLog> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Drops what is too old or too much; returns the shards that hold something up.
-    fn expire(&self, now: Instant) -> ShardSet {
-        let delivered = self.delivered.iter().map(|delivered| delivered.load(Ordering::Acquire)).min().unwrap_or(0);
-        loop {
-            // The lock is given back each time, and memory is freed without it.
-            let oldest = self.lock().expire_oldest(now, delivered);
-            match oldest {
-                Oldest::Dropped(message) => drop(message),
-                Oldest::Stays => return 0,
-                Oldest::Undelivered => return self.behind(delivered + 1),
-            }
-        }
-    }
-
-    /// The shards that have not delivered up to `sequence`.
-    fn behind(&self, sequence: u64) -> ShardSet {
-        let cursors = self.delivered.iter().enumerate();
-        cursors
-            .filter(|(_, delivered)| delivered.load(Ordering::Acquire) < sequence)
-            .fold(0, |set, (shard, _)| set | 1 << shard)
     }
 }
 
 /// How to reach a shard.
-struct Handle<S: Subscriber> {
-    // Bounded: a caller has few newcomers under way at a time, and each subscriber leaves once and is given other rooms
-    // only after its welcome.
-    commands: Sender<Command<S>>,
+#[derive(Clone)]
+struct ShardHandle {
+    // Bounded by the caller of `Hub::join`: it has few newcomers under way at a time, and each subscriber leaves once and
+    // is given other rooms only after its welcome.
+    commands: Sender<ShardCommand>,
     thread: Thread,
 }
 
-impl<S: Subscriber> Handle<S> {
-    fn send(&self, command: Command<S>) {
+impl ShardHandle {
+    fn send(&self, command: ShardCommand) {
         if self.commands.send(command).is_ok() {
             self.thread.unpark();
         }
     }
 }
 
-/// Rooms and their subscribers. Cheap to share in an [`Arc`]; stops its shards when dropped.
-pub struct Hub<S: Subscriber> {
-    shared: Arc<Shared<S::Message>>,
-    shards: Vec<Arc<Handle<S>>>,
+/// The threads of a hub, which own its subscribers. Dropping this stops them and drops all subscribers.
+pub struct Shards {
+    handles: Vec<ShardHandle>,
     threads: Vec<JoinHandle<()>>,
-    /// Held by whoever appends to the log, so that its head does not move while a message is encoded.
-    publishing: Mutex<()>,
-    next_member: AtomicU64,
-    members: Arc<AtomicUsize>,
 }
 
-impl<S: Subscriber> Hub<S> {
+impl Drop for Shards {
+    fn drop(&mut self) {
+        for shard in &self.handles {
+            shard.send(ShardCommand::Stop);
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Rooms and their subscribers. A clone is another handle to the same hub; none keeps the shards running.
+#[derive(Clone)]
+pub struct Hub {
+    shared: Arc<Shared>,
+    shards: Arc<[ShardHandle]>,
+}
+
+impl Hub {
     /// Starts a hub, which counts as interrupted until [`Hub::resume`]. Each of its threads keeps a `guard` that is
-    /// dropped when the thread ends, which it must not do before the hub.
+    /// dropped when the thread ends, which it must not do before [`Shards`] are dropped.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start<G: Send + 'static>(options: Options, guard: impl Fn() -> G) -> std::io::Result<Self> {
-        let Options { epoch, key, bounds, shards, clock } = options;
-        let shards = shards.clamp(1, MAX_SHARDS);
-        let delivered = (0..shards).map(|_| AtomicU64::new(0)).collect();
+    pub fn start<G: Send + 'static>(options: HubOptions, guard: impl Fn() -> G) -> io::Result<(Self, Shards)> {
+        let HubOptions { epoch, key, bounds, shards, clock } = options;
+        let count = shards.clamp(1, MAX_SHARDS);
         let shared = Arc::new(Shared {
-            log: Mutex::new(Log::new(epoch, bounds)),
-            delivered,
-            interrupted: AtomicBool::new(true),
+            log: Mutex::new(EventLog::new(epoch, bounds)),
+            delivered: (0..count).map(|_| AtomicU64::new(0)).collect(),
             key,
             clock,
-        });
-        let mut hub = Self {
-            shared,
-            shards: Vec::new(),
-            threads: Vec::new(),
-            publishing: Mutex::new(()),
             next_member: AtomicU64::new(0),
-            members: Arc::default(),
-        };
-        for index in 0..shards {
+        });
+        let mut shards = Shards { handles: Vec::new(), threads: Vec::new() };
+        for index in 0..count {
             let (commands, receiver) = mpsc::channel();
-            let worker = Shard::new(index, Arc::clone(&hub.shared), receiver);
-            let thread = thread::Builder::new().name(format!("shard-{index}")).spawn({
-                let guard = guard();
-                move || {
-                    let _guard = guard;
-                    worker.run();
-                }
+            let (worker, guard) = (Shard::new(index, Arc::clone(&shared), receiver), guard());
+            let thread = thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
+                let _guard = guard;
+                worker.run();
             })?;
-            hub.shards.push(Arc::new(Handle { commands, thread: thread.thread().clone() }));
-            hub.threads.push(thread);
+            shards.handles.push(ShardHandle { commands, thread: thread.thread().clone() });
+            shards.threads.push(thread);
         }
-        Ok(hub)
+        Ok((Self { shared, shards: shards.handles.clone().into() }, shards))
     }
 
-    /// Sends what `encode` makes of the message's offset and the offset's text to everyone in `room`, now or when they
-    /// come back. `payload` is what nodes recognise the message by.
-    pub fn publish(&self, room: &str, payload: &[u8], now: Instant, encode: impl FnOnce(&Offset, &str) -> S::Message) {
-        let fingerprint = self.shared.key.fingerprint(payload);
-        let publishing = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = self.shared.clock.unix(now);
-        let last = {
-            let log = self.shared.lock();
-            log.offset(log.head(), at)
-        };
-        let offset = Offset { sequence: last.sequence + 1, fingerprint, ..last };
-        let message = encode(&offset, &self.shared.key.seal(&offset));
-        let listeners = self.shared.lock().append(room, fingerprint, now, message);
-        drop(publishing);
-        self.wake(listeners | self.shared.expire(now));
+    /// Sends a message to the subscribers of `room`, now or when they come back; returns its place in the log. Nodes
+    /// recognise a message by its payload.
+    pub fn publish(&self, kind: Kind, room: &str, payload: &[u8], now: Instant) -> Offset {
+        let (fingerprint, at) = (self.shared.key.fingerprint(payload), self.shared.clock.unix(now));
+        let payload = Bytes::copy_from_slice(payload);
+        let (offset, listeners) = self.shared.lock().append(kind, room, payload, fingerprint, now, at);
+        self.wake(listeners);
+        self.expire(now);
+        offset
     }
 
-    /// Until [`Hub::resume`], messages may be getting lost before they get here: nobody is told that it missed nothing.
+    /// Until [`Hub::resume`], messages may be lost before they reach the hub, and no subscriber is told that it missed
+    /// nothing.
     pub fn interrupt(&self) {
-        self.shared.interrupted.store(true, Ordering::Release);
-        self.shared.lock().interrupt();
+        self.shared.lock().interrupted = true;
     }
 
     /// Messages come again. Unless it is known that none was lost meanwhile, no session that began before now is ever
     /// told that it missed nothing.
     pub fn resume(&self, lost_nothing: bool) {
-        let _publishing = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         self.shared.lock().resume(lost_nothing);
-        self.shared.interrupted.store(false, Ordering::Release);
     }
 
-    /// Whether messages may be getting lost at this moment.
+    /// Whether messages may be lost at this moment.
     pub fn is_interrupted(&self) -> bool {
-        self.shared.interrupted.load(Ordering::Acquire)
+        self.shared.lock().interrupted
     }
 
-    /// Drops what the log need not keep any longer; for quiet times, as publishing does so too.
+    /// Drops what is too old or too much for the log, as publishing does too.
     pub fn expire(&self, now: Instant) {
-        self.wake(self.shared.expire(now));
+        let delivered =
+            self.shared.delivered.iter().map(|delivered| delivered.load(Ordering::Acquire)).min().unwrap_or(0);
+        loop {
+            // The lock is released each time, and memory is freed without it.
+            let oldest = self.shared.lock().expire_oldest(now, delivered);
+            match oldest {
+                Oldest::Dropped(kept) => drop(kept),
+                Oldest::Stays => return,
+                Oldest::Undelivered => return self.wake(self.behind(delivered + 1)),
+            }
+        }
+    }
+
+    /// The shards that have not delivered up to `sequence`.
+    fn behind(&self, sequence: u64) -> ShardSet {
+        let delivered = self.shared.delivered.iter().map(|delivered| delivered.load(Ordering::Acquire));
+        (0..).zip(delivered).fold(0, |set, (shard, delivered)| set | u64::from(delivered < sequence) << shard)
     }
 
     /// Whether all that was published has been handed to its subscribers.
     pub fn is_delivered(&self) -> bool {
         let head = self.shared.lock().head();
-        let behind = self.shared.behind(head);
+        let behind = self.behind(head);
         self.wake(behind);
         behind == 0
     }
 
-    /// Gives a part of the subscribers, about one in `of`, what `encode` makes of the offset that each has been served up
-    /// to; all of them when called with every `part` from 0 to `of` - 1.
-    pub fn remind(&self, part: usize, of: usize, now: Instant, encode: fn(&str) -> S::Message) {
-        for shard in &self.shards {
-            shard.send(Command::Remind { part, of: of.max(1), now, encode });
+    /// Until `stop`, drops what the log need not keep any longer and [reminds](Subscriber::remind) all subscribers, one part
+    /// after the other: the offset that a subscriber comes back with also says when it was last here.
+    pub async fn tend(self, stop: CancellationToken) {
+        let mut ticker = tokio::time::interval(EXPIRY_TICK);
+        let period = (self.shared.lock().bounds.window / REMINDERS_PER_WINDOW).max(REMINDER_TICK);
+        let of = usize::try_from(period.as_secs()).unwrap_or(usize::MAX);
+        // Subscribers that joined first are in the last part.
+        let mut parts = (0..of).rev().cycle();
+        let mut reminded = Instant::now();
+        while stop.run_until_cancelled(ticker.tick()).await.is_some() {
+            let now = Instant::now();
+            self.expire(now);
+            if now.saturating_duration_since(reminded) >= REMINDER_TICK {
+                reminded += REMINDER_TICK;
+                let part = parts.next().unwrap_or_default();
+                self.shards.iter().for_each(|shard| shard.send(ShardCommand::Remind { part, of, now }));
+            }
         }
     }
 
@@ -268,22 +270,20 @@ impl<S: Subscriber> Hub<S> {
     /// the caller bounds the newcomers that have not been welcomed.
     pub fn join(
         &self,
-        subscriber: S,
+        subscriber: impl Subscriber,
         rooms: Rooms,
         since: Since,
         now: Instant,
-        welcome: impl FnOnce(Joined<S::Message>) + Send + 'static,
-    ) -> Membership<S> {
-        let number = self.next_member.fetch_add(1, Ordering::Relaxed);
-        let id = MemberId(number);
-        #[expect(clippy::cast_possible_truncation, reason = "only the remainder matters")]
-        let shard = Arc::clone(&self.shards[number as usize % self.shards.len()]);
-        shard.send(Command::Join { id, subscriber, rooms, since, now, welcome: Box::new(welcome) });
-        self.members.fetch_add(1, Ordering::Relaxed);
-        Membership { shard, id, members: Arc::clone(&self.members) }
+        welcome: impl FnOnce(Joined) + Send + 'static,
+    ) -> Membership {
+        let id = MemberId(self.shared.next_member.fetch_add(1, Ordering::Relaxed));
+        let membership = Membership { hub: self.clone(), id };
+        let (subscriber, welcome) = (Box::new(subscriber), Box::new(welcome));
+        membership.shard().send(ShardCommand::Join(Newcomer { id, subscriber, rooms, since, now, welcome }));
+        membership
     }
 
-    /// The offset in `text`, if it is one of this hub or another with the same key.
+    /// The offset in `text`, if it was sealed by this hub or another with the same key.
     pub fn open_offset(&self, text: &str) -> Option<Offset> {
         self.shared.key.open(text)
     }
@@ -293,58 +293,42 @@ impl<S: Subscriber> Hub<S> {
         self.shared.key.seal(offset)
     }
 
-    /// Subscribers at the moment.
-    pub fn members(&self) -> usize {
-        self.members.load(Ordering::Relaxed)
-    }
-
     /// Bytes that the recovery log holds.
     pub fn log_bytes(&self) -> usize {
-        self.shared.lock().bytes()
+        self.shared.lock().bytes
     }
 
-    fn wake(&self, mut shards: ShardSet) {
-        while shards != 0 {
-            if let Some(shard) = self.shards.get(shards.trailing_zeros() as usize) {
+    fn wake(&self, shards: ShardSet) {
+        for (index, shard) in self.shards.iter().enumerate() {
+            if shards & (1 << index) != 0 {
                 shard.thread.unpark();
-            }
-            shards &= shards - 1;
-        }
-    }
-}
-
-impl<S: Subscriber> Drop for Hub<S> {
-    fn drop(&mut self) {
-        for shard in &self.shards {
-            shard.send(Command::Stop);
-        }
-        for thread in self.threads.drain(..) {
-            // A subscriber may own the hub, and then the last one to go is inside a shard.
-            if thread.thread().id() != thread::current().id() {
-                let _ = thread.join();
             }
         }
     }
 }
 
 /// A subscriber's place in the hub, given up when dropped.
-pub struct Membership<S: Subscriber> {
-    shard: Arc<Handle<S>>,
+pub struct Membership {
+    hub: Hub,
     id: MemberId,
-    members: Arc<AtomicUsize>,
 }
 
-impl<S: Subscriber> Membership<S> {
-    /// Changes the rooms. Of rooms it did not have, the subscriber gets all that came after where it, or for
+impl Membership {
+    /// Changes the rooms. Of rooms it did not have, the subscriber gets all that was published after where it, or for
     /// [`Rooms::gained`] its session, began to be served.
     pub fn set_rooms(&self, rooms: Rooms) {
-        self.shard.send(Command::SetRooms { id: self.id, rooms });
+        self.shard().send(ShardCommand::SetRooms { id: self.id, rooms });
+    }
+
+    fn shard(&self) -> &ShardHandle {
+        #[expect(clippy::cast_possible_truncation, reason = "only the remainder matters")]
+        let index = self.id.0 as usize % self.hub.shards.len();
+        &self.hub.shards[index]
     }
 }
 
-impl<S: Subscriber> Drop for Membership<S> {
+impl Drop for Membership {
     fn drop(&mut self) {
-        self.shard.send(Command::Leave { id: self.id });
-        self.members.fetch_sub(1, Ordering::Relaxed);
+        self.shard().send(ShardCommand::Leave { id: self.id });
     }
 }

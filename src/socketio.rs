@@ -9,7 +9,7 @@
 
 mod connect;
 mod sessions;
-pub mod wire;
+mod wire;
 
 use std::{
     pin::pin,
@@ -30,17 +30,15 @@ use socketioxide_parser_common::CommonParser;
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub use self::wire::SocketIoWire;
 use self::{sessions::Sessions, wire::Connect};
 use crate::{
     auth::{Tickets, Token, Users},
-    engineio::{CloseReason, Engine, Frame, Handler, Handshake, Malformed, Message, Session},
-    hub::{self, Hub, Membership, Subscriber},
+    engineio::{CloseReason, Frame, Handler, Handshake, Malformed, Message, Session},
+    hub::{Event, Hub, Membership, Subscriber},
     lifecycle::Tasks,
     metrics::{Counter, Metrics},
 };
-
-/// How often the log is looked through.
-const EXPIRY_TICK: Duration = Duration::from_millis(100);
 
 /// CONNECT packets on one connection: each costs a lookup and a place in the rooms, and Loomio's page sends one.
 const MAX_CONNECTS: u32 = 64;
@@ -52,38 +50,20 @@ const MAX_REFUSED: u32 = 8;
 /// Newcomers that wait for their shard at a time, so that what waits for a shard is bounded.
 const MAX_JOINING: usize = 1_024;
 
-/// How often every browser is told an offset within the recovery window, as the one it comes back with says when it was
-/// last here.
-const REMINDERS_PER_WINDOW: u32 = 4;
-
-/// How often some of them are.
-const REMINDER_TICK: Duration = Duration::from_secs(1);
-
 /// Longest namespace in bytes that is named in a refusal.
 const MAX_NAMESPACE: usize = 256;
 
 /// A browser in the hub.
-pub struct Member(Arc<Session<SocketIo>>);
+struct Browser(Arc<Session<SocketIo>>);
 
-impl hub::Message for Frame {
-    fn weight(&self) -> usize {
-        self.len()
-    }
-}
-
-impl Subscriber for Member {
-    type Message = Frame;
-
-    fn deliver(&self, frames: &[&Frame]) {
-        self.0.send(frames);
+impl Subscriber for Browser {
+    fn deliver(&self, events: &[&Event]) {
+        let frames: Vec<&Frame> = events.iter().map(|event| event.form(&self.0.handler().wire)).collect();
+        self.0.send(&frames);
     }
 
-    fn remind(&self, frame: &Frame) {
-        self.0.send_if_idle(frame);
-    }
-
-    fn prefetch(&self) {
-        self.0.prefetch();
+    fn remind(&self, offset: &str) {
+        self.0.send_if_idle(&wire::prime(offset));
     }
 
     fn lagged(&self) {
@@ -99,7 +79,7 @@ pub struct Client {
     /// CONNECT packets so far, and those of them that named another namespace.
     connects: AtomicU32,
     refused: AtomicU32,
-    /// Attachments of the last packet that have not arrived yet; they are thrown away with it.
+    /// Attachments of the last packet that have not arrived yet; they are discarded with it.
     attachments: Mutex<usize>,
 }
 
@@ -113,7 +93,7 @@ enum Phase {
     Connecting(Option<DropGuard>),
     /// In its rooms; `sid` is there once the shard has acknowledged it, the guard while Redis is still asked for its user.
     Connected {
-        membership: Membership<Member>,
+        membership: Membership,
         sid: Option<Sid>,
         asking: Option<DropGuard>,
     },
@@ -135,7 +115,7 @@ impl Client {
 /// What the namespace is made of.
 pub struct Parts {
     /// Rooms and recovery.
-    pub hub: Arc<Hub<Member>>,
+    pub hub: Hub,
     /// Who has which token.
     pub users: Users,
     /// Seals what browsers come back with.
@@ -155,6 +135,7 @@ pub struct Parts {
 /// The namespace `/`.
 pub struct SocketIo {
     parts: Parts,
+    wire: SocketIoWire,
     sessions: Sessions<Session<Self>>,
     joining: Arc<Semaphore>,
 }
@@ -162,27 +143,8 @@ pub struct SocketIo {
 impl SocketIo {
     /// A namespace without browsers.
     pub fn new(parts: Parts) -> Self {
-        let (sessions, joining) = (Sessions::new(parts.recovery_window), Arc::new(Semaphore::new(MAX_JOINING)));
-        Self { parts, sessions, joining }
-    }
-
-    /// Lets the log expire when nothing is published, and reminds browsers of their offsets, until `stop`.
-    pub async fn tend(engine: Arc<Engine<Self>>, stop: CancellationToken) {
-        let io = engine.handler();
-        let mut ticker = tokio::time::interval(EXPIRY_TICK);
-        let period = (io.parts.recovery_window / REMINDERS_PER_WINDOW).max(REMINDER_TICK);
-        let parts = usize::try_from(period.as_secs()).unwrap_or(usize::MAX);
-        // The first to come are the last in turn.
-        let mut reminders = (0..parts).rev().cycle();
-        let mut reminded = Instant::now();
-        while stop.run_until_cancelled(ticker.tick()).await.is_some() {
-            let now = Instant::now();
-            io.parts.hub.expire(now);
-            if now.saturating_duration_since(reminded) >= REMINDER_TICK {
-                reminded += REMINDER_TICK;
-                io.parts.hub.remind(reminders.next().unwrap_or_default(), parts, now, wire::prime);
-            }
-        }
+        let (wire, sessions) = (SocketIoWire(parts.hub.clone()), Sessions::new(parts.recovery_window));
+        Self { parts, wire, sessions, joining: Arc::new(Semaphore::new(MAX_JOINING)) }
     }
 
     fn text(&self, session: &Arc<Session<Self>>, text: Str) -> Result<(), Malformed> {
@@ -202,8 +164,8 @@ impl SocketIo {
         }
     }
 
-    /// A whole packet but for its attachments. Events and acknowledgements are checked and thrown away; there is nobody
-    /// they could be for.
+    /// Takes a packet apart from its attachments. Events and acknowledgements are checked and discarded, as no part of the
+    /// server takes any.
     fn packet(&self, session: &Arc<Session<Self>>, packet: &Packet) -> Result<(), Malformed> {
         if packet.ns != "/" {
             let connects = matches!(packet.inner, PacketData::Connect(_));

@@ -72,7 +72,7 @@ impl Frame {
     }
 
     /// The packet in a polling payload: text as it is and shared, binary as `b` and base64; `None` for other frames.
-    pub(super) fn polled(&self) -> Option<Bytes> {
+    pub fn polled(&self) -> Option<Bytes> {
         let data = self.0.slice(header_length(self.0[1])..);
         match self.0[0] & 0xf {
             OPCODE_TEXT => Some(data),

@@ -1,28 +1,30 @@
 //! What a subscriber asks for when it joins, what it is told, and the search for what it missed.
 
+use std::sync::Arc;
+
 use super::{
-    Message, Offset, Shared,
-    log::{ENTRY_OVERHEAD, Log},
+    Event, Offset, Shared,
+    log::{ENTRY_OVERHEAD, EventLog},
     rooms::RoomId,
 };
 
 /// Rooms that are entered or left in one hold of the log's lock: some microseconds.
 const ROOMS_PER_LOCK: usize = 64;
 
-/// Rooms and messages that are looked at in one hold of the log's lock, likewise.
-const LOOKED_AT_PER_LOCK: usize = 256;
+/// Events that are looked up in one hold of the log's lock, likewise.
+const EVENTS_PER_LOCK: usize = 256;
 
 /// The rooms of a subscriber.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rooms {
     /// Those its session had when it was last served.
     pub had: Vec<String>,
-    /// Those its session has got since then; of these it was served nothing yet.
+    /// Those its session has gained since then; it was not served them yet.
     pub gained: Vec<String>,
 }
 
 impl Rooms {
-    /// Rooms that the session had all along, as a new one has.
+    /// Rooms that the session had all along, as a new session has.
     pub fn all(rooms: Vec<String>) -> Self {
         Self { had: rooms, gained: Vec::new() }
     }
@@ -31,33 +33,33 @@ impl Rooms {
 /// From where a newcomer wants to be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Since {
-    /// Whatever comes from now on.
+    /// What is published from now on.
     Now,
-    /// It comes back.
+    /// The subscriber comes back.
     Return(Return),
 }
 
 /// Where a subscriber that comes back has been.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Return {
-    /// Where its session began. Without it nothing can be said of what it missed.
+    /// Where its session began. Without it the hub cannot say whether the subscriber missed something.
     pub started: Option<Offset>,
-    /// Up to where it was served; if that is not known, since its session began.
+    /// Up to where it was served; if that is not known, from where its session began.
     pub served: Option<Offset>,
 }
 
 /// How a newcomer starts.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Joined<M> {
+#[derive(Debug)]
+pub struct Joined {
     /// Everything up to here is in `missed` or was seen before; all after it will be delivered.
     pub at: Offset,
     /// Oldest first.
-    pub missed: Vec<M>,
+    pub missed: Vec<Arc<Event>>,
     /// Whether nothing is known to be lost since its session began.
     pub complete: bool,
 }
 
-/// Sequences after which a subscriber needs the messages of its rooms.
+/// Sequences after which a subscriber needs the events of its rooms.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bases {
     /// Of rooms it had.
@@ -70,7 +72,7 @@ pub(super) struct Bases {
 
 impl Bases {
     /// Of a subscriber that joins at the sequence `cursor`.
-    pub(super) fn new<M: Message>(since: Since, cursor: u64, log: &Log<M>) -> Self {
+    pub(super) fn new(since: Since, cursor: u64, log: &EventLog) -> Self {
         let Since::Return(Return { started, served }) = since else {
             return Self { served: cursor, started: cursor, whole: true };
         };
@@ -82,24 +84,8 @@ impl Bases {
     }
 }
 
-/// What a subscriber missed.
-pub(super) struct Missed<M> {
-    /// Oldest first.
-    pub(super) messages: Vec<M>,
-    /// Whether that is all of it.
-    pub(super) complete: bool,
-    /// Whether there is more than one subscriber may be given, and `messages` has none of it.
-    pub(super) too_much: bool,
-}
-
-impl<M> Missed<M> {
-    fn too_much() -> Self {
-        Self { messages: Vec::new(), complete: false, too_much: true }
-    }
-}
-
-impl<M: Message> Shared<M> {
-    /// From now on `shard` gets what comes for these rooms. Their numbers, each with the sequence after which the room is
+impl Shared {
+    /// From now on `shard` listens to these rooms. Returns their numbers, each with the sequence after which the room is
     /// wanted, sorted and without repetitions.
     pub(super) fn listen(&self, rooms: &Rooms, bases: Bases, shard: usize) -> Vec<(RoomId, u64)> {
         let mut entered = Vec::with_capacity(rooms.had.len() + rooms.gained.len());
@@ -115,7 +101,7 @@ impl<M: Message> Shared<M> {
         entered
     }
 
-    /// `shard` has nobody in these rooms any more.
+    /// `shard` has no member in these rooms any more.
     pub(super) fn unlisten(&self, rooms: &[RoomId], shard: usize) {
         for rooms in rooms.chunks(ROOMS_PER_LOCK) {
             let mut log = self.lock();
@@ -125,7 +111,7 @@ impl<M: Message> Shared<M> {
         }
     }
 
-    /// Those of the rooms that lost messages after the sequence `since`.
+    /// Those of the rooms that lost events after the sequence `since`.
     pub(super) fn lossy(&self, rooms: &[RoomId], since: u64) -> Vec<RoomId> {
         let mut lossy = Vec::new();
         for rooms in rooms.chunks(ROOMS_PER_LOCK) {
@@ -135,50 +121,38 @@ impl<M: Message> Shared<M> {
         lossy
     }
 
-    /// What came up to the sequence `until` for rooms, each with the sequence after which it is wanted; nothing at all when
-    /// that is more than one subscriber may be given. The shard listens to these rooms.
-    pub(super) fn missed(&self, rooms: &[(RoomId, u64)], until: u64) -> Missed<M> {
+    /// What was published up to the sequence `until` in rooms that the shard listens to, each with the sequence after which
+    /// it is wanted: the events, oldest first, and whether these are all. `None` when they are more than one subscriber is
+    /// given.
+    pub(super) fn missed(&self, rooms: &[(RoomId, u64)], until: u64) -> Option<(Vec<Arc<Event>>, bool)> {
         let (mut complete, mut sequences) = (true, Vec::new());
-        let most = self.lock().replay_bytes();
-        let mut wanted = rooms.iter().copied();
-        let mut next = wanted.next();
-        while next.is_some() {
-            let (log, mut looked) = (self.lock(), 0);
-            while let Some((room, since)) = next.filter(|_| looked < LOOKED_AT_PER_LOCK) {
+        let most = self.lock().bounds.replay;
+        for rooms in rooms.chunks(ROOMS_PER_LOCK) {
+            let log = self.lock();
+            for &(room, since) in rooms {
                 complete &= log.rooms.dropped(room) <= since;
-                let before = sequences.len();
                 let after = log.rooms.after(room, since).take_while(|&sequence| sequence <= until);
-                sequences.extend(after.take(LOOKED_AT_PER_LOCK));
-                let found = sequences.len() - before;
-                looked += 1 + found;
-                // A room with more than can be looked at is gone on with where this stopped.
-                let rest = sequences.last().filter(|_| found == LOOKED_AT_PER_LOCK);
-                next = rest.map_or_else(|| wanted.next(), |&last| Some((room, last)));
-            }
-            drop(log);
-            if sequences.len() > most / ENTRY_OVERHEAD {
-                return Missed::too_much();
+                // One more than may be given shows that these are too many.
+                sequences.extend(after.take((most / ENTRY_OVERHEAD + 1).saturating_sub(sequences.len())));
             }
         }
+        if sequences.len() > most / ENTRY_OVERHEAD {
+            return None;
+        }
         sequences.sort_unstable();
-        sequences.dedup();
-        let (mut messages, mut bytes) = (Vec::with_capacity(sequences.len()), 0_usize);
-        for sequences in sequences.chunks(LOOKED_AT_PER_LOCK) {
+        let (mut events, mut bytes) = (Vec::with_capacity(sequences.len()), 0);
+        for sequences in sequences.chunks(EVENTS_PER_LOCK) {
             let log = self.lock();
-            for &sequence in sequences {
-                match log.message(sequence) {
-                    Some(message) => {
-                        bytes = bytes.saturating_add(message.weight() + ENTRY_OVERHEAD);
-                        messages.push(message.clone());
-                    }
-                    None => complete = false,
-                }
+            for kept in sequences.iter().filter_map(|&sequence| log.kept(sequence)) {
+                bytes += kept.weight;
+                events.push(Arc::clone(&kept.event));
             }
             drop(log);
             if bytes > most {
-                return Missed::too_much();
+                return None;
             }
         }
-        Missed { messages, complete, too_much: false }
+        complete &= events.len() == sequences.len();
+        Some((events, complete))
     }
 }

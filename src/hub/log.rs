@@ -1,82 +1,90 @@
-//! The recovery log: the last messages in order, by room, bounded in time and bytes.
+//! The recovery log: the last events in order, by room, bounded in time and bytes.
 //!
-//! Without I/O, clock or locks. It does not know what a message says, only what it weighs. Each call is short: what
-//! grows with the number of rooms or of missed messages is done by the caller in steps, so that the lock around the log
-//! is held for microseconds.
+//! Without I/O, clock or locks. Each call is short: the caller does in steps what grows with the number of rooms or of
+//! missed events, so that the lock around the log is held for microseconds.
 
 use std::{
     collections::VecDeque,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+
 use super::{
-    Message, Offset,
+    Event, Kind, Offset,
     offset::Epoch,
-    rooms::{RoomId, Rooms, ShardSet},
+    rooms::{RoomId, RoomTable, ShardSet},
 };
 
-/// Estimated bookkeeping of one entry in bytes, counted against the bound so that many tiny messages are bounded too.
-pub(super) const ENTRY_OVERHEAD: usize = 128;
+/// Estimated memory of one entry beside its payload, in bytes: the event, its form for one wire and the log's own
+/// bookkeeping. It counts against the bound, so that many tiny events are bounded too.
+pub(super) const ENTRY_OVERHEAD: usize = 320;
 
-/// How much the log keeps; what exceeds `window` or `bytes` is dropped, oldest first.
+/// How much the log keeps; what exceeds `window` or `bytes` is dropped, oldest first. A form that does not share its
+/// event's payload comes on top.
 #[derive(Clone, Copy, Debug)]
-pub struct Bounds {
-    /// Oldest age of a message.
+pub struct LogBounds {
+    /// Oldest age of an event.
     pub window: Duration,
-    /// Bytes of all messages with their bookkeeping.
+    /// Bytes of all payloads with the overhead of their events.
     pub bytes: usize,
-    /// Bytes beyond that for messages that a shard has not delivered yet.
+    /// Bytes beyond that for events that a shard has not delivered yet.
     pub undelivered: usize,
-    /// Bytes of messages, with their bookkeeping, that one returning subscriber is given at most.
+    /// Bytes of events, counted likewise, that one returning subscriber is given at most.
     pub replay: usize,
 }
 
-struct Entry<M> {
+struct LogEntry {
     fingerprint: u64,
-    /// `None` marks a gap: a moment in which messages may have been lost before they got here.
-    kept: Option<Kept<M>>,
+    /// `None` marks a gap: a moment in which messages may have been lost before they reached the hub.
+    kept: Option<Kept>,
 }
 
-struct Kept<M> {
+/// An event in the log.
+pub(super) struct Kept {
     room: RoomId,
-    at: Instant,
-    message: M,
+    published: Instant,
+    /// What it counts against the bounds.
+    pub(super) weight: usize,
+    pub(super) event: Arc<Event>,
 }
 
 /// What became of the oldest entry.
-pub(super) enum Oldest<M> {
-    /// It is gone; its message is for the caller to free when the lock is not held.
-    Dropped(Option<M>),
+pub(super) enum Oldest {
+    /// The log dropped it. The caller frees its event after it has released the lock.
+    Dropped(Option<Kept>),
     /// The log is within its bounds.
     Stays,
-    /// It would be dropped, but a shard has not delivered it yet.
+    /// The log would drop it, but a shard has not delivered it yet.
     Undelivered,
 }
 
-pub(super) struct Log<M> {
+pub(super) struct EventLog {
     epoch: Epoch,
-    bounds: Bounds,
-    entries: VecDeque<Entry<M>>,
+    pub(super) bounds: LogBounds,
+    entries: VecDeque<LogEntry>,
     /// Sequence of the oldest entry.
     first: u64,
-    bytes: usize,
-    /// Fingerprint of the newest entry that is gone.
+    /// What all entries together count against the bounds.
+    pub(super) bytes: usize,
+    /// Fingerprint of the newest entry that was dropped.
     fingerprint: u64,
     /// Sequence of the newest gap, 0 for none.
     gap: u64,
-    /// Whether messages may be getting lost at this moment.
-    interrupted: bool,
-    pub(super) rooms: Rooms,
+    /// Whether messages may be lost at this moment before they reach the hub.
+    pub(super) interrupted: bool,
+    pub(super) rooms: RoomTable,
 }
 
-impl<M: Message> Log<M> {
-    /// An empty log that is interrupted until [`Log::resume`].
-    pub(super) fn new(epoch: Epoch, bounds: Bounds) -> Self {
-        let (entries, rooms) = (VecDeque::new(), Rooms::default());
+impl EventLog {
+    /// An empty log that is interrupted until [`EventLog::resume`].
+    pub(super) fn new(epoch: Epoch, bounds: LogBounds) -> Self {
+        let (entries, rooms) = (VecDeque::new(), RoomTable::default());
         Self { epoch, bounds, entries, first: 1, bytes: 0, fingerprint: 0, gap: 0, interrupted: true, rooms }
     }
 
-    /// Sequence of the newest entry, 0 when there was none yet.
+    /// Sequence of the newest entry, 0 before the first.
     pub(super) fn head(&self) -> u64 {
         self.first + self.entries.len() as u64 - 1
     }
@@ -87,26 +95,32 @@ impl<M: Message> Log<M> {
         Offset { epoch: self.epoch, sequence, fingerprint, at }
     }
 
-    fn entry(&self, sequence: u64) -> Option<&Entry<M>> {
+    fn entry(&self, sequence: u64) -> Option<&LogEntry> {
         self.entries.get(usize::try_from(sequence.checked_sub(self.first)?).ok()?)
     }
 
-    /// The message with this sequence, unless it is gone.
-    pub(super) fn message(&self, sequence: u64) -> Option<&M> {
-        Some(&self.entry(sequence)?.kept.as_ref()?.message)
+    /// The event with this sequence, unless it was dropped.
+    pub(super) fn kept(&self, sequence: u64) -> Option<&Kept> {
+        self.entry(sequence)?.kept.as_ref()
     }
 
-    /// Appends the message with the sequence [`Log::head`] + 1; returns the shards that wait for the room.
-    pub(super) fn append(&mut self, room: &str, fingerprint: u64, at: Instant, message: M) -> ShardSet {
-        self.bytes += message.weight() + ENTRY_OVERHEAD;
-        let (room, listeners) = self.rooms.keep(room, self.head() + 1);
-        self.entries.push_back(Entry { fingerprint, kept: Some(Kept { room, at, message }) });
-        listeners
-    }
-
-    /// Until [`Log::resume`], messages may be getting lost before they get here.
-    pub(super) fn interrupt(&mut self) {
-        self.interrupted = true;
+    /// Appends an event with the next sequence; returns its offset and the shards that listen to the room.
+    pub(super) fn append(
+        &mut self,
+        kind: Kind,
+        room: &str,
+        payload: Bytes,
+        fingerprint: u64,
+        published: Instant,
+        at: u32,
+    ) -> (Offset, ShardSet) {
+        let offset = Offset { epoch: self.epoch, sequence: self.head() + 1, fingerprint, at };
+        let weight = payload.len() + ENTRY_OVERHEAD;
+        self.bytes += weight;
+        let (room, name, listeners) = self.rooms.keep(room, offset.sequence);
+        let event = Arc::new(Event::new(kind, name, offset, payload));
+        self.entries.push_back(LogEntry { fingerprint, kept: Some(Kept { room, published, weight, event }) });
+        (offset, listeners)
     }
 
     /// Messages come again; unless it is known that none was lost meanwhile, that was a gap.
@@ -114,7 +128,7 @@ impl<M: Message> Log<M> {
         self.interrupted = false;
         if !lost_nothing {
             let fingerprint = self.offset(self.head(), 0).fingerprint;
-            self.entries.push_back(Entry { fingerprint, kept: None });
+            self.entries.push_back(LogEntry { fingerprint, kept: None });
             self.gap = self.head();
         }
     }
@@ -124,12 +138,12 @@ impl<M: Message> Log<M> {
         sequence >= self.gap && !self.interrupted
     }
 
-    /// Drops the oldest entry if it is too old or there is too much; the newest always stays. `delivered` is the sequence
+    /// Drops the oldest entry if it is too old or the log too large; the newest always stays. `delivered` is the sequence
     /// up to which every shard has delivered.
-    pub(super) fn expire_oldest(&mut self, now: Instant, delivered: u64) -> Oldest<M> {
+    pub(super) fn expire_oldest(&mut self, now: Instant, delivered: u64) -> Oldest {
         let Some(oldest) = self.entries.front().filter(|_| self.entries.len() > 1) else { return Oldest::Stays };
-        let Bounds { window, bytes, undelivered, .. } = self.bounds;
-        let outdated = oldest.kept.as_ref().is_none_or(|kept| now.saturating_duration_since(kept.at) > window);
+        let LogBounds { window, bytes, undelivered, .. } = self.bounds;
+        let outdated = oldest.kept.as_ref().is_none_or(|kept| now.saturating_duration_since(kept.published) > window);
         if !outdated && self.bytes <= bytes {
             return Oldest::Stays;
         }
@@ -137,29 +151,29 @@ impl<M: Message> Log<M> {
             return Oldest::Undelivered;
         }
         self.first += 1;
-        let Some(oldest) = self.entries.pop_front() else { return Oldest::Stays };
-        self.fingerprint = oldest.fingerprint;
-        Oldest::Dropped(oldest.kept.map(|kept| {
-            self.bytes -= kept.message.weight() + ENTRY_OVERHEAD;
+        let Some(LogEntry { fingerprint, kept }) = self.entries.pop_front() else { return Oldest::Stays };
+        self.fingerprint = fingerprint;
+        if let Some(kept) = &kept {
+            self.bytes -= kept.weight;
             self.rooms.drop_oldest(kept.room);
-            kept.message
-        }))
+        }
+        Oldest::Dropped(kept)
     }
 
-    /// Sequence of the newest entry that is gone.
+    /// Sequence of the newest entry that was dropped.
     pub(super) fn dropped(&self) -> u64 {
         self.first - 1
     }
 
-    /// Looks at up to `most` entries after the sequence `cursor`, which must not be dropped yet, and copies what `shard`
-    /// listens to; returns the new cursor.
-    pub(super) fn read(&self, cursor: u64, shard: usize, most: usize, batch: &mut Vec<(RoomId, M)>) -> u64 {
+    /// Looks at up to `most` entries after the sequence `cursor`, which must not be dropped yet, and adds to `batch` the
+    /// events that `shard` listens to; returns the new cursor.
+    pub(super) fn read(&self, cursor: u64, shard: usize, most: usize, batch: &mut Vec<(RoomId, Arc<Event>)>) -> u64 {
         let start =
             usize::try_from((cursor + 1).saturating_sub(self.first)).unwrap_or(usize::MAX).min(self.entries.len());
         let end = self.entries.len().min(start.saturating_add(most));
         let kept = self.entries.range(start..end).filter_map(|entry| entry.kept.as_ref());
         let wanted = kept.filter(|kept| self.rooms.listeners(kept.room) & (1 << shard) != 0);
-        batch.extend(wanted.map(|kept| (kept.room, kept.message.clone())));
+        batch.extend(wanted.map(|kept| (kept.room, Arc::clone(&kept.event))));
         self.first + end as u64 - 1
     }
 
@@ -167,58 +181,42 @@ impl<M: Message> Log<M> {
     pub(super) fn known(&self, offset: &Offset) -> Option<u64> {
         (offset.epoch == self.epoch && offset.sequence <= self.head()).then_some(offset.sequence)
     }
-
-    /// Bytes that one returning subscriber is given at most.
-    pub(super) fn replay_bytes(&self) -> usize {
-        self.bounds.replay
-    }
-
-    /// Bytes counted against the bound.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    impl Message for u32 {
-        fn weight(&self) -> usize {
-            1_000
-        }
-    }
-
     const WEIGHT: usize = 1_000 + ENTRY_OVERHEAD;
 
-    fn log(bytes: usize, undelivered: usize) -> Log<u32> {
-        let bounds = Bounds { window: Duration::from_mins(1), bytes, undelivered, replay: usize::MAX };
-        let mut log = Log::new(Epoch::new(7), bounds);
+    fn log(bytes: usize, undelivered: usize) -> EventLog {
+        let bounds = LogBounds { window: Duration::from_mins(1), bytes, undelivered, replay: usize::MAX };
+        let mut log = EventLog::new(Epoch(7), bounds);
         log.resume(true);
         log
     }
 
-    /// Appends, and drops what is not needed by who has delivered up to `delivered`.
-    fn append(log: &mut Log<u32>, room: &str, message: u32, now: Instant, delivered: u64) {
-        log.append(room, u64::from(message), now, message);
+    /// Appends an event that its fingerprint tells apart, and drops what may go when all is delivered up to `delivered`.
+    fn append(log: &mut EventLog, room: &str, number: u64, now: Instant, delivered: u64) {
+        log.append(Kind::Records, room, vec![0; 1_000].into(), number, now, 0);
         while let Oldest::Dropped(_) = log.expire_oldest(now, delivered) {}
     }
 
-    fn kept(log: &Log<u32>) -> Vec<u32> {
-        (0..=log.head()).filter_map(|sequence| log.message(sequence).copied()).collect()
+    fn kept(log: &EventLog) -> Vec<u64> {
+        (0..=log.head()).filter_map(|sequence| Some(log.kept(sequence)?.event.offset.fingerprint)).collect()
     }
 
     #[test]
     fn what_is_too_much_is_dropped_and_remembered_by_room() {
         let (mut log, now) = (log(10 * WEIGHT, 0), Instant::now());
         append(&mut log, "quiet", 0, now, u64::MAX);
-        for message in 1..100 {
-            append(&mut log, "busy", message, now, u64::MAX);
+        for number in 1..100 {
+            append(&mut log, "busy", number, now, u64::MAX);
         }
-        assert_eq!((kept(&log), log.bytes(), log.dropped()), ((90..100).collect(), 10 * WEIGHT, 90));
+        assert_eq!((kept(&log), log.bytes, log.dropped()), ((90..100).collect(), 10 * WEIGHT, 90));
         let (quiet, busy) = (log.rooms.listen("quiet", 0), log.rooms.listen("busy", 0));
         assert_eq!((log.rooms.dropped(quiet), log.rooms.dropped(busy)), (1, 90));
-        assert_eq!(log.offset(90, 5), Offset { epoch: Epoch::new(7), sequence: 90, fingerprint: 89, at: 5 });
+        assert_eq!(log.offset(90, 5), Offset { epoch: Epoch(7), sequence: 90, fingerprint: 89, at: 5 });
     }
 
     #[test]
@@ -241,7 +239,7 @@ mod tests {
         let (mut log, start) = (log(1 << 20, 0), Instant::now());
         append(&mut log, "a", 1, start, u64::MAX);
         append(&mut log, "a", 2, start + Duration::from_secs(50), u64::MAX);
-        let expire = |log: &mut Log<u32>, seconds| {
+        let expire = |log: &mut EventLog, seconds| {
             while let Oldest::Dropped(_) = log.expire_oldest(start + Duration::from_secs(seconds), u64::MAX) {}
         };
         expire(&mut log, 61);
@@ -256,7 +254,7 @@ mod tests {
         append(&mut log, "a", 1, now, 0);
         let own = log.offset(1, 0);
         assert_eq!(log.known(&own), Some(1));
-        assert_eq!(log.known(&Offset { epoch: Epoch::new(8), ..own }), None);
+        assert_eq!(log.known(&Offset { epoch: Epoch(8), ..own }), None);
         assert_eq!(log.known(&Offset { sequence: 2, ..own }), None);
     }
 
@@ -265,11 +263,11 @@ mod tests {
         let (mut log, now) = (log(1 << 20, 0), Instant::now());
         append(&mut log, "a", 1, now, 0);
         assert!(log.is_whole_since(1));
-        log.interrupt();
+        log.interrupted = true;
         assert!(!log.is_whole_since(1), "nobody knows yet");
         log.resume(true);
         assert!(log.is_whole_since(0));
-        log.interrupt();
+        log.interrupted = true;
         log.resume(false);
         assert!(!log.is_whole_since(1) && log.is_whole_since(2));
     }
@@ -283,7 +281,8 @@ mod tests {
         }
         let mut batch = Vec::new();
         assert_eq!(log.read(0, 5, 3, &mut batch), 3);
-        assert_eq!(batch, [(room, 1), (room, 3)]);
+        let numbers: Vec<_> = batch.iter().map(|(room, event)| (*room, event.offset.fingerprint)).collect();
+        assert_eq!(numbers, [(room, 1), (room, 3)]);
         assert_eq!(log.read(3, 5, 3, &mut batch), 4);
         assert_eq!(log.read(4, 5, 3, &mut batch), 4);
         assert_eq!((batch.len(), log.read(0, 6, 9, &mut batch)), (3, 4));

@@ -1,4 +1,4 @@
-//! Where in the stream of messages a subscriber is: the opaque text at the end of every event.
+//! Where in the log a subscriber is: the opaque text that goes with every event.
 
 use std::fmt;
 
@@ -8,26 +8,19 @@ use aes::{
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
-/// One life of the recovery log. Sequences of different epochs cannot be compared.
+/// One life of the recovery log, a random number. Sequences of different epochs cannot be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Epoch(u32);
-
-impl Epoch {
-    /// A new epoch; `seed` comes from a random source.
-    pub fn new(seed: u32) -> Self {
-        Self(seed)
-    }
-}
+pub struct Epoch(pub u32);
 
 /// A position in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offset {
     /// The log this offset belongs to.
     pub epoch: Epoch,
-    /// Number of the last message that was sent, less than 2⁴⁸; the first has number 1.
+    /// Number of the last event that was sent, less than 2⁴⁸; the first has number 1.
     pub sequence: u64,
-    /// [`OffsetKey::fingerprint`] of that message's payload, 0 before the first. Another node, or this one after a
-    /// restart, can find the place by it.
+    /// [`OffsetKey::fingerprint`] of that event's payload, 0 before the first. Another node, or this node after a restart,
+    /// can find the place by it.
     pub fingerprint: u64,
     /// When the subscriber was there, in seconds since 1970.
     pub at: u32,
@@ -42,9 +35,9 @@ const LENGTH: usize = 32;
 /// Seals offsets. Nodes with the same key read each other's offsets and agree on fingerprints.
 ///
 /// The text is base64url of 24 bytes: epoch, time, sequence and two zero bytes, encrypted as one AES block, and the
-/// fingerprint. It tells a browser neither how much is published on the site nor, since the fingerprint is keyed,
-/// whether a guess of a payload is right; and a text that was made up does not open: of 2⁴⁸ attempts, one would find
-/// the two zero bytes and the epoch.
+/// fingerprint. It does not tell a browser how much is published on the site nor, since the fingerprint is keyed, whether
+/// a guess of a payload is right. A made-up text does not open: one attempt of 2⁴⁸ would hit the two zero bytes and the
+/// epoch.
 #[derive(Clone)]
 pub struct OffsetKey {
     place: Aes128,
@@ -63,7 +56,7 @@ impl OffsetKey {
         Self { place: cipher(place), fingerprint: cipher(fingerprint) }
     }
 
-    /// The same for the same payload on every node with this key, and of no use to anyone without it.
+    /// Equal for equal payloads on every node with this key, and of no use without the key.
     pub fn fingerprint(&self, payload: &[u8]) -> u64 {
         let mut block = xxhash_rust::xxh3::xxh3_128(payload).to_be_bytes().into();
         self.fingerprint.encrypt_block(&mut block);

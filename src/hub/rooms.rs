@@ -1,6 +1,6 @@
-//! The rooms the log knows: their messages still kept, and what was dropped of them.
+//! The rooms the log knows: which of their events it keeps, and what it dropped of them.
 //!
-//! Knows sequences, not messages. Each call is short, as the log's lock is held meanwhile: none looks at all rooms.
+//! Knows sequences, not events. Each call is short, as the log's lock is held meanwhile: none looks at all rooms.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -13,19 +13,19 @@ use slab::Slab;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct RoomId(u32);
 
-/// Shards that want a room's messages, one bit each.
+/// Shards that listen to a room, one bit each.
 pub(super) type ShardSet = u64;
 
-/// Rooms without listeners and messages that are remembered only for what was dropped of them. Each takes about
-/// 200 bytes; past this number the one that lost its messages first is forgotten, which costs clients that were away
-/// since before then their `recovered` flag, never a message.
+/// Rooms without listeners and events that are remembered only for what was dropped of them. Each takes about 200 bytes.
+/// Past this number the room that lost its events first is forgotten. Subscribers that were away since before then are no
+/// longer told that they missed nothing; they lose no event by that.
 const MAX_QUIET_ROOMS: usize = 1 << 16;
 
 struct Room {
     name: Arc<str>,
-    /// Sequences of its messages in the log, ascending.
+    /// Sequences of its events in the log, ascending.
     kept: VecDeque<u64>,
-    /// Newest sequence of this room that the log no longer has; 0 for none.
+    /// Newest sequence of this room that the log dropped; 0 for none.
     dropped: u64,
     listeners: ShardSet,
 }
@@ -36,33 +36,34 @@ impl Room {
     }
 }
 
-/// All rooms with a listener, a kept message, or a remembered loss.
+/// All rooms with a listener, a kept event, or a remembered loss.
 #[derive(Default)]
-pub(super) struct Rooms {
+pub(super) struct RoomTable {
     slots: Slab<Room>,
     by_name: HashMap<Arc<str>, RoomId>,
     /// Quiet rooms by the newest sequence that was dropped of them.
     quiet: BTreeSet<(u64, RoomId)>,
-    /// Rooms that are not remembered may have lost messages up to here.
+    /// Rooms that are not remembered may have lost events up to here.
     floor: u64,
 }
 
-impl Rooms {
-    /// Notes a new message of the room; also returns the shards that wait for it.
-    pub(super) fn keep(&mut self, name: &str, sequence: u64) -> (RoomId, ShardSet) {
+impl RoomTable {
+    /// Notes a new event of the room; also returns the room's shared name and the shards that listen to it.
+    pub(super) fn keep(&mut self, name: &str, sequence: u64) -> (RoomId, Arc<str>, ShardSet) {
         let id = self.enter(name);
         self.change(id, |room| room.kept.push_back(sequence));
-        (id, self.listeners(id))
+        let name = self.room(id).map_or_else(|| name.into(), |room| Arc::clone(&room.name));
+        (id, name, self.listeners(id))
     }
 
-    /// From now on `shard` wants the room's messages.
+    /// From now on `shard` listens to the room.
     pub(super) fn listen(&mut self, name: &str, shard: usize) -> RoomId {
         let id = self.enter(name);
         self.change(id, |room| room.listeners |= 1 << shard);
         id
     }
 
-    /// Undoes [`Rooms::listen`].
+    /// Undoes [`RoomTable::listen`].
     pub(super) fn unlisten(&mut self, id: RoomId, shard: usize) {
         self.change(id, |room| room.listeners &= !(1 << shard));
         let floor = self.floor;
@@ -71,12 +72,12 @@ impl Rooms {
         }
     }
 
-    /// The shards that want the room's messages.
+    /// The shards that listen to the room.
     pub(super) fn listeners(&self, id: RoomId) -> ShardSet {
         self.room(id).map_or(0, |room| room.listeners)
     }
 
-    /// Notes that the log dropped the oldest message of a room.
+    /// Notes that the log dropped the oldest event of a room.
     pub(super) fn drop_oldest(&mut self, id: RoomId) {
         self.change(id, |room| {
             if let Some(sequence) = room.kept.pop_front() {
@@ -89,14 +90,14 @@ impl Rooms {
         self.forget_if_over(MAX_QUIET_ROOMS);
     }
 
-    /// Sequences after `since` that the room still has.
+    /// Sequences after `since` that the log still has of the room.
     pub(super) fn after(&self, id: RoomId, since: u64) -> impl Iterator<Item = u64> + '_ {
         let kept = self.room(id).map(|room| &room.kept);
         let start = kept.map_or(0, |kept| kept.partition_point(|&sequence| sequence <= since));
         kept.into_iter().flat_map(move |kept| kept.range(start..).copied())
     }
 
-    /// Newest sequence of the room that the log no longer has.
+    /// Newest sequence of the room that the log dropped.
     pub(super) fn dropped(&self, id: RoomId) -> u64 {
         self.room(id).map_or(self.floor, |room| room.dropped)
     }
@@ -105,7 +106,8 @@ impl Rooms {
         self.slots.get(id.0 as usize)
     }
 
-    /// The room's number, made if needed. A new room is to be changed at once, so it does not count as quiet.
+    /// The room's number; a room that is not known yet gets one. The caller changes a new room at once, so it does not count
+    /// as quiet.
     fn enter(&mut self, name: &str) -> RoomId {
         if let Some(&id) = self.by_name.get(name) {
             return id;
@@ -118,7 +120,7 @@ impl Rooms {
         id
     }
 
-    /// Changes a room and keeps the set of quiet ones.
+    /// Changes a room and updates the set of quiet rooms.
     fn change(&mut self, id: RoomId, change: impl FnOnce(&mut Room)) {
         let Some(room) = self.slots.get_mut(id.0 as usize) else { return };
         if room.is_quiet() {
@@ -154,11 +156,11 @@ mod tests {
 
     #[test]
     fn a_room_without_listeners_and_history_is_forgotten() {
-        let mut rooms = Rooms::default();
+        let mut rooms = RoomTable::default();
         let id = rooms.listen("user-1", 3);
-        assert_eq!(rooms.keep("user-1", 1), (id, 0b1000));
+        assert_eq!(rooms.keep("user-1", 1), (id, "user-1".into(), 0b1000));
         rooms.unlisten(id, 3);
-        assert_eq!(rooms.slots.len(), 1, "its message is still kept");
+        assert_eq!(rooms.slots.len(), 1, "its event is still kept");
         let other = rooms.listen("user-2", 0);
         rooms.unlisten(other, 0);
         assert_eq!(rooms.slots.len(), 1);
@@ -166,8 +168,8 @@ mod tests {
 
     #[test]
     fn what_was_dropped_is_remembered() {
-        let mut rooms = Rooms::default();
-        let (id, _) = rooms.keep("group-1", 4);
+        let mut rooms = RoomTable::default();
+        let (id, ..) = rooms.keep("group-1", 4);
         rooms.keep("group-1", 9);
         rooms.drop_oldest(id);
         assert_eq!(rooms.dropped(id), 4);
@@ -177,9 +179,9 @@ mod tests {
 
     #[test]
     fn forgotten_rooms_count_as_lossy() {
-        let mut rooms = Rooms::default();
+        let mut rooms = RoomTable::default();
         for sequence in 1..=10 {
-            let (id, _) = rooms.keep(&format!("group-{sequence}"), sequence);
+            let (id, ..) = rooms.keep(&format!("group-{sequence}"), sequence);
             rooms.drop_oldest(id);
         }
         for left in (5..10).rev() {
@@ -188,7 +190,7 @@ mod tests {
         }
         let (forgotten, remembered) = (rooms.listen("group-2", 0), rooms.listen("group-9", 0));
         assert_eq!((rooms.dropped(forgotten), rooms.dropped(remembered)), (5, 9));
-        assert_eq!(rooms.quiet.len(), 4, "who is listened to is not quiet");
+        assert_eq!(rooms.quiet.len(), 4, "a room with a listener is not quiet");
         rooms.unlisten(forgotten, 0);
         rooms.unlisten(remembered, 0);
         assert_eq!((rooms.slots.len(), rooms.quiet.len()), (5, 5));

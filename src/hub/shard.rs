@@ -1,7 +1,7 @@
-//! A shard: one thread that owns its subscribers and its own table of who is in which room.
+//! A shard: one thread that owns its subscribers and its own table of which of them are in which room.
 //!
-//! It follows the log with a cursor of its own. Nothing is queued for it, so there is no queue to overflow, and a
-//! newcomer joins exactly between two messages.
+//! A shard follows the log with a cursor of its own. No queue of events exists between the publisher and a shard, so
+//! none can overflow, and a newcomer joins exactly between two events.
 
 use std::{
     collections::HashMap,
@@ -12,90 +12,75 @@ use std::{
 
 use slab::Slab;
 
-use super::{
-    Joined, MemberId, Rooms, Shared, Since, Subscriber,
-    join::{Bases, Missed},
-    rooms::RoomId,
-};
+use super::{Event, Joined, MemberId, Rooms, Shared, Since, Subscriber, join::Bases, rooms::RoomId};
 
-/// Messages taken from the log at a time: enough to coalesce a burst into one write per subscriber, few enough
-/// that the copies of a batch stay in the processor's cache.
+/// Events taken from the log at a time: enough to coalesce a burst into one write per subscriber, few enough that they
+/// stay in the processor's cache.
 const BATCH: usize = 256;
-
-/// Subscribers whose memory is fetched at once: enough to keep the processor busy, and few enough that it is still in
-/// the cache when it is needed.
-const PREFETCHED: usize = 16;
 
 /// Commands taken between two looks at the log, so that a storm of joins does not hold up delivery.
 const COMMANDS_PER_TURN: usize = 64;
 
-/// Called in the shard, before anything live is delivered.
-pub(super) type Welcome<M> = Box<dyn FnOnce(Joined<M>) + Send>;
+/// Deliveries that memory is kept for between batches, 12 bytes each.
+const DUE_KEPT: usize = 1 << 14;
 
-pub(super) enum Command<S: Subscriber> {
-    Join { id: MemberId, subscriber: S, rooms: Rooms, since: Since, now: Instant, welcome: Welcome<S::Message> },
+pub(super) enum ShardCommand {
+    Join(Newcomer),
     SetRooms { id: MemberId, rooms: Rooms },
     Leave { id: MemberId },
-    Remind { part: usize, of: usize, now: Instant, encode: fn(&str) -> S::Message },
+    Remind { part: usize, of: usize, now: Instant },
     Stop,
 }
 
-/// A place in a room's list of members.
-struct Seat {
-    room: RoomId,
-    position: u32,
+pub(super) struct Newcomer {
+    pub(super) id: MemberId,
+    pub(super) subscriber: Box<dyn Subscriber>,
+    pub(super) rooms: Rooms,
+    pub(super) since: Since,
+    pub(super) now: Instant,
+    /// Called in the shard, before anything live is delivered.
+    pub(super) welcome: Box<dyn FnOnce(Joined) + Send>,
 }
 
-struct Member<S> {
-    subscriber: S,
-    /// Sorted by room.
-    seats: Vec<Seat>,
-    /// From where on it needs the messages of rooms it gets later.
+/// Index of a member in its shard's slab; indices are used again.
+type Slot = u32;
+
+struct Member {
+    subscriber: Box<dyn Subscriber>,
+    /// Sorted.
+    rooms: Vec<RoomId>,
+    /// From where on it needs the events of rooms it gets later.
     bases: Bases,
     /// Whether it was told that it missed nothing.
     complete: bool,
-    /// First and last link of what it gets from the current batch.
-    first: u32,
-    last: u32,
+    /// Index in [`Shard::due`] of the last event it gets from the current batch.
+    due: Option<u32>,
 }
 
-impl<S> Member<S> {
-    fn new(subscriber: S, bases: Bases, complete: bool) -> Self {
-        Self { subscriber, seats: Vec::new(), bases, complete, first: NO_LINK, last: NO_LINK }
-    }
-
-    /// Index of the room's seat, or where it would be.
-    fn seat(&self, room: RoomId) -> Result<usize, usize> {
-        self.seats.binary_search_by_key(&room, |seat| seat.room)
-    }
+/// An event of the current batch that a member gets, by index, and the index of the one before.
+struct Due {
+    event: u32,
+    previous: Option<u32>,
 }
 
-/// One message for one member; a member's links are a list in the order of the log.
-struct Link {
-    entry: u32,
-    next: u32,
-}
-
-const NO_LINK: u32 = u32::MAX;
-
-/// Links kept allocated between batches (8 bytes each).
-const LINKS_KEPT: usize = 1 << 14;
-
-pub(super) struct Shard<S: Subscriber> {
+pub(super) struct Shard {
     index: usize,
-    shared: Arc<Shared<S::Message>>,
-    commands: Receiver<Command<S>>,
+    shared: Arc<Shared>,
+    commands: Receiver<ShardCommand>,
     cursor: u64,
-    members: Slab<Member<S>>,
-    by_id: HashMap<MemberId, u32>,
-    rooms: HashMap<RoomId, Vec<u32>>,
-    batch: Vec<(RoomId, S::Message)>,
-    links: Vec<Link>,
-    touched: Vec<u32>,
+    members: Slab<Member>,
+    by_id: HashMap<MemberId, Slot>,
+    /// The members of each room, sorted, so that a batch visits them in the order of their memory.
+    rooms: HashMap<RoomId, Vec<Slot>>,
+    batch: Vec<(RoomId, Arc<Event>)>,
+    /// A list for each member that gets something from the batch, from its last event to its first.
+    due: Vec<Due>,
+    /// These members.
+    served: Vec<Slot>,
 }
 
-impl<S: Subscriber> Shard<S> {
-    pub(super) fn new(index: usize, shared: Arc<Shared<S::Message>>, commands: Receiver<Command<S>>) -> Self {
+impl Shard {
+    pub(super) fn new(index: usize, shared: Arc<Shared>, commands: Receiver<ShardCommand>) -> Self {
         Self {
             index,
             shared,
@@ -105,242 +90,186 @@ impl<S: Subscriber> Shard<S> {
             by_id: HashMap::new(),
             rooms: HashMap::new(),
             batch: Vec::new(),
-            links: Vec::new(),
-            touched: Vec::new(),
+            due: Vec::new(),
+            served: Vec::new(),
         }
     }
 
-    /// Works until told to stop. Whoever gives it work unparks its thread.
+    /// Works until told to stop. What gives it work unparks its thread.
     pub(super) fn run(mut self) {
         loop {
-            match self.turn() {
-                Turn::Worked => {}
-                Turn::Idle => thread::park(),
-                Turn::Stopped => return,
+            let mut worked = false;
+            for _ in 0..COMMANDS_PER_TURN {
+                let Ok(command) = self.commands.try_recv() else { break };
+                worked = true;
+                match command {
+                    ShardCommand::Join(newcomer) => self.join(newcomer),
+                    ShardCommand::SetRooms { id, rooms } => self.set_rooms(id, &rooms),
+                    ShardCommand::Leave { id } => self.leave(id),
+                    ShardCommand::Remind { part, of, now } => self.remind(part, of, now),
+                    ShardCommand::Stop => return,
+                }
             }
-        }
-    }
-
-    fn turn(&mut self) -> Turn {
-        let mut worked = false;
-        for _ in 0..COMMANDS_PER_TURN {
-            match self.commands.try_recv() {
-                Ok(Command::Stop) => return Turn::Stopped,
-                Ok(command) => self.execute(command),
-                Err(_) => break,
+            worked |= self.deliver();
+            if !worked {
+                thread::park();
             }
-            worked = true;
-        }
-        worked |= self.deliver();
-        if worked { Turn::Worked } else { Turn::Idle }
-    }
-
-    fn execute(&mut self, command: Command<S>) {
-        match command {
-            Command::Join { id, subscriber, rooms, since, now, welcome } => {
-                self.join(id, subscriber, &rooms, since, now, welcome);
-            }
-            Command::SetRooms { id, rooms } => self.set_rooms(id, &rooms),
-            Command::Leave { id } => self.leave(id),
-            Command::Remind { part, of, now, encode } => self.remind(part, of, now, encode),
-            Command::Stop => {}
         }
     }
 
     /// The newcomer gets what it missed up to the cursor; what comes after that is delivered to it with the next batches.
-    fn join(
-        &mut self,
-        id: MemberId,
-        subscriber: S,
-        rooms: &Rooms,
-        since: Since,
-        now: Instant,
-        welcome: Welcome<S::Message>,
-    ) {
-        let shared = Arc::clone(&self.shared);
-        // All there is by now counts as missed. Not what comes while this catches up, or a flood could keep it at that.
-        let head = shared.lock().head();
+    fn join(&mut self, newcomer: Newcomer) {
+        let Newcomer { id, subscriber, rooms, since, now, welcome } = newcomer;
+        // All that is published by now counts as missed. What comes during this does not, or a flood would never end it.
+        let head = self.shared.lock().head();
         while self.cursor < head {
             self.deliver();
         }
-        let mut bases = Bases::new(since, self.cursor, &shared.lock());
-        let rooms = shared.listen(rooms, bases, self.index);
-        let Missed { messages, complete, too_much } = shared.missed(&rooms, self.cursor);
-        let complete = complete && bases.whole;
-        if too_much {
-            // It starts over from here, and of rooms that it gets later too.
+        let mut bases = Bases::new(since, self.cursor, &self.shared.lock());
+        let rooms = self.shared.listen(&rooms, bases, self.index);
+        let missed = self.shared.missed(&rooms, self.cursor);
+        if missed.is_none() {
+            // It starts over from here, also in rooms that it gets later.
             bases = Bases { served: self.cursor, started: self.cursor, whole: false };
         }
+        let (missed, complete) = missed.unwrap_or_default();
+        let complete = complete && bases.whole;
         #[expect(clippy::cast_possible_truncation, reason = "members are bounded by the caller")]
-        let key = self.members.insert(Member::new(subscriber, bases, complete)) as u32;
-        self.by_id.insert(id, key);
-        for (room, _) in rooms {
-            self.seat(key, room);
-        }
-        let at = shared.lock().offset(self.cursor, shared.clock.unix(now));
-        welcome(Joined { at, missed: messages, complete });
+        let slot = self.members.insert(Member { subscriber, rooms: Vec::new(), bases, complete, due: None }) as Slot;
+        self.by_id.insert(id, slot);
+        self.enter(slot, rooms.into_iter().map(|(room, _)| room));
+        let at = self.shared.lock().offset(self.cursor, self.shared.clock.unix(now));
+        welcome(Joined { at, missed, complete });
     }
 
-    /// Gives a member other rooms; of those it did not have it gets what it would have got had it joined with them.
+    /// Gives a member other rooms. Of those it did not have, it gets what it would have got had it joined with them.
     fn set_rooms(&mut self, id: MemberId, rooms: &Rooms) {
-        let Some(&key) = self.by_id.get(&id) else { return };
-        let Some(member) = self.members.get(key as usize) else { return };
-        let present: Vec<RoomId> = member.seats.iter().map(|seat| seat.room).collect();
-        let shared = Arc::clone(&self.shared);
-        let rooms = shared.listen(rooms, member.bases, self.index);
-        let (had, new): (Vec<_>, Vec<_>) = rooms.into_iter().partition(|(room, _)| present.binary_search(room).is_ok());
-        let Missed { messages, complete, .. } = shared.missed(&new, self.cursor);
-        for (room, _) in new {
-            self.seat(key, room);
-        }
-        let gone = present.into_iter().filter(|room| had.binary_search_by_key(room, |&(room, _)| room).is_err());
-        self.unseat_all(key, gone.collect());
-        let Some(member) = self.members.get(key as usize) else { return };
+        let Some(&slot) = self.by_id.get(&id) else { return };
+        let Some(member) = self.members.get(slot as usize) else { return };
+        let rooms = self.shared.listen(rooms, member.bases, self.index);
+        let is_gone = |room: &&RoomId| rooms.binary_search_by_key(*room, |&(room, _)| room).is_err();
+        let gone: Vec<RoomId> = member.rooms.iter().filter(is_gone).copied().collect();
+        let new: Vec<_> = rooms.into_iter().filter(|(room, _)| member.rooms.binary_search(room).is_err()).collect();
+        let (missed, complete) = self.shared.missed(&new, self.cursor).unwrap_or_default();
+        self.enter(slot, new.into_iter().map(|(room, _)| room));
+        self.exit(slot, gone);
+        let Some(member) = self.members.get(slot as usize) else { return };
         if member.complete && !complete {
             // It believes to have all, and what is left would only take its offset past the hole.
             member.subscriber.lagged();
-        } else if !messages.is_empty() {
-            member.subscriber.deliver(&messages.iter().collect::<Vec<_>>());
+        } else if !missed.is_empty() {
+            member.subscriber.deliver(&missed.iter().map(|event| &**event).collect::<Vec<_>>());
         }
     }
 
     fn leave(&mut self, id: MemberId) {
-        let Some(key) = self.by_id.remove(&id) else { return };
-        let Some(member) = self.members.get(key as usize) else { return };
-        let rooms = member.seats.iter().rev().map(|seat| seat.room).collect();
-        self.unseat_all(key, rooms);
-        self.members.try_remove(key as usize);
+        let Some(slot) = self.by_id.remove(&id) else { return };
+        let rooms = self.members.get(slot as usize).map(|member| member.rooms.clone());
+        self.exit(slot, rooms.unwrap_or_default());
+        self.members.try_remove(slot as usize);
     }
 
     /// Tells members how far they have been served, which is what they come back with.
-    fn remind(&mut self, part: usize, of: usize, now: Instant, encode: fn(&str) -> S::Message) {
+    fn remind(&self, part: usize, of: usize, now: Instant) {
         let at = self.shared.lock().offset(self.cursor, self.shared.clock.unix(now));
-        let message = encode(&self.shared.key.seal(&at));
-        for key in (part..self.members.capacity()).step_by(of) {
-            if let Some(member) = self.members.get(key) {
-                member.subscriber.remind(&message);
+        let offset = self.shared.key.seal(&at);
+        for slot in (part..self.members.capacity()).step_by(of) {
+            if let Some(member) = self.members.get(slot) {
+                member.subscriber.remind(&offset);
             }
         }
     }
 
-    /// The room is one that this shard listens to.
-    fn seat(&mut self, key: u32, room: RoomId) {
-        let Some(member) = self.members.get_mut(key as usize) else { return };
-        let seated = self.rooms.entry(room).or_default();
-        #[expect(clippy::cast_possible_truncation, reason = "members are bounded by the caller")]
-        let position = seated.len() as u32;
-        if let Err(index) = member.seat(room) {
-            member.seats.insert(index, Seat { room, position });
-            seated.push(key);
+    /// The member is in these rooms from now on; the shard listens to them.
+    fn enter(&mut self, slot: Slot, rooms: impl Iterator<Item = RoomId>) {
+        let Some(member) = self.members.get_mut(slot as usize) else { return };
+        for room in rooms {
+            insert(&mut member.rooms, room);
+            insert(self.rooms.entry(room).or_default(), slot);
         }
     }
 
-    fn unseat_all(&mut self, key: u32, mut rooms: Vec<RoomId>) {
-        rooms.retain(|&room| self.unseat(key, room));
+    fn exit(&mut self, slot: Slot, mut rooms: Vec<RoomId>) {
+        let Some(member) = self.members.get_mut(slot as usize) else { return };
+        rooms.retain(|room| {
+            remove(&mut member.rooms, room);
+            let Some(members) = self.rooms.get_mut(room) else { return false };
+            remove(members, &slot);
+            let emptied = members.is_empty();
+            if emptied {
+                self.rooms.remove(room);
+            }
+            emptied
+        });
         self.shared.unlisten(&rooms, self.index);
     }
 
-    /// Returns whether nobody is in the room any more.
-    fn unseat(&mut self, key: u32, room: RoomId) -> bool {
-        let Some(member) = self.members.get_mut(key as usize) else { return false };
-        let Ok(index) = member.seat(room) else { return false };
-        let position = member.seats.remove(index).position;
-        let Some(seated) = self.rooms.get_mut(&room) else { return false };
-        seated.swap_remove(position as usize);
-        let moved = seated.get(position as usize).copied();
-        let emptied = seated.is_empty();
-        if emptied {
-            self.rooms.remove(&room);
-        } else if seated.len() < seated.capacity() / 4 {
-            seated.shrink_to_fit();
-        }
-        if let Some(moved) = moved.and_then(|key| self.members.get_mut(key as usize))
-            && let Ok(index) = moved.seat(room)
-        {
-            moved.seats[index].position = position;
-        }
-        emptied
-    }
-
-    /// Delivers one batch from the log; returns whether there was any.
+    /// Delivers one batch from the log; returns whether the cursor moved.
     fn deliver(&mut self) -> bool {
-        let mut batch = std::mem::take(&mut self.batch);
-        let shared = Arc::clone(&self.shared);
-        let log = shared.lock();
+        let log = self.shared.lock();
         let dropped = log.dropped();
-        let from = self.cursor.max(dropped);
-        let cursor = log.read(from, self.index, BATCH, &mut batch);
+        let cursor = log.read(self.cursor.max(dropped), self.index, BATCH, &mut self.batch);
         drop(log);
         if dropped > self.cursor {
-            self.cut_lagging(self.cursor);
+            self.cut_lagging();
         }
         let worked = std::mem::replace(&mut self.cursor, cursor) != cursor;
-        self.link(&batch);
-        self.hand_over(&batch);
-        batch.clear();
-        self.batch = batch;
-        shared.delivered[self.index].store(cursor, Ordering::Release);
+        for (event, (room, _)) in (0..).zip(&self.batch) {
+            for &slot in self.rooms.get(room).into_iter().flatten() {
+                let Some(member) = self.members.get_mut(slot as usize) else { continue };
+                #[expect(clippy::cast_possible_truncation, reason = "at most BATCH times the members")]
+                let previous = member.due.replace(self.due.len() as u32);
+                self.due.push(Due { event, previous });
+                if previous.is_none() {
+                    self.served.push(slot);
+                }
+            }
+        }
+        let mut events = Vec::new();
+        for slot in self.served.drain(..) {
+            let Some(member) = self.members.get_mut(slot as usize) else { continue };
+            let mut next = member.due.take();
+            while let Some(due) = next.and_then(|next| self.due.get(next as usize)) {
+                events.extend(self.batch.get(due.event as usize).map(|(_, event)| &**event));
+                next = due.previous;
+            }
+            events.reverse();
+            member.subscriber.deliver(&events);
+            events.clear();
+        }
+        self.due.clear();
+        self.due.shrink_to(DUE_KEPT);
+        self.batch.clear();
+        self.shared.delivered[self.index].store(cursor, Ordering::Release);
         worked
     }
 
-    /// The log dropped something after the sequence `since` before this shard looked at it. Members whose rooms lost
-    /// something by that have a hole and must come again.
-    fn cut_lagging(&self, since: u64) {
+    /// The log dropped something after the cursor before this shard looked at it. Members whose rooms lost something by
+    /// that have a hole and must come again.
+    fn cut_lagging(&self) {
         let rooms: Vec<RoomId> = self.rooms.keys().copied().collect();
-        for room in self.shared.lossy(&rooms, since) {
-            for member in self.rooms.get(&room).into_iter().flatten().filter_map(|&key| self.members.get(key as usize))
-            {
+        for room in self.shared.lossy(&rooms, self.cursor) {
+            let slots = self.rooms.get(&room).into_iter().flatten();
+            for member in slots.filter_map(|&slot| self.members.get(slot as usize)) {
                 member.subscriber.lagged();
             }
         }
     }
+}
 
-    /// Lists for every member which messages of the batch it gets.
-    fn link(&mut self, batch: &[(RoomId, S::Message)]) {
-        for (entry, (room, _)) in (0..).zip(batch) {
-            for &key in self.rooms.get(room).into_iter().flatten() {
-                let Some(member) = self.members.get_mut(key as usize) else { continue };
-                #[expect(clippy::cast_possible_truncation, reason = "at most BATCH times the members")]
-                let link = self.links.len() as u32;
-                self.links.push(Link { entry, next: NO_LINK });
-                if let Some(last) = self.links.get_mut(member.last as usize) {
-                    last.next = link;
-                } else {
-                    member.first = link;
-                    self.touched.push(key);
-                }
-                member.last = link;
-            }
-        }
-    }
-
-    /// Gives every listed member its messages in one call.
-    fn hand_over(&mut self, batch: &[(RoomId, S::Message)]) {
-        let mut messages: Vec<&S::Message> = Vec::new();
-        for keys in self.touched.chunks(PREFETCHED) {
-            for member in keys.iter().filter_map(|&key| self.members.get(key as usize)) {
-                member.subscriber.prefetch();
-            }
-            for &key in keys {
-                let Some(member) = self.members.get_mut(key as usize) else { continue };
-                let mut next = member.first;
-                while let Some(link) = self.links.get(next as usize) {
-                    messages.extend(batch.get(link.entry as usize).map(|(_, message)| message));
-                    next = link.next;
-                }
-                (member.first, member.last) = (NO_LINK, NO_LINK);
-                member.subscriber.deliver(&messages);
-                messages.clear();
-            }
-        }
-        self.touched.clear();
-        self.links.clear();
-        self.links.shrink_to(LINKS_KEPT);
+/// Adds to a sorted list without repetitions.
+fn insert<T: Ord>(list: &mut Vec<T>, item: T) {
+    if let Err(index) = list.binary_search(&item) {
+        list.insert(index, item);
     }
 }
 
-enum Turn {
-    Worked,
-    Idle,
-    Stopped,
+/// Removes from a sorted list without repetitions, and gives memory back that it does not need for long.
+fn remove<T: Ord>(list: &mut Vec<T>, item: &T) {
+    if let Ok(index) = list.binary_search(item) {
+        list.remove(index);
+        if list.len() < list.capacity() / 4 {
+            list.shrink_to_fit();
+        }
+    }
 }

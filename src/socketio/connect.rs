@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    Member, Phase, SocketIo,
+    Browser, Phase, SocketIo,
     sessions::{Known, Learnt},
     wire::{self, Connect},
 };
@@ -223,12 +223,12 @@ impl SocketIo {
             newcomer.handler().welcome(&newcomer, &joined, arrival);
             drop(permit);
         };
-        let membership = self.parts.hub.join(Member(Arc::clone(socket)), rooms, since, Instant::now(), welcome);
+        let membership = self.parts.hub.join(Browser(Arc::clone(socket)), rooms, since, Instant::now(), welcome);
         *phase = Phase::Connected { membership, sid: None, asking };
     }
 
     /// In the shard, before anything live: the missed events, then CONNECT, then for a new session its first offset.
-    fn welcome(&self, socket: &Socket, joined: &Joined<Frame>, mut arrival: Arrival) {
+    fn welcome(&self, socket: &Socket, joined: &Joined, mut arrival: Arrival) {
         let returning = arrival.returning.take();
         let metrics = &self.parts.metrics;
         metrics.count(match (&returning, arrival.since) {
@@ -258,7 +258,8 @@ impl SocketIo {
             replaced.close(CloseReason::Forced);
         }
         let (connect, prime) = (wire::connect(sid.as_str(), &pid), is_new.then(|| wire::prime(&at)));
-        let frames: Vec<&Frame> = joined.missed.iter().chain([&connect]).chain(&prime).collect();
+        let missed = joined.missed.iter().map(|event| event.form(&self.wire));
+        let frames: Vec<&Frame> = missed.chain([&connect]).chain(&prime).collect();
         socket.send_excused(&frames, joined.missed.len());
     }
 

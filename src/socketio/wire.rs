@@ -1,9 +1,10 @@
-//! Packets of the default namespace as frames, and what browsers may send.
+//! Packets of the default namespace as frames, and the checks of packets from browsers. Without I/O.
 //!
-//! Pure. Source: `docs/socket.io-protocol/v5-current.md` in the public repository `socketio/socket.io`.
+//! Source: `docs/socket.io-protocol/v5-current.md` in the public repository `socketio/socket.io`.
 
 use std::fmt;
 
+use bytes::Bytes;
 use serde::{
     Deserialize, Deserializer,
     de::{self, IgnoredAny, SeqAccess, Visitor},
@@ -11,23 +12,40 @@ use serde::{
 use serde_json::value::RawValue;
 use socketioxide_core::parser::ParseConfig;
 
-use crate::engineio::Frame;
+use crate::{
+    engineio::Frame,
+    hub::{Event, Hub, Kind, Wire},
+};
 
-/// Attachments of an event from a browser, which are thrown away with it.
+/// Most attachments of an event from a browser; they are discarded with it.
 const MAX_ATTACHMENTS: usize = 100;
 
-/// What the parser lets through.
+/// The parser's limits.
 pub(super) fn parse_config() -> ParseConfig {
     ParseConfig { max_incoming_binaries: MAX_ATTACHMENTS, ..ParseConfig::default() }
 }
 
-/// `42["<event>",<argument>,"<offset>"]`; every event must end with its offset, which the client keeps.
-pub fn event(name: &str, argument: &str, offset: &str) -> Frame {
-    Frame::message(&[b"2[\"", name.as_bytes(), b"\",", argument.as_bytes(), b",\"", offset.as_bytes(), b"\"]"])
+/// Sends events as `42["<name>",<payload>,"<offset>"]`; every event must end with its offset, which the client keeps.
+pub struct SocketIoWire(pub Hub);
+
+impl Wire for SocketIoWire {
+    type Form = Frame;
+
+    fn form(&self, event: &Event, payload: &Bytes) -> (Frame, Option<Bytes>) {
+        let name: &[u8] = match event.kind {
+            Kind::Records => b"records",
+            Kind::Notice => b"notice",
+        };
+        let offset = self.0.seal_offset(&event.offset);
+        let frame = Frame::message(&[b"2[\"", name, b"\",", payload, b",\"", offset.as_bytes(), b"\"]"]);
+        let start = b"42[\"".len() + name.len() + b"\",".len();
+        let shared = frame.polled().map(|packet| packet.slice(start..start + payload.len()));
+        (frame, shared)
+    }
 }
 
-/// Tells a browser an offset, in an event that no client listens to: one that never got any event would have nothing to
-/// come back with, and one that got none for long would come back as if it had been away all that time.
+/// Tells a browser an offset, in an event that no client listens to. A browser that never got an event would have no
+/// offset to come back with, and a browser that got none for long would come back as if it had been away all that time.
 pub(super) fn prime(offset: &str) -> Frame {
     Frame::message(&[b"2[\"session\",\"", offset.as_bytes(), b"\"]"])
 }
@@ -42,99 +60,88 @@ pub(super) fn invalid_namespace(namespace: &str) -> Frame {
     Frame::message(&[b"4", namespace.as_bytes(), b",{\"message\":\"Invalid namespace\"}"])
 }
 
-/// What a CONNECT carries of interest here; other fields and other types are ignored.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// The fields of a CONNECT that matter here; other fields, and fields of other types, are ignored.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
 pub(super) struct Connect {
     /// The ticket of an earlier session.
+    #[serde(deserialize_with = "text")]
     pub(super) pid: Option<String>,
     /// Offset of the last event the browser got.
+    #[serde(deserialize_with = "text")]
     pub(super) offset: Option<String>,
+    #[serde(deserialize_with = "text")]
     pub(super) channel_token: Option<String>,
 }
 
 impl Connect {
-    /// Reads the packet's data, which must be an object if there is any.
+    /// Reads the packet's data; `None` when that is not a JSON object. A packet may have no data.
     pub(super) fn parse(data: Option<&str>) -> Option<Self> {
-        #[derive(Deserialize)]
-        struct Fields<'a> {
-            #[serde(borrow)]
-            pid: Option<&'a RawValue>,
-            #[serde(borrow)]
-            offset: Option<&'a RawValue>,
-            #[serde(borrow)]
-            channel_token: Option<&'a RawValue>,
-        }
-        let Some(data) = data else { return Some(Self::default()) };
-        // An array would pass for a struct.
-        let fields: Fields<'_> = serde_json::from_str(Some(data).filter(|data| data.starts_with('{'))?).ok()?;
-        let text = |raw: Option<&RawValue>| serde_json::from_str(raw?.get()).ok();
-        Some(Self { pid: text(fields.pid), offset: text(fields.offset), channel_token: text(fields.channel_token) })
+        // serde would accept an array for a struct.
+        data.map_or_else(
+            || Some(Self::default()),
+            |data| serde_json::from_str(data).ok().filter(|_| data.starts_with('{')),
+        )
     }
+}
+
+/// A string; `None` for any other JSON.
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(serde_json::from_str(<&RawValue>::deserialize(deserializer)?.get()).ok())
 }
 
 /// Names that the reference server does not let a client use.
 const RESERVED: [&str; 6] =
     ["connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"];
 
-/// Whether `data` is an event: an array that begins with a name, or a number as some clients have it. The reference
-/// takes none at all for an empty one.
+/// Whether `data` is an event: a JSON array that begins with a name, or with a number as some clients have it. The
+/// reference server also takes empty data for an event.
 pub(super) fn is_event(data: &str) -> bool {
-    data.is_empty() || serde_json::from_str::<Event>(data).is_ok()
+    let mut json = serde_json::Deserializer::from_str(data);
+    data.is_empty() || (json.deserialize_seq(NamedArray).is_ok() && json.end().is_ok())
 }
 
-/// Whether `data` is a JSON array, or none at all.
+/// Whether `data` is a JSON array, or empty.
 pub(super) fn is_array(data: &str) -> bool {
     data.is_empty() || (data.trim_ascii_start().starts_with('[') && serde_json::from_str::<IgnoredAny>(data).is_ok())
 }
 
-struct Event;
+/// Reads an event's array and keeps nothing of it.
+struct NamedArray;
 
-impl<'de> Deserialize<'de> for Event {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Array;
-        impl<'de> Visitor<'de> for Array {
-            type Value = Event;
+impl<'de> Visitor<'de> for NamedArray {
+    type Value = ();
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an event")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Event, A::Error> {
-                let allowed = match items.next_element::<Name>()? {
-                    Some(Name::Text(name)) => !RESERVED.contains(&name.as_str()),
-                    Some(Name::Number(_)) => true,
-                    None => false,
-                };
-                while items.next_element::<IgnoredAny>()?.is_some() {}
-                if allowed { Ok(Event) } else { Err(de::Error::custom("not an event's name")) }
-            }
-        }
-        deserializer.deserialize_seq(Array)
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an event")
     }
-}
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Name {
-    Text(String),
-    Number(#[expect(dead_code, reason = "only the type matters")] f64),
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let first = items.next_element::<&RawValue>()?.map_or("", RawValue::get);
+        let is_number = first.starts_with(|c: char| c == '-' || c.is_ascii_digit());
+        let is_name = || serde_json::from_str(first).is_ok_and(|name: String| !RESERVED.contains(&name.as_str()));
+        if !is_number && !is_name() {
+            return Err(de::Error::custom("the name is not one that a client may use"));
+        }
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn text(frame: &Frame) -> String {
+    fn packet(frame: &Frame) -> String {
         frame.text().unwrap().to_owned()
     }
 
     #[test]
     fn packets_are_as_the_client_expects_them() {
         let offset = "AAAA_-";
-        assert_eq!(text(&event("records", r#"{"a":1.0}"#, offset)), r#"42["records",{"a":1.0},"AAAA_-"]"#);
-        assert_eq!(text(&prime(offset)), r#"42["session","AAAA_-"]"#);
-        assert_eq!(text(&connect("s", "p")), r#"40{"sid":"s","pid":"p"}"#);
-        assert_eq!(text(&invalid_namespace("/x")), r#"44/x,{"message":"Invalid namespace"}"#);
+        assert_eq!(packet(&prime(offset)), r#"42["session","AAAA_-"]"#);
+        assert_eq!(packet(&connect("s", "p")), r#"40{"sid":"s","pid":"p"}"#);
+        assert_eq!(packet(&invalid_namespace("/x")), r#"44/x,{"message":"Invalid namespace"}"#);
     }
 
     #[test]
@@ -156,6 +163,7 @@ mod tests {
         for nonsense in ["{}", "[]", "[null]", "[[]]", r#"["connect"]"#, r#"["a""#, r#"["a"]x"#, "abc", "\"a\""] {
             assert!(!is_event(nonsense), "{nonsense}");
         }
+        assert!(is_event(" [\"a\"] ") && !is_event(r#"["\u0063onnect"]"#));
         assert!(is_array("[1,{}]") && !is_array("{}") && !is_array("[1"));
     }
 }

@@ -27,3 +27,4 @@ mod stop;
 mod stress;
 mod tickets;
 mod updates;
+mod wires;

@@ -3,14 +3,14 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, Weak},
     time::{Duration, Instant},
 };
 
-use loomio_channels::hub::{Bounds, Epoch, Hub, Joined, Membership, Offset, Return, Rooms, Since};
+use loomio_channels::hub::{Epoch, Hub, Joined, Kind, LogBounds, Membership, Offset, Return, Rooms, Shards, Since};
 use proptest::prelude::*;
 
-use crate::screen::{self, Note, Screen, Seen, obeyed, room, served};
+use crate::screen::{self, Seen, obeyed, room, served};
 
 const EPOCH: u32 = 7;
 const ROOMS: usize = 5;
@@ -94,7 +94,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 /// The log as it should be: the last messages within both bounds.
 struct Log {
-    bounds: Bounds,
+    bounds: LogBounds,
     /// Every message ever, by sequence, with room, time and weight; `None` for a gap.
     all: Vec<Option<(usize, Instant, usize)>>,
     /// How many of them are gone.
@@ -152,7 +152,7 @@ struct Browser {
 struct Connection {
     seen: Arc<Mutex<Seen>>,
     /// Given up on `Drop`.
-    membership: Membership<Screen>,
+    membership: Membership,
     /// From where it was served its rooms, and those that its session gained.
     bases: (u64, u64),
     /// Whether it was told that it missed nothing.
@@ -180,21 +180,28 @@ impl Connection {
 }
 
 struct World {
-    hub: Hub<Screen>,
+    hub: Hub,
+    /// Stops them on `Drop`.
+    _threads: Shards,
     shards: usize,
     log: Log,
     browsers: [Browser; BROWSERS],
+    /// What each connection has got, as long as it or its shard keeps that.
+    connections: Vec<Weak<Mutex<Seen>>>,
     now: Instant,
 }
 
 impl World {
     fn new(shards: usize, bytes: usize, replay: usize) -> Self {
-        let bounds = Bounds { window: WINDOW, bytes, undelivered: 0, replay };
+        let bounds = LogBounds { window: WINDOW, bytes, undelivered: 0, replay };
+        let (hub, threads) = screen::hub(Epoch(EPOCH), bounds, shards);
         Self {
-            hub: screen::hub(Epoch::new(EPOCH), bounds, shards),
+            hub,
+            _threads: threads,
             shards,
             log: Log { bounds, all: Vec::new(), gone: 0, gap: 0 },
             browsers: Default::default(),
+            connections: Vec::new(),
             now: Instant::now(),
         }
     }
@@ -244,10 +251,8 @@ impl World {
     fn publish(&mut self, name: usize, weight: usize) {
         self.log.push(name, weight, self.now);
         let head = self.log.head();
-        self.hub.publish(&room(name), &head.to_be_bytes(), self.now, |offset, _| {
-            assert_eq!(offset.sequence, head);
-            Note { offset: *offset, weight }
-        });
+        let offset = self.hub.publish(Kind::Records, &room(name), &vec![b'x'; weight], self.now);
+        assert_eq!(offset.sequence, head);
         let connections = self.browsers.iter_mut().filter(|browser| browser.rooms.contains(&name));
         connections.filter_map(|browser| browser.connection.as_mut()).for_each(|connection| connection.owed.push(head));
     }
@@ -265,7 +270,7 @@ impl World {
     fn since(&self, who: usize, with: With) -> Since {
         let Browser { started, last: served, .. } = self.browsers[who];
         let (Some(began), Some(last)) = (started, served) else { return Since::Return(Return::default()) };
-        let elsewhere = Some(Offset { epoch: Epoch::new(EPOCH + 1), ..began });
+        let elsewhere = Some(Offset { epoch: Epoch(EPOCH + 1), ..began });
         let future = Some(Offset { sequence: self.log.head() + 1, ..last });
         Since::Return(match with {
             With::Last => Return { started, served },
@@ -299,12 +304,13 @@ impl World {
         let names = |rooms: &BTreeSet<usize>| rooms.iter().copied().map(room).collect();
         let rooms = Rooms { had: names(&rooms_had), gained: names(gained) };
         let (membership, seen, joined) = screen::join(&self.hub, rooms, since);
+        self.connections.push(Arc::downgrade(&seen));
         let Joined { at, missed, complete } = joined;
         let end = self.log.head();
         assert_eq!(at.sequence, end);
-        let missed: Vec<u64> = missed.iter().map(|note| note.offset.sequence).collect();
+        let missed: Vec<u64> = missed.iter().map(|event| event.offset.sequence).collect();
         let known = |offset: Option<Offset>| {
-            let own = offset.filter(|offset| offset.epoch == Epoch::new(EPOCH) && offset.sequence <= end);
+            let own = offset.filter(|offset| offset.epoch == Epoch(EPOCH) && offset.sequence <= end);
             own.map(|offset| offset.sequence)
         };
         let (started, served) = match since {
@@ -395,7 +401,8 @@ proptest! {
         }
         world.settle();
         (0..BROWSERS).for_each(|who| world.cut(who));
-        prop_assert_eq!(world.hub.members(), 0);
+        obeyed(&world.hub, shards);
+        prop_assert!(world.connections.iter().all(|seen| seen.strong_count() == 0), "a shard keeps who has left");
     }
 }
 

@@ -7,7 +7,8 @@ use std::{
 };
 
 use loomio_channels::hub::{
-    Bounds, Clock, Epoch, Hub, Joined, Membership, Message, Offset, OffsetKey, Options, Rooms, Since, Subscriber,
+    Clock, Epoch, Event, Hub, HubOptions, Joined, Kind, LogBounds, Membership, Offset, OffsetKey, Rooms, Shards, Since,
+    Subscriber,
 };
 
 /// After this time a shard hangs.
@@ -19,19 +20,6 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(Instant::now() < limit, "waited {PATIENCE:?} until {what}");
         thread::yield_now();
-    }
-}
-
-/// A message that knows its own place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Note {
-    pub(crate) offset: Offset,
-    pub(crate) weight: usize,
-}
-
-impl Message for Note {
-    fn weight(&self) -> usize {
-        self.weight
     }
 }
 
@@ -49,14 +37,14 @@ pub(crate) struct Seen {
 pub(crate) struct Screen(Arc<Mutex<Seen>>);
 
 impl Subscriber for Screen {
-    type Message = Note;
-
-    fn deliver(&self, notes: &[&Note]) {
+    fn deliver(&self, events: &[&Event]) {
         let mut seen = self.0.lock().unwrap();
         if !seen.lagged && !seen.cut {
-            seen.got.extend(notes.iter().map(|note| note.offset));
+            seen.got.extend(events.iter().map(|event| event.offset));
         }
     }
+
+    fn remind(&self, _: &str) {}
 
     fn lagged(&self) {
         self.0.lock().unwrap().lagged = true;
@@ -64,29 +52,29 @@ impl Subscriber for Screen {
 }
 
 /// A hub of this epoch that is not interrupted.
-pub(crate) fn hub<S: Subscriber>(epoch: Epoch, bounds: Bounds, shards: usize) -> Hub<S> {
+pub(crate) fn hub(epoch: Epoch, bounds: LogBounds, shards: usize) -> (Hub, Shards) {
     let clock = Clock { at: Instant::now(), unix: 1_700_000_000 };
-    let options = Options { epoch, key: OffsetKey::new(&[7; 32]), bounds, shards, clock };
-    let hub = Hub::start(options, || ()).unwrap();
+    let options = HubOptions { epoch, key: OffsetKey::new(&[7; 32]), bounds, shards, clock };
+    let (hub, shards) = Hub::start(options, || ()).unwrap();
     hub.resume(true);
-    hub
+    (hub, shards)
 }
 
 /// A membership, what it gets, and how it started.
-pub(crate) type Joining = (Membership<Screen>, Arc<Mutex<Seen>>, Joined<Note>);
+pub(crate) type Joining = (Membership, Arc<Mutex<Seen>>, Joined);
 
 /// Joins and waits for the welcome.
-pub(crate) fn join(hub: &Hub<Screen>, rooms: Rooms, since: Since) -> Joining {
+pub(crate) fn join(hub: &Hub, rooms: Rooms, since: Since) -> Joining {
     let (membership, seen, welcome) = ask_to_join(hub, rooms, since);
     (membership, seen, welcome.recv_timeout(PATIENCE).unwrap())
 }
 
 /// Joins; the welcome will come through the channel.
 pub(crate) fn ask_to_join(
-    hub: &Hub<Screen>,
+    hub: &Hub,
     rooms: Rooms,
     since: Since,
-) -> (Membership<Screen>, Arc<Mutex<Seen>>, mpsc::Receiver<Joined<Note>>) {
+) -> (Membership, Arc<Mutex<Seen>>, mpsc::Receiver<Joined>) {
     let screen = Screen::default();
     let seen = Arc::clone(&screen.0);
     let (sender, receiver) = mpsc::channel();
@@ -97,7 +85,7 @@ pub(crate) fn ask_to_join(
 
 /// Waits until all `shards` have done what they were told so far. Nothing else may join meanwhile: newcomers go from shard
 /// to shard in turn.
-pub(crate) fn obeyed(hub: &Hub<Screen>, shards: usize) {
+pub(crate) fn obeyed(hub: &Hub, shards: usize) {
     let guests: Vec<_> = (0..shards).map(|_| ask_to_join(hub, Rooms::default(), Since::Now)).collect();
     for (_, _, welcome) in &guests {
         welcome.recv_timeout(PATIENCE).unwrap();
@@ -116,32 +104,34 @@ pub(crate) fn room(number: usize) -> String {
     format!("group-{number}")
 }
 
-/// What the log counts for a message besides its weight.
+/// What the log counts for an event besides its payload.
 pub(crate) fn overhead() -> usize {
     static OVERHEAD: LazyLock<usize> = LazyLock::new(|| {
-        let bounds = Bounds { window: Duration::MAX, bytes: usize::MAX, undelivered: 0, replay: 0 };
-        let hub = hub::<Screen>(Epoch::new(0), bounds, 1);
-        hub.publish("a", b"", Instant::now(), |&offset, _| Note { offset, weight: 0 });
+        let bounds = LogBounds { window: Duration::MAX, bytes: usize::MAX, undelivered: 0, replay: 0 };
+        let (hub, _shards) = hub(Epoch(0), bounds, 1);
+        hub.publish(Kind::Records, "a", b"", Instant::now());
         hub.log_bytes()
     });
     *OVERHEAD
 }
 
+/// Bytes of each payload that [`publish`] publishes.
+pub(crate) const PAYLOAD: usize = 104;
+
 /// Everything published, in order: sequence and room.
 pub(crate) type Published = Vec<(u64, usize)>;
 
 /// Publishes as fast as it goes while `more` says so of what was published, to rooms `0..rooms` in a fixed disorder.
-pub(crate) fn publish(hub: &Hub<Screen>, rooms: usize, more: impl Fn(&Published) -> bool) -> Published {
+pub(crate) fn publish(hub: &Hub, rooms: usize, more: impl Fn(&Published) -> bool) -> Published {
     let mut published = Vec::new();
     let mut state = 1_u64;
     while more(&published) {
         // The generator of Knuth's MMIX.
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let number = usize::try_from(state >> 33).unwrap() % rooms;
-        hub.publish(&room(number), &state.to_be_bytes(), Instant::now(), |&offset, _| {
-            published.push((offset.sequence, number));
-            Note { offset, weight: 100 }
-        });
+        let payload = state.to_be_bytes().repeat(PAYLOAD / 8);
+        let offset = hub.publish(Kind::Records, &room(number), &payload, Instant::now());
+        published.push((offset.sequence, number));
     }
     published
 }

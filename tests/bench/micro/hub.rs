@@ -17,8 +17,8 @@ use std::{
 
 use divan::{Bencher, counter::ItemsCount};
 use loomio_channels::hub::{
-    Bounds, Clock, Epoch, Hub, Joined, Membership, Message, Offset, OffsetKey, Options, Return, Rooms, Since,
-    Subscriber,
+    Clock, Epoch, Event, Hub, HubOptions, Joined, Kind, LogBounds, Membership, Offset, OffsetKey, Return, Rooms,
+    Shards, Since, Subscriber,
 };
 
 fn main() {
@@ -31,44 +31,31 @@ const ROOMS: usize = 100;
 /// Messages a returning subscriber has missed in its room.
 const MISSED: u64 = 10;
 
-#[derive(Clone)]
-struct Payload(Arc<[u8]>);
-
-impl Payload {
-    fn new() -> Self {
-        Self(Arc::new([b'x'; 1_000]))
-    }
-}
-
-impl Message for Payload {
-    fn weight(&self) -> usize {
-        self.0.len()
-    }
-}
+const PAYLOAD: [u8; 1_000] = [b'x'; 1_000];
 
 /// Counts what it gets.
 #[derive(Clone, Default)]
 struct Count(Arc<AtomicUsize>);
 
 impl Subscriber for Count {
-    type Message = Payload;
-
-    fn deliver(&self, messages: &[&Payload]) {
-        self.0.fetch_add(messages.len(), Ordering::Release);
+    fn deliver(&self, events: &[&Event]) {
+        self.0.fetch_add(events.len(), Ordering::Release);
     }
+
+    fn remind(&self, _: &str) {}
 
     fn lagged(&self) {}
 }
 
 /// A hub of one shard whose log holds about `messages` messages, at most.
-fn hub(messages: usize) -> Hub<Count> {
+fn hub(messages: usize) -> (Hub, Shards) {
     let bounds =
-        Bounds { window: Duration::from_mins(30), bytes: messages * 1_200, undelivered: 0, replay: usize::MAX };
+        LogBounds { window: Duration::from_mins(30), bytes: messages * 1_320, undelivered: 0, replay: usize::MAX };
     let clock = Clock { at: Instant::now(), unix: 1_700_000_000 };
-    let options = Options { epoch: Epoch::new(1), key: OffsetKey::new(&[7; 32]), bounds, shards: 1, clock };
-    let hub = Hub::start(options, || ()).expect("a thread");
+    let options = HubOptions { epoch: Epoch(1), key: OffsetKey::new(&[7; 32]), bounds, shards: 1, clock };
+    let (hub, shards) = Hub::start(options, || ()).expect("a thread");
     hub.resume(true);
-    hub
+    (hub, shards)
 }
 
 fn room(number: usize) -> String {
@@ -76,15 +63,15 @@ fn room(number: usize) -> String {
 }
 
 /// Publishes to `messages` rooms in turn.
-fn fill(hub: &Hub<Count>, messages: usize) {
-    let (payload, now) = (Payload::new(), Instant::now());
+fn fill(hub: &Hub, messages: usize) {
+    let now = Instant::now();
     for message in 0..messages {
-        hub.publish(&room(message % ROOMS), &payload.0, now, |_, _| payload.clone());
+        hub.publish(Kind::Records, &room(message % ROOMS), &PAYLOAD, now);
     }
 }
 
 /// Joins and waits until the shard has let it in.
-fn join(hub: &Hub<Count>, count: &Count, rooms: Rooms, since: Since) -> (Membership<Count>, Joined<Payload>) {
+fn join(hub: &Hub, count: &Count, rooms: Rooms, since: Since) -> (Membership, Joined) {
     let (sender, receiver) = mpsc::sync_channel(1);
     let member = hub.join(count.clone(), rooms, since, Instant::now(), move |joined| {
         let _ = sender.send(joined);
@@ -95,19 +82,19 @@ fn join(hub: &Hub<Count>, count: &Count, rooms: Rooms, since: Since) -> (Members
 /// A full log: every message pushes another one out.
 #[divan::bench(args = [1_000, 10_000, 100_000])]
 fn append(bencher: Bencher<'_, '_>, log: usize) {
-    let hub = hub(log);
+    let (hub, _shards) = hub(log);
     fill(&hub, log);
-    let (payload, now, names) = (Payload::new(), Instant::now(), (0..ROOMS).map(room).collect::<Vec<_>>());
+    let (now, names) = (Instant::now(), (0..ROOMS).map(room).collect::<Vec<_>>());
     let mut message = 0;
     bencher.counter(ItemsCount::new(1_usize)).bench_local(|| {
         message += 1;
-        hub.publish(&names[message % ROOMS], &payload.0, now, |_, _| payload.clone());
+        hub.publish(Kind::Records, &names[message % ROOMS], &PAYLOAD, now);
     });
 }
 
 #[divan::bench(args = [1, 10, 100, 400])]
 fn join_and_leave(bencher: Bencher<'_, '_>, rooms: usize) {
-    let (hub, count) = (hub(1_000), Count::default());
+    let ((hub, _shards), count) = (hub(1_000), Count::default());
     let rooms = Rooms::all((0..rooms).map(room).collect());
     bencher.with_inputs(|| rooms.clone()).bench_local_values(|rooms| join(&hub, &count, rooms, Since::Now));
 }
@@ -115,7 +102,7 @@ fn join_and_leave(bencher: Bencher<'_, '_>, rooms: usize) {
 /// A subscriber returns and gets what it missed, out of a log of this length.
 #[divan::bench(args = [2_000, 10_000, 100_000])]
 fn resume(bencher: Bencher<'_, '_>, log: usize) {
-    let (hub, count) = (hub(2 * log), Count::default());
+    let ((hub, _shards), count) = (hub(2 * log), Count::default());
     fill(&hub, log);
     let (_, joined) = join(&hub, &count, Rooms::default(), Since::Now);
     let since = Offset { sequence: joined.at.sequence - MISSED * ROOMS as u64, ..joined.at };
@@ -129,12 +116,12 @@ fn resume(bencher: Bencher<'_, '_>, log: usize) {
 /// One message to all members of a room in one shard, until the last has it.
 #[divan::bench(args = [1, 100, 1_000, 4_000, 16_000])]
 fn fan_out(bencher: Bencher<'_, '_>, members: usize) {
-    let (hub, count) = (hub(1_000), Count::default());
+    let ((hub, _shards), count) = (hub(1_000), Count::default());
     let _members: Vec<_> = (0..members).map(|_| join(&hub, &count, Rooms::all(vec![room(1)]), Since::Now).0).collect();
-    let (payload, now) = (Payload::new(), Instant::now());
+    let now = Instant::now();
     bencher.counter(ItemsCount::new(members)).bench_local(|| {
         let due = count.0.load(Ordering::Acquire) + members;
-        hub.publish("group-1", &payload.0, now, |_, _| payload.clone());
+        hub.publish(Kind::Records, "group-1", &PAYLOAD, now);
         while count.0.load(Ordering::Acquire) < due {
             hint::spin_loop();
         }
@@ -145,13 +132,13 @@ fn fan_out(bencher: Bencher<'_, '_>, members: usize) {
 #[divan::bench(args = [1_000, 4_000])]
 fn fan_out_burst(bencher: Bencher<'_, '_>, members: usize) {
     const BURST: usize = 60;
-    let (hub, count) = (hub(1_000), Count::default());
+    let ((hub, _shards), count) = (hub(1_000), Count::default());
     let _members: Vec<_> = (0..members).map(|_| join(&hub, &count, Rooms::all(vec![room(1)]), Since::Now).0).collect();
-    let (payload, now) = (Payload::new(), Instant::now());
+    let now = Instant::now();
     bencher.counter(ItemsCount::new(members * BURST)).bench_local(|| {
         let due = count.0.load(Ordering::Acquire) + members * BURST;
         for _ in 0..BURST {
-            hub.publish("group-1", &payload.0, now, |_, _| payload.clone());
+            hub.publish(Kind::Records, "group-1", &PAYLOAD, now);
         }
         while count.0.load(Ordering::Acquire) < due {
             hint::spin_loop();
