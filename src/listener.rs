@@ -5,12 +5,13 @@
 mod capacity;
 pub mod client;
 mod places;
-mod stream;
+mod upgrade;
 
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
+    pin::Pin,
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -21,11 +22,12 @@ use axum::{
     response::Response,
 };
 use futures_util::future::{AbortHandle, Abortable};
-use hyper::{body::Incoming, server::conn::http1};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
+use hyper::{
+    body::Incoming,
+    server::conn::http1::{self, Parts},
+    service::service_fn,
 };
+use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -35,11 +37,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use self::places::{Entry, Places, Silent, Zone};
 pub use self::{
     capacity::{Capacity, capacity},
     places::Place,
-    stream::Stream,
+    upgrade::{Upgrade, Upgraded},
+};
+use self::{
+    places::{Accepted, Places, Silent, Zone},
+    upgrade::{LeavesHttp, Leaving},
 };
 use crate::{
     lifecycle::Tasks,
@@ -132,7 +137,7 @@ pub async fn serve(listener: TcpListener, site: Site, tasks: Tasks, stop: Cancel
         match accepted {
             Ok((stream, address)) => {
                 let (handle, registration) = AbortHandle::new_pair();
-                let Some(Entry { place, silent, displaced }) = server.places.take(handle) else {
+                let Some(Accepted { place, silent, displaced }) = server.places.take(handle) else {
                     server.refused();
                     yield_now().await;
                     continue;
@@ -211,7 +216,7 @@ impl Server {
         }
     }
 
-    /// Serves a connection until it ends or is taken over by another protocol.
+    /// Serves a connection until it ends or leaves HTTP.
     fn connection(
         &self,
         stream: TcpStream,
@@ -223,20 +228,44 @@ impl Server {
             Zone::Regular => &self.regular,
             Zone::Overflow => &self.overflow,
         };
-        let silent = Arc::new(silent);
-        let service = TowerToHyperService::new(router.clone().map_request(move |mut request: Request<Incoming>| {
-            silent.heard();
-            request.extensions_mut().insert(peer);
-            request
-        }));
-        let connection = http.serve_connection(TokioIo::new(Stream::new(stream, place)), service).with_upgrades();
+        let leaving = Arc::new(Leaving::default());
+        let service = {
+            let (router, leaving) = (router.clone(), Arc::clone(&leaving));
+            service_fn(move |mut request: Request<Incoming>| {
+                let is_first = silent.heard();
+                request.extensions_mut().insert(peer);
+                let (response, leaving) = (router.clone().oneshot(request), Arc::clone(&leaving));
+                async move {
+                    let Ok(mut response) = response.await;
+                    let Some(upgrade) = upgrade::of(&mut response) else { return Ok(response) };
+                    // A response that is the first on its connection is left to the new owner of the socket, which sends
+                    // it together with its own first bytes: one packet and one wake-up of the client less. Before a
+                    // later one, hyper may still have to send the end of an earlier response.
+                    let (head, response) = if is_first {
+                        (upgrade::encoded(response.headers()), Err(LeavesHttp))
+                    } else {
+                        (Vec::new(), Ok(response))
+                    };
+                    *leaving.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, head));
+                    response
+                }
+            })
+        };
+        let connection = http.serve_connection(TokioIo::new(stream), service);
         let stop = self.stop.clone();
         async move {
-            let mut connection = std::pin::pin!(connection);
+            // Dropped in the reverse order: the place is free when the socket is closed.
+            let place = place;
+            let mut connection = connection;
             // An error here is the client's: it went away or does not speak HTTP. It got its status where there is one.
-            if stop.run_until_cancelled(connection.as_mut()).await.is_none() {
-                connection.as_mut().graceful_shutdown();
-                let _ = timeout(DRAIN, connection).await;
+            if stop.run_until_cancelled(&mut connection).await.is_none() {
+                Pin::new(&mut connection).graceful_shutdown();
+                let _ = timeout(DRAIN, &mut connection).await;
+            }
+            let left = leaving.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some((upgrade, head)) = left {
+                let Parts { io, read_buf: read, .. } = connection.into_parts();
+                upgrade.run(Upgraded { stream: io.into_inner(), head, read, place });
             }
         }
     }

@@ -78,10 +78,6 @@ impl Subscriber for Member {
         self.0.send_if_idle(frame);
     }
 
-    fn prefetch(&self) {
-        self.0.prefetch();
-    }
-
     fn lagged(&self) {
         self.0.close(CloseReason::Slow);
     }
@@ -291,7 +287,7 @@ impl Handler for SocketIo {
             CloseReason::ParseError | CloseReason::Violation(_) => self.parts.metrics.count(Counter::MalformedClosed),
             _ => {}
         }
-        tracing::debug!(sid = %session.sid(), ?reason, "closed");
+        tracing::debug!(sid = %session.engine_sid(), ?reason, "closed");
         self.end(session, Phase::Closed);
     }
 }

@@ -1,4 +1,4 @@
-//! The engine's requests: who is asked for what, and the errors, as Node's server answers them.
+//! The engine's requests, and its errors as Node's server answers them.
 
 use std::{ops::RangeInclusive, sync::Arc, time::Instant};
 
@@ -15,8 +15,9 @@ use http::{
 use rand::RngExt;
 
 use super::{
-    Engine, Handler, Handshake, Session,
-    census::{Full, Origin, Seat},
+    Engine, Handler, Handshake, Intake, Session,
+    census::{Full, Origin, Permit},
+    polling::TEXT,
 };
 use crate::{
     listener::{Peer, client},
@@ -45,7 +46,7 @@ pub(super) enum Refusal {
     BadRequest,
     Forbidden,
     UnsupportedProtocol,
-    /// No number of the reference's: it takes everyone.
+    /// Not an error of the reference server, which takes every client.
     Busy,
 }
 
@@ -80,7 +81,7 @@ impl Refusal {
         };
         let mut response = respond(self.status(), kind, body.into_bytes());
         if self == Self::Busy {
-            // Not all at the same time.
+            // A random pause, so that refused clients do not all return at the same time.
             let seconds = rand::rng().random_range(RETRY_AFTER_SECONDS);
             response.headers_mut().insert(RETRY_AFTER, seconds.into());
         }
@@ -153,7 +154,7 @@ impl<H: Handler> Engine<H> {
             return Err(Refusal::BadRequest);
         }
         if upgrade {
-            return self.upgrade(request, session);
+            return self.upgrade(&request, session);
         }
         match *request.method() {
             // Boxed, or every WebSocket's handshake is as large as these.
@@ -187,13 +188,13 @@ impl<H: Handler> Engine<H> {
         }
         let handshake = Handshake { query: request.uri().query().unwrap_or_default(), headers: request.headers() };
         let session = self.open(&handshake, None, self.admit(&request, false)?);
-        let open = String::from(self.open_packet(session.sid(), true));
-        Ok(respond(StatusCode::OK, super::polling::TEXT, open.into_bytes()))
+        let open = String::from(self.open_packet(session.engine_sid(), true));
+        Ok(respond(StatusCode::OK, TEXT, open.into_bytes()))
     }
 
-    /// A seat for the session that a request opens.
-    pub(super) fn admit(&self, request: &Request<Body>, websocket: bool) -> Result<Seat<Session<H>>, Refusal> {
-        if !self.lock().admitting {
+    /// A permit for the session that a request opens.
+    pub(super) fn admit(&self, request: &Request<Body>, websocket: bool) -> Result<Permit<Session<H>>, Refusal> {
+        if !matches!(self.registry().intake, Intake::Open) {
             self.metrics.count(Counter::SessionsRefused);
             return Err(Refusal::Busy);
         }
@@ -202,11 +203,11 @@ impl<H: Handler> Engine<H> {
         let address = peer.and_then(|peer| client::address(peer.address, request.headers(), trusted));
         let connection = peer.filter(|_| !websocket).map(|peer| peer.connection);
         match self.census.admit(Origin::new(address, connection), self.now()) {
-            Ok((seat, oldest)) => {
+            Ok((permit, oldest)) => {
                 if let Some(oldest) = oldest {
                     self.close_unproven(&oldest);
                 }
-                Ok(seat)
+                Ok(permit)
             }
             Err(full) => {
                 self.metrics.count(Counter::SessionsRefused);

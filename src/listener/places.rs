@@ -71,7 +71,7 @@ impl Places {
     }
 
     /// Takes a place for a connection, which `handle` can end. `None` when there is none, not even in the overflow.
-    pub(super) fn take(self: &Arc<Self>, handle: AbortHandle) -> Option<Entry> {
+    pub(super) fn take(self: &Arc<Self>, handle: AbortHandle) -> Option<Accepted> {
         let mut taken = self.lock();
         let full = taken.regular.places >= self.regular;
         let mut displaced = (full || taken.regular.silent.len() >= MAX_SILENT) && taken.regular.displace();
@@ -93,7 +93,7 @@ impl Places {
         }
         let place = Place { places: Arc::clone(self), zone };
         let silent = Silent { places: Arc::clone(self), zone, number, heard: AtomicBool::new(false) };
-        Some(Entry { place, silent, displaced })
+        Some(Accepted { place, silent, displaced })
     }
 
     /// Ends the connection that has been silent for longest; `false` when none is silent.
@@ -124,7 +124,7 @@ impl Taken {
 
 /// What a new connection is given.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct Accepted {
     pub(super) place: Place,
     pub(super) silent: Silent,
     /// Another connection has to go for it; until that has happened there is one descriptor too many.
@@ -165,11 +165,13 @@ impl Silent {
         self.number
     }
 
-    /// The connection has made a request.
-    pub(super) fn heard(&self) {
-        if !self.heard.swap(true, Ordering::Relaxed) {
+    /// The connection has made a request; returns whether it is the first.
+    pub(super) fn heard(&self) -> bool {
+        let is_first = !self.heard.swap(true, Ordering::Relaxed);
+        if is_first {
             self.places.lock().of(self.zone).silent.remove(&self.number);
         }
+        is_first
     }
 }
 
@@ -184,12 +186,12 @@ mod tests {
     use super::*;
 
     /// One connection, and the handle that shows whether it has to go.
-    fn connect(places: &Arc<Places>) -> Option<(Entry, AbortHandle)> {
+    fn connect(places: &Arc<Places>) -> Option<(Accepted, AbortHandle)> {
         let (handle, _) = AbortHandle::new_pair();
         places.take(handle.clone()).map(|entry| (entry, handle))
     }
 
-    fn zone(connection: &(Entry, AbortHandle)) -> Zone {
+    fn zone(connection: &(Accepted, AbortHandle)) -> Zone {
         connection.0.place.zone()
     }
 
