@@ -2,7 +2,6 @@
 //!
 //! Knows nothing of what is served.
 
-mod capacity;
 pub mod client;
 mod places;
 mod upgrade;
@@ -37,14 +36,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-pub use self::{
-    capacity::{Capacity, capacity},
-    places::Place,
-    upgrade::{Upgrade, Upgraded},
-};
 use self::{
-    places::{Accepted, Places, Silent, Zone},
+    places::Places,
     upgrade::{LeavesHttp, Leaving},
+};
+pub use self::{
+    places::{Capacity, Place, capacity},
+    upgrade::{Upgrade, Upgraded},
 };
 use crate::{
     lifecycle::Tasks,
@@ -137,14 +135,13 @@ pub async fn serve(listener: TcpListener, site: Site, tasks: Tasks, stop: Cancel
         match accepted {
             Ok((stream, address)) => {
                 let (handle, registration) = AbortHandle::new_pair();
-                let Some(Accepted { place, silent, displaced }) = server.places.take(handle) else {
+                let Some((place, displaces)) = server.places.take(handle) else {
                     server.refused();
                     yield_now().await;
                     continue;
                 };
-                let peer = Peer { address: address.ip().to_canonical(), connection: silent.number() };
-                let is_regular = place.zone() == Zone::Regular;
-                let connection = Abortable::new(server.connection(stream, place, silent, peer), registration);
+                let is_regular = place.is_regular();
+                let connection = Abortable::new(server.connection(stream, address, place), registration);
                 tasks.spawn(async move {
                     // A connection that has to go is dropped as it is.
                     let _ = connection.await;
@@ -152,7 +149,7 @@ pub async fn serve(listener: TcpListener, site: Site, tasks: Tasks, stop: Cancel
                 if !is_regular {
                     server.refused();
                 }
-                if displaced || !is_regular {
+                if displaces || !is_regular {
                     // The connection that has to go must go, and a short answer must be given, before the next comes.
                     yield_now().await;
                 }
@@ -220,24 +217,21 @@ impl Server {
     fn connection(
         &self,
         stream: TcpStream,
+        address: SocketAddr,
         place: Place,
-        silent: Silent,
-        peer: Peer,
     ) -> impl Future<Output = ()> + Send + use<> {
-        let (http, router) = match place.zone() {
-            Zone::Regular => &self.regular,
-            Zone::Overflow => &self.overflow,
-        };
-        let leaving = Arc::new(Leaving::default());
+        let (http, router) = if place.is_regular() { &self.regular } else { &self.overflow };
+        let peer = Peer { address: address.ip().to_canonical(), connection: place.number() };
+        let (place, leaving) = (Arc::new(place), Arc::new(Leaving::default()));
         let service = {
-            let (router, leaving) = (router.clone(), Arc::clone(&leaving));
+            let (router, place, leaving) = (router.clone(), Arc::clone(&place), Arc::clone(&leaving));
             service_fn(move |mut request: Request<Incoming>| {
-                let is_first = silent.heard();
+                let is_first = place.heard();
                 request.extensions_mut().insert(peer);
                 let (response, leaving) = (router.clone().oneshot(request), Arc::clone(&leaving));
                 async move {
                     let Ok(mut response) = response.await;
-                    let Some(upgrade) = upgrade::of(&mut response) else { return Ok(response) };
+                    let Some(upgrade) = response.extensions_mut().remove::<Upgrade>() else { return Ok(response) };
                     // A response that is the first on its connection is left to the new owner of the socket, which sends
                     // it together with its own first bytes: one packet and one wake-up of the client less. Before a
                     // later one, hyper may still have to send the end of an earlier response.

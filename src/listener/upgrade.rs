@@ -1,14 +1,8 @@
 //! How a connection leaves HTTP: a response with status 101 says what happens with the socket.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::{
-    http::{HeaderMap, header::CONTENT_LENGTH},
-    response::Response,
-};
+use axum::http::{HeaderMap, header::CONTENT_LENGTH};
 use bytes::Bytes;
 use tokio::net::TcpStream;
 
@@ -24,7 +18,7 @@ pub struct Upgraded {
     /// What the client has sent after its request.
     pub read: Bytes,
     /// To be kept for as long as the socket is open.
-    pub place: Place,
+    pub place: Arc<Place>,
 }
 
 type Owner = Box<dyn FnOnce(Upgraded) + Send>;
@@ -47,12 +41,6 @@ impl Upgrade {
     }
 }
 
-impl fmt::Debug for Upgrade {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Upgrade")
-    }
-}
-
 /// An upgrade under way, with the response when hyper does not send it.
 pub(super) type Leaving = Mutex<Option<(Upgrade, Vec<u8>)>>;
 
@@ -69,11 +57,6 @@ pub(super) fn encoded(headers: &HeaderMap) -> Vec<u8> {
     }
     head.extend_from_slice(b"\r\n");
     head
-}
-
-/// Takes the upgrade out of a response.
-pub(super) fn of(response: &mut Response) -> Option<Upgrade> {
-    response.extensions_mut().remove::<Upgrade>()
 }
 
 #[cfg(test)]
