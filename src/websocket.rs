@@ -19,5 +19,5 @@ pub use self::{
     decoder::{Decoder, Received, Violation},
     frame::Frame,
     outbox::Outbox,
-    socket::{Socket, UserTimeout},
+    socket::Socket,
 };

@@ -2,7 +2,10 @@
 //!
 //! All changes happen under one short lock, and nothing is awaited or called back while it is held.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    net::Shutdown,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use bytes::Bytes;
 use engineioxide_core::{Packet, Sid};
@@ -121,17 +124,7 @@ impl<H: Handler> Session<H> {
     /// As [`Session::send`], but the first `excused` frames, which are replayed, do not count against the bound. When
     /// some of an earlier replay still wait, they do.
     pub fn send_excused(self: &Arc<Self>, frames: &[&Frame], excused: usize) {
-        let sent = match &mut self.lock().transport {
-            Transport::WebSocket(socket) => socket.send(frames, excused),
-            Transport::Polling(polling) => {
-                polling.outbox.extend(frames, excused);
-                polling.answer(next_payload);
-                let is_slow = polling.outbox.exceeds(self.engine.options.outbox_bytes);
-                if is_slow { Err(SendError::Slow) } else { Ok(()) }
-            }
-            Transport::Closed => Ok(()),
-        };
-        self.close_unless(sent);
+        self.write(|socket| socket.send(frames, excused), |outbox| outbox.extend(frames, excused));
     }
 
     /// Sends a frame unless others wait: one that is of no use late.
@@ -141,14 +134,18 @@ impl<H: Handler> Session<H> {
         }
     }
 
-    fn ping(self: &Arc<Self>) {
-        let ping = &self.engine.ping;
+    fn write(
+        self: &Arc<Self>,
+        socket: impl FnOnce(&Socket) -> Result<(), SendError>,
+        outbox: impl FnOnce(&mut Outbox),
+    ) {
         let sent = match &mut self.lock().transport {
-            Transport::WebSocket(socket) => socket.send_first(ping),
+            Transport::WebSocket(connection) => socket(connection),
             Transport::Polling(polling) => {
-                polling.outbox.put_first(ping);
+                outbox(&mut polling.outbox);
                 polling.answer(next_payload);
-                Ok(())
+                let is_slow = polling.outbox.exceeds(self.engine.options.outbox_bytes);
+                if is_slow { Err(SendError::Slow) } else { Ok(()) }
             }
             Transport::Closed => Ok(()),
         };
@@ -165,15 +162,11 @@ impl<H: Handler> Session<H> {
 
     /// Closes the transport, so that the client notices and may come back. Does nothing when it is closed already.
     pub fn close(self: &Arc<Self>, reason: CloseReason) {
-        self.close_with(reason, |socket| socket.close(reason.code()));
+        self.close_with(reason, reason.code(), Shutdown::Both);
     }
 
-    /// As [`Session::close`], by the task that reads the socket and with its close code.
-    pub(super) fn close_from_reader(self: &Arc<Self>, reason: CloseReason, code: Option<u16>) {
-        self.close_with(reason, |socket| socket.close_from_reader(code));
-    }
-
-    fn close_with(self: &Arc<Self>, reason: CloseReason, close: impl FnOnce(&Socket)) {
+    /// As [`Session::close`], with a close code and for one direction or both.
+    pub(super) fn close_with(self: &Arc<Self>, reason: CloseReason, code: Option<u16>, how: Shutdown) {
         let transport = std::mem::replace(&mut self.lock().transport, Transport::Closed);
         match transport {
             Transport::Closed => return,
@@ -181,7 +174,7 @@ impl<H: Handler> Session<H> {
                 let packet = if reason == CloseReason::ClientClose { Packet::Noop } else { Packet::Close };
                 polling.answer(|_| vec![String::from(packet).into()]);
             }
-            Transport::WebSocket(socket) => close(&socket),
+            Transport::WebSocket(socket) => socket.close(code, how),
         }
         self.engine.remove(self.sid);
         self.engine.handler.closed(self, reason);
@@ -206,7 +199,8 @@ impl<H: Handler> Session<H> {
         match beat {
             Beat::Wait(due) => Some(due),
             Beat::Ping(due) => {
-                self.ping();
+                let ping = &self.engine.ping;
+                self.write(|socket| socket.send_first(ping), |outbox| outbox.put_first(ping));
                 Some(due)
             }
             Beat::Dead => {

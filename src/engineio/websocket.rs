@@ -1,6 +1,6 @@
 //! The WebSocket transport: a session that begins on one, the move of a polling session to one, and the task that reads.
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::{net::Shutdown, ops::ControlFlow, sync::Arc};
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -106,7 +106,7 @@ impl<H: Handler> Engine<H> {
             Ok(reason) => (reason, reason.code()),
             Err(disconnect) => (self.reason(disconnect), disconnect.code()),
         };
-        session.close_from_reader(reason, code);
+        session.close_with(reason, code, Shutdown::Write);
         drop(decoder);
         // Boxed, or the task of a connection that lives has room for it.
         Box::pin(socket.linger()).await;

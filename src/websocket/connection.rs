@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use socket2::SockRef;
 use tokio::{
     task::yield_now,
     time::{Instant, timeout, timeout_at},
@@ -22,7 +23,7 @@ use super::{
     decoder::{Decoder, Received, Violation},
     frame::Frame,
     outbox::Outbox,
-    socket::{Socket, UserTimeout},
+    socket::{Narrow, Socket},
 };
 use crate::lifecycle::Tasks;
 
@@ -118,21 +119,19 @@ struct Out {
     /// A task waits for the socket to take more.
     is_flushing: bool,
     /// The socket is narrow.
-    narrow: Option<UserTimeout>,
+    narrow: Option<Narrow>,
     /// Bytes that waited and were taken since they were asked for.
     taken: usize,
 }
 
 impl Out {
     fn narrow(&mut self, socket: &impl Socket) {
-        if self.narrow.is_none() {
-            self.narrow = Some(socket.narrow());
-        }
+        self.narrow.get_or_insert_with(|| Narrow::set(socket));
     }
 
     fn widen(&mut self, socket: &impl Socket) {
-        if let Some(before) = self.narrow.take() {
-            socket.widen(before);
+        if let Some(narrow) = self.narrow.take() {
+            narrow.undo(socket);
         }
     }
 }
@@ -203,7 +202,7 @@ impl<S: Socket> Connection<S> {
             let Some(out) = &mut *lock else { return };
             let Ok(taken) = is_ready.and_then(|()| out.outbox.flush(&self.socket)) else {
                 // The task that reads finds out.
-                return self.socket.shutdown(Shutdown::Both);
+                return self.shutdown(Shutdown::Both);
             };
             if out.outbox.is_empty() {
                 // However little it was, it was everything.
@@ -229,23 +228,14 @@ impl<S: Socket> Connection<S> {
     }
 
     /// Closes the connection, with a close frame unless another frame is half sent. What waits is dropped. Does nothing
-    /// when the connection is closed already.
-    pub fn close(&self, code: Option<u16>) {
-        self.close_with(code, Shutdown::Both);
-    }
-
-    /// As [`Connection::close`], by the task that reads: it should [`Connection::linger`] next.
-    pub fn close_from_reader(&self, code: Option<u16>) {
-        self.close_with(code, Shutdown::Write);
-    }
-
-    fn close_with(&self, code: Option<u16>, how: Shutdown) {
+    /// when the connection is closed already. The task that reads closes for writing only, and [lingers](Self::linger).
+    pub fn close(&self, code: Option<u16>, how: Shutdown) {
         let Some(mut out) = self.lock().take() else { return };
         out.widen(&self.socket);
         if out.outbox.is_at_boundary() {
             let _ = self.socket.try_write(Frame::close(code).wire());
         }
-        self.socket.shutdown(how);
+        self.shutdown(how);
     }
 
     /// Reads until `on` breaks, and answers pings. `on` gets messages and pongs.
@@ -328,6 +318,10 @@ impl<S: Socket> Connection<S> {
             }
         };
         let _ = timeout(LINGER, read_on).await;
+    }
+
+    fn shutdown(&self, how: Shutdown) {
+        let _ = SockRef::from(&self.socket).shutdown(how);
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Out>> {

@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     io::{self, IoSlice},
-    net::Shutdown,
+    os::fd::AsFd,
     time::Duration,
 };
 
@@ -17,48 +17,15 @@ const UNSENT: u32 = 32 * 1024;
 /// No limit, the system's default.
 const UNSENT_DEFAULT: u32 = 0;
 
-/// The user timeout of a socket before [`Socket::narrow`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct UserTimeout(Option<Duration>);
-
-/// A socket that one task reads and many threads write.
-pub trait Socket: Send + Sync + 'static {
-    /// Reads what is there.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] when nothing is there; other kinds when the socket has failed.
+/// A socket that one task reads and many threads write. All methods are those of tokio's sockets.
+#[expect(missing_docs, reason = "tokio has them")]
+#[expect(clippy::missing_errors_doc, reason = "tokio has them")]
+pub trait Socket: AsFd + Send + Sync + 'static {
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize>;
-
-    /// Writes as much as the socket takes now.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] when it takes nothing; other kinds when the socket has failed.
     fn try_write(&self, bytes: &[u8]) -> io::Result<usize>;
-
-    /// As [`Socket::try_write`], from several slices in one call.
-    ///
-    /// # Errors
-    /// As [`Socket::try_write`].
     fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
-
-    /// Waits until there is something to read.
     fn readable(&self) -> impl Future<Output = io::Result<()>> + Send;
-
-    /// Waits until the socket takes bytes.
     fn writable(&self) -> impl Future<Output = io::Result<()>> + Send;
-
-    /// Ends one direction or both. A socket that has ended already stays so.
-    fn shutdown(&self, how: Shutdown);
-
-    /// Makes the kernel take little for a peer that is behind, and leave it to the caller to tell when the peer is dead:
-    /// Linux counts TCP's user timeout from when the peer's window was full for the first time, and does not see that a
-    /// peer with a small window reads steadily.
-    fn narrow(&self) -> UserTimeout {
-        UserTimeout::default()
-    }
-
-    /// Undoes [`Socket::narrow`].
-    fn widen(&self, _before: UserTimeout) {}
 }
 
 impl Socket for TcpStream {
@@ -74,31 +41,36 @@ impl Socket for TcpStream {
         self.try_write_vectored(slices)
     }
 
-    async fn readable(&self) -> io::Result<()> {
-        self.readable().await
+    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send {
+        self.readable()
     }
 
-    async fn writable(&self) -> io::Result<()> {
-        self.writable().await
+    fn writable(&self) -> impl Future<Output = io::Result<()>> + Send {
+        self.writable()
     }
+}
 
-    fn shutdown(&self, how: Shutdown) {
-        let _ = SockRef::from(self).shutdown(how);
-    }
+/// The kernel takes little of what is sent, as the peer is behind, and leaves it to the heartbeat to tell when the peer is
+/// dead: Linux counts TCP's user timeout from when the peer's window was full for the first time, and does not see that a
+/// peer with a small window reads steadily. Where the system refuses these options, pings come later.
+#[derive(Debug)]
+pub(super) struct Narrow {
+    user_timeout: Option<Duration>,
+}
 
-    // Where the system refuses an option, pings come later.
-    fn narrow(&self) -> UserTimeout {
-        let socket = SockRef::from(self);
-        let before = UserTimeout(socket.tcp_user_timeout().ok().flatten());
+impl Narrow {
+    pub(super) fn set(socket: &impl AsFd) -> Self {
+        let socket = SockRef::from(socket);
+        let user_timeout = socket.tcp_user_timeout().ok().flatten();
         let _ = socket.set_tcp_notsent_lowat(UNSENT);
         let _ = socket.set_tcp_user_timeout(None);
-        before
+        Self { user_timeout }
     }
 
-    fn widen(&self, before: UserTimeout) {
-        let socket = SockRef::from(self);
+    pub(super) fn undo(self, socket: &impl AsFd) {
+        let socket = SockRef::from(socket);
         let _ = socket.set_tcp_notsent_lowat(UNSENT_DEFAULT);
-        let _ = socket.set_tcp_user_timeout(before.0);
+        let _ = socket.set_tcp_user_timeout(self.user_timeout);
     }
 }
 
@@ -116,9 +88,9 @@ mod tests {
         let socket = SockRef::from(&stream);
         socket.set_tcp_user_timeout(USER_TIMEOUT).unwrap();
         let options = || (socket.tcp_notsent_lowat().unwrap(), socket.tcp_user_timeout().unwrap());
-        let before = stream.narrow();
+        let narrow = Narrow::set(&stream);
         assert_eq!(options(), (UNSENT, None));
-        stream.widen(before);
+        narrow.undo(&stream);
         assert_eq!(options(), (UNSENT_DEFAULT, USER_TIMEOUT));
     }
 }

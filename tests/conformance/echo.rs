@@ -1,6 +1,6 @@
 //! Sends back what comes over a WebSocket, for the cases of the Autobahn suite.
 
-use std::{ops::ControlFlow, sync::Arc, time::Duration};
+use std::{net::Shutdown, ops::ControlFlow, sync::Arc, time::Duration};
 
 use loomio_channels::{
     lifecycle::Tasks,
@@ -31,6 +31,6 @@ pub(crate) async fn echo<S: Socket>(socket: Arc<Connection<S>>, mut decoder: Dec
         Ok(()) => Some(1013),
         Err(disconnect) => disconnect.code(),
     };
-    socket.close_from_reader(code);
+    socket.close(code, Shutdown::Write);
     socket.linger().await;
 }

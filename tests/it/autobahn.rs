@@ -5,8 +5,8 @@
 use std::{
     future::Future,
     io::{self, IoSlice},
-    net::Shutdown,
     ops::Range,
+    os::fd::{AsFd, BorrowedFd},
 };
 
 use bytes::{Buf, BytesMut};
@@ -14,7 +14,6 @@ use loomio_channels::{
     lifecycle::Tasks,
     websocket::{Connection, Decoder, Socket},
 };
-use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -59,9 +58,11 @@ impl Socket for Unix {
     fn writable(&self) -> impl Future<Output = io::Result<()>> + Send {
         self.0.writable()
     }
+}
 
-    fn shutdown(&self, how: Shutdown) {
-        let _ = SockRef::from(&self.0).shutdown(how);
+impl AsFd for Unix {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
