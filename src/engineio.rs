@@ -84,7 +84,7 @@ pub enum CloseReason {
     Late,
     /// The unfinished messages of all clients take too much memory.
     Exhausted,
-    /// The session did not prove itself in time, or had to make room.
+    /// The session did not prove itself in time, or had to make room for another.
     Unproven,
     /// The handler ended it.
     Forced,
@@ -93,7 +93,7 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// Close code of the WebSocket (RFC 6455, section 7.4.1); Node closes without one.
+    /// Close code of the WebSocket (RFC 6455, section 7.4.1); Node closes without a code.
     fn code(self) -> Option<u16> {
         match self {
             Self::Violation(code) => Some(code),
@@ -114,8 +114,8 @@ pub struct Handshake<'a> {
     pub headers: &'a HeaderMap,
 }
 
-/// What is built on the engine. Calls for one client never overlap, except that `closed` may come at any time.
-/// None may block.
+/// What is built on the engine. Calls for the same client never overlap, except that `closed` may come at any time. No
+/// call may block.
 pub trait Handler: Send + Sync + Sized + 'static {
     /// Kept with each client.
     type State: Send + Sync + 'static;

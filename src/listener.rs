@@ -56,7 +56,7 @@ const BACKLOG: i32 = 4096;
 /// How long a client may take for the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The same in the overflow, whose places have to be free again soon.
+/// The same for a connection in the overflow, whose place has to be free again soon.
 const OVERFLOW_HEAD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Longest head of a request in bytes, as in Node, and the size to which the buffer of a connection may grow.
@@ -85,11 +85,11 @@ pub struct Peer {
 pub struct Site {
     /// Answers the requests of regular connections.
     pub router: Router,
-    /// Answers requests while there is no place: refuses them, or says how it is. Each answer ends its connection.
+    /// Answers requests while all places are taken: refuses them, or reports health. Each response ends its connection.
     pub overflow: Router,
     /// Connections at a time.
     pub connections: usize,
-    /// Counts the connections that are refused or have to go.
+    /// Counts the connections that are refused or displaced.
     pub metrics: Metrics,
 }
 
@@ -120,7 +120,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    // Accepted sockets have these from the one that listens.
+    // Accepted sockets inherit these options.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_user_timeout(Some(STUCK_TIMEOUT))?;
     socket.listen(BACKLOG)?;
@@ -143,18 +143,18 @@ pub async fn serve(listener: TcpListener, site: Site, tasks: Tasks, stop: Cancel
                 let is_regular = place.is_regular();
                 let connection = Abortable::new(server.connection(stream, address, place), registration);
                 tasks.spawn(async move {
-                    // A connection that has to go is dropped as it is.
+                    // A displaced connection is dropped as it is.
                     let _ = connection.await;
                 });
                 if !is_regular {
                     server.refused();
                 }
                 if displaces || !is_regular {
-                    // The connection that has to go must go, and a short answer must be given, before the next comes.
+                    // The displaced connection must end, and the short response go out, before the next is accepted.
                     yield_now().await;
                 }
             }
-            // Of one connection, which is gone already.
+            // The error of a connection that is gone already.
             Err(error) if is_of_peer(&error) => {}
             Err(error) => {
                 if FAILED.allow(Instant::now()).is_some() {
@@ -200,7 +200,7 @@ impl Server {
         }
     }
 
-    /// Notes that there was no place for a connection.
+    /// Counts and logs a connection for which there was no place.
     fn refused(&self) {
         static REFUSED: Throttle = Throttle::new();
         self.metrics.count(Counter::ConnectionsRefused);
@@ -251,7 +251,7 @@ impl Server {
             // Dropped in the reverse order: the place is free when the socket is closed.
             let place = place;
             let mut connection = connection;
-            // An error here is the client's: it went away or does not speak HTTP. It got its status where there is one.
+            // An error here is the client's: it went away or does not speak HTTP. It got a status where HTTP has one.
             if stop.run_until_cancelled(&mut connection).await.is_none() {
                 Pin::new(&mut connection).graceful_shutdown();
                 let _ = timeout(DRAIN, &mut connection).await;

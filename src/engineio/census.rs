@@ -24,7 +24,7 @@ const UNPROVEN: usize = 16_384;
 /// browsers of a large school return at once.
 const ADDRESS_SHARE: usize = 16;
 
-/// What an address may have however few are free.
+/// What an address may have however few places are free.
 const LEAST_OF_ADDRESS: usize = 16;
 
 /// The same for the polling sessions that came through one connection: about 250 at first. A proxy sends the requests of
@@ -32,7 +32,7 @@ const LEAST_OF_ADDRESS: usize = 16;
 /// as browsers.
 const CONNECTION_SHARE: usize = 64;
 
-/// What a connection may have however few are free.
+/// What a connection may have however few places are free.
 const LEAST_OF_CONNECTION: usize = 4;
 
 /// Polling sessions that came through one connection, proven ones included.
@@ -41,7 +41,7 @@ const POLLING_PER_CONNECTION: usize = 1_000;
 /// How long a session may stay unproven, in milliseconds, while more than half of the unproven places are taken.
 const HURRY: u64 = 5_000;
 
-/// Bits of an IPv6 address that do not count: one customer has at least all of them.
+/// Bits of an IPv6 address that do not count: a customer of a provider has at least all of them.
 const IPV6_HOST_BITS: u32 = 64;
 
 /// Where a session comes from.
@@ -113,7 +113,7 @@ struct Counts<T> {
 
 #[derive(Debug)]
 struct Candidate<T> {
-    /// Dangling until the session exists.
+    /// Without a target until the session exists.
     session: Weak<T>,
     since: u64,
     origin: Origin,
@@ -260,7 +260,7 @@ impl<T> Permit<T> {
         self.is_proven.load(Ordering::Relaxed)
     }
 
-    /// The session has moved to a connection of its own, and does not count for the one that brought it any more.
+    /// The session has moved to a connection of its own, and no longer counts for the connection that brought it.
     pub(super) fn leave_connection(&self) {
         let mut counts = self.census.counts();
         if self.left_connection.swap(true, Ordering::Relaxed) {

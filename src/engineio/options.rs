@@ -18,7 +18,7 @@ pub struct Options {
     pub message_timeout: Duration,
     /// Largest message or POST from a client, in bytes.
     pub max_payload: usize,
-    /// What holds until [`Session::prove`]; `None` when sessions have nothing to prove.
+    /// The limits until [`Session::prove`]; `None` when sessions have nothing to prove.
     pub unproven: Option<Unproven>,
     /// Most sessions.
     pub max_sessions: usize,
@@ -50,7 +50,7 @@ impl Default for Options {
     }
 }
 
-/// What holds for a session that the handler has not vouched for.
+/// The limits of a session that the handler has not vouched for.
 #[derive(Clone, Copy, Debug)]
 pub struct Unproven {
     /// How long it may stay so.

@@ -50,7 +50,7 @@ pub(super) fn next_payload(outbox: &mut Outbox) -> Vec<Bytes> {
     packets
 }
 
-/// The packets of a POST: with separators between them, and perhaps one at the end.
+/// The packets of a POST: with separators between them, and perhaps another at the end.
 pub(super) fn parse_payload(body: &[u8]) -> Result<Vec<Packet>, NotAPayload> {
     let body = body.strip_suffix(SEPARATOR).unwrap_or(body);
     let mut packets = Vec::new();

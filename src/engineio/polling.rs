@@ -98,11 +98,11 @@ fn accepts_gzip(request: &HeaderMap) -> bool {
     })
 }
 
-/// An answer on its way, or in the making. Messages in it have left the outbox: if its client goes away before all of
-/// it was taken, the session ends, as they could be lost.
+/// A response to a GET, complete or still waited for. Its messages have left the outbox: if the client goes away before
+/// all of it was taken, the session ends, as they could be lost.
 pub(super) struct Delivery<H: Handler> {
     session: Arc<Session<H>>,
-    /// `None` while it is not known yet what will be sent.
+    /// `None` while the packets are not known yet.
     pieces: Option<VecDeque<Bytes>>,
     length: u64,
     /// Others run before the next chunk.

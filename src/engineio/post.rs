@@ -87,7 +87,7 @@ fn done() -> Response<Body> {
     respond(StatusCode::OK, "text/html", b"ok".to_vec())
 }
 
-/// A POST under way; there is one at a time.
+/// A POST under way; a session has one at a time.
 struct Posting<'a, H: Handler>(&'a Session<H>);
 
 impl<H: Handler> Drop for Posting<'_, H> {

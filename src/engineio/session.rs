@@ -24,7 +24,8 @@ pub(super) type Socket = Arc<Connection<TcpStream>>;
 
 /// How a client is reached.
 enum Transport {
-    Polling(Polling),
+    /// Boxed, so that a session with a WebSocket has no room for it.
+    Polling(Box<Polling>),
     WebSocket(Socket),
     Closed,
 }
@@ -85,7 +86,7 @@ pub struct Session<H: Handler> {
 impl<H: Handler> Session<H> {
     /// A session that polls unless it has a `socket`.
     pub(super) fn new(engine: Arc<Engine<H>>, state: H::State, socket: Option<Socket>, permit: Permit<Self>) -> Self {
-        let transport = socket.map_or_else(|| Transport::Polling(Polling::default()), Transport::WebSocket);
+        let transport = socket.map_or_else(|| Transport::Polling(Box::default()), Transport::WebSocket);
         let heartbeat = Heartbeat::new(engine.now(), engine.intervals);
         Self { sid: Sid::new(), engine, state, link: Mutex::new(Link { transport, heartbeat }), permit }
     }
@@ -127,7 +128,7 @@ impl<H: Handler> Session<H> {
         self.write(|socket| socket.send(frames, excused), |outbox| outbox.extend(frames, excused));
     }
 
-    /// Sends a frame unless others wait: one that is of no use late.
+    /// Sends a frame that is of no use late, unless others wait.
     pub fn send_if_idle(self: &Arc<Self>, frame: &Frame) {
         if self.is_drained() {
             self.send(&[frame]);
@@ -268,7 +269,7 @@ impl<H: Handler> Session<H> {
         polled.flatten().unwrap_or(Polled::Refused)
     }
 
-    /// Ends when a GET waits; `None` when one does already, or the transport is another.
+    /// Resolves with the next GET; `None` when a GET waits already, or the transport is another.
     pub(super) fn next_get(&self) -> Option<oneshot::Receiver<()>> {
         self.polling(|polling| {
             if matches!(polling.get, Get::Waiting(_)) {

@@ -61,7 +61,7 @@ impl<H: Handler> Engine<H> {
         Ok(response)
     }
 
-    /// Reads `2probe` and `5`; returns whether both came. A session takes one WebSocket at a time.
+    /// Reads `2probe` and `5`; returns whether both came. A session is probed by a single WebSocket at a time.
     async fn probe(&self, session: &Session<H>, socket: &Socket, decoder: &mut Decoder) -> bool {
         if !session.may_upgrade() {
             return false;

@@ -1,4 +1,4 @@
-//! Places for connections, and which connection has to go when all are taken.
+//! Places for connections, and the choice of the connection that is displaced when all are taken.
 //!
 //! Without I/O. A connection that has not made a request is silent. Silent connections cost a stranger nothing, so they
 //! are the first to go, the oldest first. Beyond the regular places a few are kept for the overflow: requests that are
@@ -24,7 +24,7 @@ const MAX_SILENT: usize = 4_096;
 const OVERFLOW: usize = 32;
 
 /// File descriptors for everything that is no connection of a browser: standard streams, the runtime, the port, Redis,
-/// its sentinels, the log, a database; and connections that have to go, but have not gone yet.
+/// its sentinels, the log, a database; and displaced connections that are not closed yet.
 const RESERVED_FILES: usize = 64;
 
 /// Most connections unless a number is asked for: at 2.4 kB each, 240 MB.
