@@ -53,7 +53,7 @@ impl<H: Handler> Engine<H> {
                 }
                 let mut decoder = Decoder::with(&read);
                 let probe = timeout(engine.options.upgrade_timeout, engine.probe(&session, &socket, &mut decoder));
-                if matches!(probe.await, Ok(true)) && session.finish_upgrade(&socket) {
+                if matches!(probe.await, Ok(true)) {
                     engine.attend(session, socket, decoder, place);
                 }
             });
@@ -61,8 +61,9 @@ impl<H: Handler> Engine<H> {
         Ok(response)
     }
 
-    /// Reads `2probe` and `5`; returns whether both came. A session is probed by a single WebSocket at a time.
-    async fn probe(&self, session: &Session<H>, socket: &Socket, decoder: &mut Decoder) -> bool {
+    /// Reads `2probe` and `5`; returns whether both came and the session has moved. A session is probed by a single
+    /// WebSocket at a time.
+    async fn probe(&self, session: &Arc<Session<H>>, socket: &Socket, decoder: &mut Decoder) -> bool {
         if !session.may_upgrade() {
             return false;
         }
@@ -77,12 +78,12 @@ impl<H: Handler> Engine<H> {
         {
             return false;
         }
-        let mut upgrading = Upgrading { session, is_done: false };
+        let _probe = Probe(session);
         if socket.send(&[&Frame::packet(Packet::PongUpgrade)], 0).is_err() {
             return false;
         }
-        upgrading.is_done = matches!(socket.read(decoder, allowance, packet).await, Ok(Some(Packet::Upgrade)));
-        upgrading.is_done
+        matches!(socket.read(decoder, allowance, packet).await, Ok(Some(Packet::Upgrade)))
+            && session.finish_upgrade(socket)
     }
 
     /// Leaves the connection to a task of its own, which keeps nothing of the handshake: a task is as large as the
@@ -140,17 +141,12 @@ impl<H: Handler> Engine<H> {
     }
 }
 
-/// An upgrade under way; unless it is done in the end, polling goes on.
-struct Upgrading<'a, H: Handler> {
-    session: &'a Session<H>,
-    is_done: bool,
-}
+/// An upgrade under way; unless the session has moved in the end, polling goes on.
+struct Probe<'a, H: Handler>(&'a Session<H>);
 
-impl<H: Handler> Drop for Upgrading<'_, H> {
+impl<H: Handler> Drop for Probe<'_, H> {
     fn drop(&mut self) {
-        if !self.is_done {
-            self.session.abort_upgrade();
-        }
+        self.0.abort_upgrade();
     }
 }
 

@@ -35,7 +35,7 @@ const HOMES: [(&str, &[&str]); 26] = [
     ("engineioxide_core", &["engineio", "socketio"]),
     ("flate2", &["engineio"]),
     ("hyper", &["engineio", "listener"]),
-    ("hyper_util", &["engineio", "listener"]),
+    ("hyper_util", &["listener"]),
     // The tests of two parsers hold what they accept against the client itself.
     ("redis", &["bus/redis", "redis_client", "bus/broker/tests", "config/redis_url"]),
     ("postcard", &["auth"]),
