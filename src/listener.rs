@@ -258,8 +258,12 @@ impl Server {
             }
             let left = leaving.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some((upgrade, head)) = left {
-                let Parts { io, read_buf: read, .. } = connection.into_parts();
-                upgrade.run(Upgraded { stream: io.into_inner(), head, read, place });
+                let Parts { io, read_buf: read, service, .. } = connection.into_parts();
+                // The service has the only other share of the place.
+                drop(service);
+                if let Some(place) = Arc::into_inner(place) {
+                    upgrade.run(Upgraded { stream: io.into_inner(), head, read, place });
+                }
             }
         }
     }

@@ -88,18 +88,12 @@ impl<H: Handler> Engine<H> {
 
     /// Leaves the connection to a task of its own, which keeps nothing of the handshake: a task is as large as the
     /// largest thing it ever did.
-    fn attend(self: &Arc<Self>, session: Arc<Session<H>>, socket: Socket, decoder: Decoder, place: Arc<Place>) {
+    fn attend(self: &Arc<Self>, session: Arc<Session<H>>, socket: Socket, decoder: Decoder, place: Place) {
         self.shared.tasks.spawn(Arc::clone(self).converse(place, session, socket, decoder));
     }
 
     /// Reads the client's messages until the session ends. The place is given back last, when the socket is closed.
-    async fn converse(
-        self: Arc<Self>,
-        _place: Arc<Place>,
-        session: Arc<Session<H>>,
-        socket: Socket,
-        mut decoder: Decoder,
-    ) {
+    async fn converse(self: Arc<Self>, _place: Place, session: Arc<Session<H>>, socket: Socket, mut decoder: Decoder) {
         // Also when the handler panics: nothing else would notice that this client is no longer read.
         let _closer = Closer(&session);
         let received = |received: Received<'_>| self.received(&session, received);

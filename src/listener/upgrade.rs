@@ -18,7 +18,7 @@ pub struct Upgraded {
     /// What the client has sent after its request.
     pub read: Bytes,
     /// To be kept for as long as the socket is open.
-    pub place: Arc<Place>,
+    pub place: Place,
 }
 
 type Owner = Box<dyn FnOnce(Upgraded) + Send>;

@@ -251,25 +251,7 @@ impl<S: Socket> Connection<S> {
         // The first round, without input, handles what the decoder has left.
         let mut is_first = true;
         loop {
-            let (mut pongs, mut is_full) = (Vec::new(), false);
-            let Allowance { max, patience } = allowance();
-            let on = |received: Received<'_>| {
-                if let Received::Ping(data) = received {
-                    pongs.extend_from_slice(Frame::pong(data).wire());
-                    return ControlFlow::Continue(());
-                }
-                self.answer(&mut pongs);
-                match received {
-                    Received::Close(code) => ControlFlow::Break(Err(Disconnect::Closed(code))),
-                    received => on(received).map_break(Ok),
-                }
-            };
-            let flow = BUFFER.with_borrow_mut(|buffer| {
-                let length = if is_first { 0 } else { self.try_read(buffer)?.unwrap_or(0) };
-                is_full = length == buffer.len();
-                decoder.feed(&mut buffer[..length], max, &self.shared.budget, on).map_err(Disconnect::Violated)
-            })?;
-            self.answer(&mut pongs);
+            let (flow, is_full) = self.round(decoder, allowance().max, is_first, &mut on)?;
             if let ControlFlow::Break(value) = flow {
                 return value;
             }
@@ -278,7 +260,7 @@ impl<S: Socket> Connection<S> {
                 yield_now().await;
             }
             is_first = false;
-            match decoder.deadline(|| Instant::now() + patience) {
+            match decoder.deadline(|| Instant::now() + allowance().patience) {
                 None => self.socket.readable().await,
                 // Boxed, or the task of a connection that has nothing unfinished has room for it.
                 Some(deadline) => {
@@ -287,6 +269,36 @@ impl<S: Socket> Connection<S> {
             }
             .map_err(|_| Disconnect::Failed)?;
         }
+    }
+
+    /// Reads once; returns whether there is more to read. Not async, or the task of each connection has room for its
+    /// variables.
+    fn round<B>(
+        self: &Arc<Self>,
+        decoder: &mut Decoder,
+        max: usize,
+        is_first: bool,
+        on: &mut impl FnMut(Received<'_>) -> ControlFlow<B>,
+    ) -> Result<(ControlFlow<Result<B, Disconnect>>, bool), Disconnect> {
+        let mut pongs = Vec::new();
+        let on = |received: Received<'_>| {
+            if let Received::Ping(data) = received {
+                pongs.extend_from_slice(Frame::pong(data).wire());
+                return ControlFlow::Continue(());
+            }
+            self.answer(&mut pongs);
+            match received {
+                Received::Close(code) => ControlFlow::Break(Err(Disconnect::Closed(code))),
+                received => on(received).map_break(Ok),
+            }
+        };
+        let read = BUFFER.with_borrow_mut(|buffer| {
+            let length = if is_first { 0 } else { self.try_read(buffer)?.unwrap_or(0) };
+            let flow = decoder.feed(&mut buffer[..length], max, &self.shared.budget, on)?;
+            Ok((flow, length == buffer.len()))
+        });
+        self.answer(&mut pongs);
+        read
     }
 
     /// Sends the pongs for the pings that came one after the other in one read, with one call: they are fewer bytes than
