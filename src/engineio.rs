@@ -6,18 +6,13 @@
 //!
 //! Source of the protocol: `docs/engine.io-protocol/v4-current.md` in the public repository `socketio/socket.io`.
 
-mod budget;
 mod census;
 mod compress;
-mod decoder;
-mod delivery;
-mod frame;
 mod gzip;
 mod heartbeat;
 mod http;
-mod narrow;
 mod options;
-mod outbox;
+mod packet;
 mod polling;
 mod post;
 mod session;
@@ -25,37 +20,34 @@ mod websocket;
 
 use std::{
     collections::HashMap,
-    convert::Infallible,
-    ops::ControlFlow,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
 use ::http::HeaderMap;
 use engineioxide_core::{OpenPacket, Packet, Sid, Str, TransportType};
-use futures_util::FutureExt;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    budget::Budget,
-    census::{Census, Seat},
+    census::{Census, Permit},
     compress::Compressor,
     heartbeat::{Intervals, Wheel},
-    session::Session as Client,
+    session::Socket,
 };
 pub use self::{
-    frame::Frame,
     http::Cors,
     options::{Options, Unproven},
     session::Session,
 };
+pub use crate::websocket::Frame;
 use crate::{
     lifecycle::Tasks,
     metrics::{Counter, Metrics},
+    websocket::{Budget, Shared},
 };
 
-/// How often it is looked whether all is sent.
+/// Pause between two checks whether everything is sent.
 const DRAIN_TICK: Duration = Duration::from_millis(10);
 
 /// What a client sent.
@@ -92,7 +84,7 @@ pub enum CloseReason {
     Late,
     /// The unfinished messages of all clients take too much memory.
     Exhausted,
-    /// The session did not prove itself in time, or had to make room.
+    /// The session did not prove itself in time, or had to make room for another.
     Unproven,
     /// The handler ended it.
     Forced,
@@ -101,7 +93,7 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// Close code of the WebSocket (RFC 6455, section 7.4.1); Node closes without one.
+    /// Close code of the WebSocket (RFC 6455, section 7.4.1); Node closes without a code.
     fn code(self) -> Option<u16> {
         match self {
             Self::Violation(code) => Some(code),
@@ -122,8 +114,8 @@ pub struct Handshake<'a> {
     pub headers: &'a HeaderMap,
 }
 
-/// What is built on the engine. Calls for one client never overlap, except that `closed` may come at any time.
-/// None may block.
+/// What is built on the engine. Calls for the same client never overlap, except that `closed` may come at any time. No
+/// call may block.
 pub trait Handler: Send + Sync + Sized + 'static {
     /// Kept with each client.
     type State: Send + Sync + 'static;
@@ -141,12 +133,19 @@ pub trait Handler: Send + Sync + Sized + 'static {
     fn closed(&self, session: &Arc<Session<Self>>, reason: CloseReason);
 }
 
-struct Sessions<H: Handler> {
-    by_sid: HashMap<Sid, Arc<Client<H>>>,
-    /// Set when all are closed: whoever still opens one is closed as well.
-    closing: Option<CloseReason>,
-    /// Unset when the server is about to stop.
-    admitting: bool,
+struct Registry<H: Handler> {
+    sessions: HashMap<Sid, Arc<Session<H>>>,
+    intake: Intake,
+}
+
+/// What becomes of new sessions.
+#[derive(Clone, Copy)]
+enum Intake {
+    Open,
+    /// They are refused, as the server is about to stop.
+    Refused,
+    /// They are refused, and those that are being opened are closed at once.
+    Closing(CloseReason),
 }
 
 /// All sessions, and the way to them over HTTP: [`Engine::handle`].
@@ -156,12 +155,11 @@ pub struct Engine<H: Handler> {
     intervals: Intervals,
     ping: Frame,
     compressor: Compressor,
-    tasks: Tasks,
+    shared: Arc<Shared>,
     metrics: Metrics,
     started: Instant,
-    sessions: Mutex<Sessions<H>>,
-    census: Arc<Census<Client<H>>>,
-    budget: Budget,
+    registry: Mutex<Registry<H>>,
+    census: Arc<Census<Session<H>>>,
     wheel: Mutex<Wheel<Sid>>,
 }
 
@@ -175,12 +173,11 @@ impl<H: Handler> Engine<H> {
             intervals,
             ping: Frame::packet(Packet::Ping),
             compressor: Compressor::new(tasks.clone(), metrics.clone()),
-            tasks,
+            shared: Arc::new(Shared { tasks, budget: Budget::default(), outbox_bytes: options.outbox_bytes }),
             metrics,
             started: Instant::now(),
-            sessions: Mutex::new(Sessions { by_sid: HashMap::new(), closing: None, admitting: true }),
-            census: Census::new(options.bounds()),
-            budget: Budget::new(),
+            registry: Mutex::new(Registry { sessions: HashMap::new(), intake: Intake::Open }),
+            census: Census::new(options.session_limits()),
             wheel: Mutex::new(Wheel::new(tick(intervals))),
             options,
         })
@@ -193,14 +190,14 @@ impl<H: Handler> Engine<H> {
 
     /// Sessions at the moment.
     pub fn sessions(&self) -> usize {
-        self.lock().by_sid.len()
+        self.registry().sessions.len()
     }
 
-    /// Waits until nothing waits to be sent to any client, at most until the deadline; returns whether that is so. What
-    /// waits for a client that polls is sent when a request has taken it.
+    /// Waits until nothing waits to be sent to any client, at most for `deadline`; returns whether that is so. What waits
+    /// for a client that polls is sent when a request has taken it.
     pub async fn drained(&self, deadline: Duration) -> bool {
         let drained = async {
-            while !self.lock().by_sid.values().all(|session| session.is_drained()) {
+            while !self.registry().sessions.values().all(|session| session.is_drained()) {
                 sleep(DRAIN_TICK).await;
             }
         };
@@ -214,11 +211,11 @@ impl<H: Handler> Engine<H> {
         while stop.run_until_cancelled(ticker.tick()).await.is_some() {
             let now = self.now();
             self.compressor.forget(now);
-            let due = self.wheel.lock().unwrap_or_else(PoisonError::into_inner).due(now);
+            let due = self.wheel().due(now);
             for sid in due {
-                let session = self.lock().by_sid.get(&sid).cloned();
+                let session = self.registry().sessions.get(&sid).cloned();
                 if let Some(next) = session.and_then(|session| session.beat(now)) {
-                    self.wheel.lock().unwrap_or_else(PoisonError::into_inner).schedule(sid, next);
+                    self.wheel().schedule(sid, next);
                 }
             }
             for session in self.census.overdue(now) {
@@ -227,50 +224,50 @@ impl<H: Handler> Engine<H> {
         }
     }
 
-    /// From now on new sessions are refused; those there are stay.
+    /// From now on new sessions are refused; open sessions stay.
     pub fn stop_admitting(&self) {
-        self.lock().admitting = false;
+        self.registry().intake = Intake::Refused;
     }
 
-    /// Closes every session, and from now on every new one as soon as it opens.
+    /// Closes every session, and refuses new ones from now on.
     pub fn close_all(&self, reason: CloseReason) {
         let sessions: Vec<_> = {
-            let mut sessions = self.lock();
-            sessions.closing = Some(reason);
-            sessions.by_sid.values().cloned().collect()
+            let mut registry = self.registry();
+            registry.intake = Intake::Closing(reason);
+            registry.sessions.values().cloned().collect()
         };
         for session in sessions {
             session.close(reason);
         }
     }
 
+    /// Opens a session, which polls unless it has a `socket`.
     fn open(
         self: &Arc<Self>,
         handshake: &Handshake<'_>,
-        stream: Option<Arc<tokio::net::TcpStream>>,
-        seat: Seat<Client<H>>,
-    ) -> Arc<Client<H>> {
+        socket: Option<Socket>,
+        permit: Permit<Session<H>>,
+    ) -> Arc<Session<H>> {
         let state = self.handler.open(handshake);
-        let session = Arc::new(Client::new(Arc::clone(self), state, stream, seat));
-        let closing = {
-            let mut sessions = self.lock();
-            sessions.by_sid.insert(session.sid(), Arc::clone(&session));
-            sessions.closing
+        let session = Arc::new(Session::new(Arc::clone(self), state, socket, permit));
+        let intake = {
+            let mut registry = self.registry();
+            registry.sessions.insert(session.engine_sid(), Arc::clone(&session));
+            registry.intake
         };
-        if let Some(reason) = closing {
+        if let Intake::Closing(reason) = intake {
             session.close(reason);
         }
         let weak = Arc::downgrade(&session);
-        if !session.seat().attach(Weak::clone(&weak)) {
+        if !session.permit().attach(Weak::clone(&weak)) {
             self.close_unproven(&weak);
         }
-        let due = self.now() + self.intervals.ping;
-        self.wheel.lock().unwrap_or_else(PoisonError::into_inner).schedule(session.sid(), due);
+        self.wheel().schedule(session.engine_sid(), self.now() + self.intervals.ping);
         session
     }
 
-    /// Closes a session that has to go; one that is about to begin finds out by itself.
-    fn close_unproven(&self, session: &Weak<Client<H>>) {
+    /// Closes a session that has to go, if it exists already.
+    fn close_unproven(&self, session: &Weak<Session<H>>) {
         if let Some(session) = session.upgrade() {
             self.metrics.count(Counter::UnprovenClosed);
             session.close(CloseReason::Unproven);
@@ -289,16 +286,16 @@ impl<H: Handler> Engine<H> {
     }
 
     /// The session, unless its heartbeat says that it is over.
-    fn session(&self, sid: &str) -> Option<Arc<Client<H>>> {
-        let session = self.lock().by_sid.get(&sid.parse::<Sid>().ok()?).cloned()?;
+    fn session(&self, sid: &str) -> Option<Arc<Session<H>>> {
+        let session = self.registry().sessions.get(&sid.parse::<Sid>().ok()?).cloned()?;
         session.beat(self.now()).map(|_| session)
     }
 
     fn remove(&self, sid: Sid) {
-        self.lock().by_sid.remove(&sid);
+        self.registry().sessions.remove(&sid);
     }
 
-    fn receive(&self, session: &Arc<Client<H>>, packet: Packet) -> Result<(), CloseReason> {
+    fn receive(&self, session: &Arc<Session<H>>, packet: Packet) -> Result<(), CloseReason> {
         match packet {
             Packet::Message(text) => self.message(session, Message::Text(text)),
             Packet::Binary(data) => self.message(session, Message::Binary(data)),
@@ -311,7 +308,7 @@ impl<H: Handler> Engine<H> {
         }
     }
 
-    fn message(&self, session: &Arc<Client<H>>, message: Message) -> Result<(), CloseReason> {
+    fn message(&self, session: &Arc<Session<H>>, message: Message) -> Result<(), CloseReason> {
         self.handler.message(session, message).map_err(|Malformed| CloseReason::ParseError)
     }
 
@@ -319,8 +316,12 @@ impl<H: Handler> Engine<H> {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Sessions<H>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    fn registry(&self) -> MutexGuard<'_, Registry<H>> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wheel(&self) -> MutexGuard<'_, Wheel<Sid>> {
+        self.wheel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -331,32 +332,6 @@ fn milliseconds(duration: Duration) -> u64 {
 /// Resolution of the heartbeat: a twentieth of the shorter interval, 5 to 100 ms.
 fn tick(intervals: Intervals) -> u64 {
     (intervals.ping.min(intervals.timeout) / 20).clamp(5, 100)
-}
-
-/// What becomes of WebSocket frames that arrive in pieces of `step` bytes: events, and the code of a violation.
-#[doc(hidden)]
-pub fn fuzz_frames(data: &[u8], step: usize, max: usize) -> (Vec<String>, Option<u16>) {
-    let (mut decoder, mut events) = (decoder::Decoder::default(), Vec::new());
-    let bounds = decoder::Bounds { max, budget: &Budget::new() };
-    for piece in data.chunks(step) {
-        let fed = decoder.feed(&mut piece.to_vec(), bounds, |event| {
-            events.push(format!("{event:?}"));
-            ControlFlow::<()>::Continue(())
-        });
-        if let Err(violation) = fed {
-            return (events, Some(violation.code()));
-        }
-    }
-    (events, None)
-}
-
-/// The packets of a POST whose body arrives in pieces of `step` bytes, if it can be read.
-#[doc(hidden)]
-pub fn fuzz_payload(data: &[u8], step: usize, max: usize) -> Option<Vec<String>> {
-    let pieces: Vec<_> = data.chunks(step).map(|piece| Ok::<_, Infallible>(piece.to_vec())).collect();
-    let body = axum::body::Body::from_stream(futures_util::stream::iter(pieces));
-    let packets = post::packets(body, max, &Budget::new()).now_or_never()?.ok()?;
-    Some(packets.into_iter().map(|packet| format!("{packet:?}")).collect())
 }
 
 #[cfg(test)]
@@ -382,8 +357,8 @@ mod tests {
         const DEADLINE: Duration = Duration::from_secs(5);
         let engine = Engine::new(Deaf, Options::default(), Tasks::current(), Metrics::new());
         let handshake = Handshake { query: "", headers: &HeaderMap::new() };
-        let seat = || engine.census.admit(Origin::default(), engine.now()).unwrap_or_else(|_| panic!("no seat")).0;
-        let [first, second] = [(); 2].map(|()| engine.open(&handshake, None, seat()));
+        let permit = || engine.census.admit(Origin::default(), engine.now()).unwrap().0;
+        let [first, second] = [(); 2].map(|()| engine.open(&handshake, None, permit()));
         assert!(engine.drained(DEADLINE).await);
         for session in [&first, &second] {
             session.send(&[&Frame::message(&[b"x"])]);

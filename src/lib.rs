@@ -15,7 +15,7 @@
 //! | [`bus`] | messages as Rails writes them, from Redis or from memory | rooms' members |
 //! | [`auth`] | tokens, users, tickets, who may edit what | sockets |
 //! | [`engineio`] | transports, heartbeats, slow clients | Loomio, Socket.IO |
-//! | [`redis_client`], [`listener`] | connections to Redis; the port | channels and keys; what is served |
+//! | [`redis_client`], [`listener`], [`websocket`] | connections to Redis; the port; WebSockets | channels and keys; what is served; what messages mean |
 //! | [`lifecycle`], [`telemetry`], [`tls`] | tasks and their end; the log; cryptography | what they are for |
 //! | [`config`], [`metrics`] | every setting; every count | all of the above |
 
@@ -37,3 +37,4 @@ pub mod redis_client;
 pub mod socketio;
 pub mod telemetry;
 pub mod tls;
+pub mod websocket;

@@ -2,15 +2,15 @@
 //!
 //! Knows nothing of what is served.
 
-mod capacity;
 pub mod client;
 mod places;
-mod stream;
+mod upgrade;
 
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
+    pin::Pin,
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -21,11 +21,12 @@ use axum::{
     response::Response,
 };
 use futures_util::future::{AbortHandle, Abortable};
-use hyper::{body::Incoming, server::conn::http1};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
+use hyper::{
+    body::Incoming,
+    server::conn::http1::{self, Parts},
+    service::service_fn,
 };
+use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -35,11 +36,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use self::places::{Entry, Places, Silent, Zone};
+use self::{
+    places::Places,
+    upgrade::{LeavesHttp, Leaving},
+};
 pub use self::{
-    capacity::{Capacity, capacity},
-    places::Place,
-    stream::Stream,
+    places::{Capacity, Place, capacity},
+    upgrade::{Upgrade, Upgraded},
 };
 use crate::{
     lifecycle::Tasks,
@@ -53,7 +56,7 @@ const BACKLOG: i32 = 4096;
 /// How long a client may take for the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The same in the overflow, whose places have to be free again soon.
+/// The same for a connection in the overflow, whose place has to be free again soon.
 const OVERFLOW_HEAD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Longest head of a request in bytes, as in Node, and the size to which the buffer of a connection may grow.
@@ -82,11 +85,11 @@ pub struct Peer {
 pub struct Site {
     /// Answers the requests of regular connections.
     pub router: Router,
-    /// Answers requests while there is no place: refuses them, or says how it is. Each answer ends its connection.
+    /// Answers requests while all places are taken: refuses them, or reports health. Each response ends its connection.
     pub overflow: Router,
     /// Connections at a time.
     pub connections: usize,
-    /// Counts the connections that are refused or have to go.
+    /// Counts the connections that are refused or displaced.
     pub metrics: Metrics,
 }
 
@@ -117,7 +120,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    // Accepted sockets have these from the one that listens.
+    // Accepted sockets inherit these options.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_user_timeout(Some(STUCK_TIMEOUT))?;
     socket.listen(BACKLOG)?;
@@ -132,27 +135,26 @@ pub async fn serve(listener: TcpListener, site: Site, tasks: Tasks, stop: Cancel
         match accepted {
             Ok((stream, address)) => {
                 let (handle, registration) = AbortHandle::new_pair();
-                let Some(Entry { place, silent, displaced }) = server.places.take(handle) else {
+                let Some((place, displaces)) = server.places.take(handle) else {
                     server.refused();
                     yield_now().await;
                     continue;
                 };
-                let peer = Peer { address: address.ip().to_canonical(), connection: silent.number() };
-                let is_regular = place.zone() == Zone::Regular;
-                let connection = Abortable::new(server.connection(stream, place, silent, peer), registration);
+                let is_regular = place.is_regular();
+                let connection = Abortable::new(server.connection(stream, address, place), registration);
                 tasks.spawn(async move {
-                    // A connection that has to go is dropped as it is.
+                    // A displaced connection is dropped as it is.
                     let _ = connection.await;
                 });
                 if !is_regular {
                     server.refused();
                 }
-                if displaced || !is_regular {
-                    // The connection that has to go must go, and a short answer must be given, before the next comes.
+                if displaces || !is_regular {
+                    // The displaced connection must end, and the short response go out, before the next is accepted.
                     yield_now().await;
                 }
             }
-            // Of one connection, which is gone already.
+            // The error of a connection that is gone already.
             Err(error) if is_of_peer(&error) => {}
             Err(error) => {
                 if FAILED.allow(Instant::now()).is_some() {
@@ -198,7 +200,7 @@ impl Server {
         }
     }
 
-    /// Notes that there was no place for a connection.
+    /// Counts and logs a connection for which there was no place.
     fn refused(&self) {
         static REFUSED: Throttle = Throttle::new();
         self.metrics.count(Counter::ConnectionsRefused);
@@ -211,32 +213,57 @@ impl Server {
         }
     }
 
-    /// Serves a connection until it ends or is taken over by another protocol.
+    /// Serves a connection until it ends or leaves HTTP.
     fn connection(
         &self,
         stream: TcpStream,
+        address: SocketAddr,
         place: Place,
-        silent: Silent,
-        peer: Peer,
     ) -> impl Future<Output = ()> + Send + use<> {
-        let (http, router) = match place.zone() {
-            Zone::Regular => &self.regular,
-            Zone::Overflow => &self.overflow,
+        let (http, router) = if place.is_regular() { &self.regular } else { &self.overflow };
+        let peer = Peer { address: address.ip().to_canonical(), connection: place.number() };
+        let (place, leaving) = (Arc::new(place), Arc::new(Leaving::default()));
+        let service = {
+            let (router, place, leaving) = (router.clone(), Arc::clone(&place), Arc::clone(&leaving));
+            service_fn(move |mut request: Request<Incoming>| {
+                let is_first = place.heard();
+                request.extensions_mut().insert(peer);
+                let (response, leaving) = (router.clone().oneshot(request), Arc::clone(&leaving));
+                async move {
+                    let Ok(mut response) = response.await;
+                    let Some(upgrade) = response.extensions_mut().remove::<Upgrade>() else { return Ok(response) };
+                    // A response that is the first on its connection is left to the new owner of the socket, which sends
+                    // it together with its own first bytes: one packet and one wake-up of the client less. Before a
+                    // later one, hyper may still have to send the end of an earlier response.
+                    let (head, response) = if is_first {
+                        (upgrade::encoded(response.headers()), Err(LeavesHttp))
+                    } else {
+                        (Vec::new(), Ok(response))
+                    };
+                    *leaving.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, head));
+                    response
+                }
+            })
         };
-        let silent = Arc::new(silent);
-        let service = TowerToHyperService::new(router.clone().map_request(move |mut request: Request<Incoming>| {
-            silent.heard();
-            request.extensions_mut().insert(peer);
-            request
-        }));
-        let connection = http.serve_connection(TokioIo::new(Stream::new(stream, place)), service).with_upgrades();
+        let connection = http.serve_connection(TokioIo::new(stream), service);
         let stop = self.stop.clone();
         async move {
-            let mut connection = std::pin::pin!(connection);
-            // An error here is the client's: it went away or does not speak HTTP. It got its status where there is one.
-            if stop.run_until_cancelled(connection.as_mut()).await.is_none() {
-                connection.as_mut().graceful_shutdown();
-                let _ = timeout(REQUEST_DRAIN, connection).await;
+            // Dropped in the reverse order: the place is free when the socket is closed.
+            let place = place;
+            let mut connection = connection;
+            // An error here is the client's: it went away or does not speak HTTP. It got a status where HTTP has one.
+            if stop.run_until_cancelled(&mut connection).await.is_none() {
+                Pin::new(&mut connection).graceful_shutdown();
+                let _ = timeout(REQUEST_DRAIN, &mut connection).await;
+            }
+            let left = leaving.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some((upgrade, head)) = left {
+                let Parts { io, read_buf: read, service, .. } = connection.into_parts();
+                // The service has the only other share of the place.
+                drop(service);
+                if let Some(place) = Arc::into_inner(place) {
+                    upgrade.run(Upgraded { stream: io.into_inner(), head, read, place });
+                }
             }
         }
     }

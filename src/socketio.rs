@@ -260,7 +260,7 @@ impl Handler for SocketIo {
             CloseReason::ParseError | CloseReason::Violation(_) => self.parts.metrics.count(Counter::MalformedClosed),
             _ => {}
         }
-        tracing::debug!(sid = %session.sid(), ?reason, "closed");
+        tracing::debug!(sid = %session.engine_sid(), ?reason, "closed");
         self.end(session, Phase::Closed);
     }
 }

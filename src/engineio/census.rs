@@ -1,9 +1,9 @@
-//! Who may have a session: counts sessions in total, by client address and by connection.
+//! Admission control: sessions are counted in total, by client address and by connection.
 //!
 //! Without I/O; time is milliseconds since the engine was made. A session is unproven until the handler vouches for it.
 //! Unproven sessions cost a stranger next to nothing, so their bounds are much tighter. A connection or an address may
 //! have a share of the places that are still free (the dynamic threshold of Choudhury and Hahne, 1998): a flood through
-//! few connections never takes all places, and one through thousands is refused where it has more than a handful.
+//! few connections never takes all places, and a flood through thousands is refused where it has more than a handful.
 //! A newcomer that is not refused takes the place of the oldest unproven session when none is free.
 
 use std::{
@@ -20,11 +20,11 @@ use std::{
 /// two.
 const UNPROVEN: usize = 16_384;
 
-/// One in so many of the free places is the most that one client address may have: about 1,000 at first, when everyone
-/// of a large school returns at once.
+/// The share of the free places that one client address may have is one in so many: about 1,000 at first, when all
+/// browsers of a large school return at once.
 const ADDRESS_SHARE: usize = 16;
 
-/// What an address may have however few are free.
+/// What an address may have however few places are free.
 const LEAST_OF_ADDRESS: usize = 16;
 
 /// The same for the polling sessions that came through one connection: about 250 at first. A proxy sends the requests of
@@ -32,7 +32,7 @@ const LEAST_OF_ADDRESS: usize = 16;
 /// as browsers.
 const CONNECTION_SHARE: usize = 64;
 
-/// What a connection may have however few are free.
+/// What a connection may have however few places are free.
 const LEAST_OF_CONNECTION: usize = 4;
 
 /// Polling sessions that came through one connection, proven ones included.
@@ -41,10 +41,10 @@ const POLLING_PER_CONNECTION: usize = 1_000;
 /// How long a session may stay unproven, in milliseconds, while more than half of the unproven places are taken.
 const HURRY: u64 = 5_000;
 
-/// Bits of an IPv6 address that do not count: one customer has at least all of them.
+/// Bits of an IPv6 address that do not count: a customer of a provider has at least all of them.
 const IPV6_HOST_BITS: u32 = 64;
 
-/// Whom a session is counted for.
+/// Where a session comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Origin {
     /// The client's address, if it is known, as a number.
@@ -69,14 +69,14 @@ impl Origin {
 
 /// How many sessions there may be.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
+pub(super) struct SessionLimits {
     pub(super) sessions: usize,
     pub(super) per_address: usize,
     /// How long a session may stay unproven, in milliseconds; `None` when each counts as proven from the start.
     pub(super) unproven_for: Option<u64>,
 }
 
-impl Bounds {
+impl SessionLimits {
     /// Half of all places are left to those that have proven themselves.
     fn unproven(&self) -> usize {
         UNPROVEN.min(self.sessions.div_ceil(2))
@@ -97,7 +97,7 @@ pub(super) enum Full {
 /// All sessions. `T` is the session, which is told when it has to go.
 #[derive(Debug)]
 pub(super) struct Census<T> {
-    bounds: Bounds,
+    limits: SessionLimits,
     counts: Mutex<Counts<T>>,
 }
 
@@ -108,12 +108,12 @@ struct Counts<T> {
     addresses: HashMap<NonZeroU64, Tally>,
     connections: HashMap<NonZeroU64, Tally>,
     /// The oldest first.
-    unproven: BTreeMap<u64, Unproven<T>>,
+    unproven: BTreeMap<u64, Candidate<T>>,
 }
 
 #[derive(Debug)]
-struct Unproven<T> {
-    /// Dangling until the session exists.
+struct Candidate<T> {
+    /// Without a target until the session exists.
     session: Weak<T>,
     since: u64,
     origin: Origin,
@@ -126,7 +126,7 @@ struct Tally {
 }
 
 impl<T> Census<T> {
-    pub(super) fn new(bounds: Bounds) -> Arc<Self> {
+    pub(super) fn new(limits: SessionLimits) -> Arc<Self> {
         let counts = Counts {
             sessions: 0,
             last: 0,
@@ -134,16 +134,19 @@ impl<T> Census<T> {
             connections: HashMap::new(),
             unproven: BTreeMap::new(),
         };
-        Arc::new(Self { bounds, counts: Mutex::new(counts) })
+        Arc::new(Self { limits, counts: Mutex::new(counts) })
     }
 
-    /// A seat for a session; and, when one had to make room, the session that has to go.
-    pub(super) fn admit(self: &Arc<Self>, origin: Origin, now: u64) -> Result<(Seat<T>, Option<Weak<T>>), Full> {
+    /// A permit for a session; and, when another has to make room, that session.
+    ///
+    /// # Errors
+    /// When the origin has its share or all places are taken by proven sessions.
+    pub(super) fn admit(self: &Arc<Self>, origin: Origin, now: u64) -> Result<(Permit<T>, Option<Weak<T>>), Full> {
         let mut counts = self.counts();
         let address = counts.tally(origin.address, |counts| &counts.addresses);
         let connection = counts.tally(origin.connection, |counts| &counts.connections);
-        let free = self.bounds.unproven().saturating_sub(counts.unproven.len());
-        if address.sessions >= self.bounds.per_address
+        let free = self.limits.unproven().saturating_sub(counts.unproven.len());
+        if address.sessions >= self.limits.per_address
             || address.unproven >= (free / ADDRESS_SHARE).max(LEAST_OF_ADDRESS)
         {
             return Err(Full::Address);
@@ -153,33 +156,33 @@ impl<T> Census<T> {
         {
             return Err(Full::Connection);
         }
-        let full = counts.sessions >= self.bounds.sessions;
-        let oldest = if full || counts.unproven.len() >= self.bounds.unproven() { counts.pop_oldest() } else { None };
+        let full = counts.sessions >= self.limits.sessions;
+        let oldest = if full || counts.unproven.len() >= self.limits.unproven() { counts.pop_oldest() } else { None };
         if full && oldest.is_none() {
             return Err(Full::Everywhere);
         }
         counts.last += 1;
         let number = counts.last;
         counts.sessions += 1;
-        let is_unproven = self.bounds.unproven_for.is_some();
+        let is_unproven = self.limits.unproven_for.is_some();
         counts.each_tally(origin, |tally| {
             tally.sessions += 1;
             tally.unproven += usize::from(is_unproven);
         });
         if is_unproven {
-            counts.unproven.insert(number, Unproven { session: Weak::new(), since: now, origin });
+            counts.unproven.insert(number, Candidate { session: Weak::new(), since: now, origin });
         }
-        let seat = Seat { census: Arc::clone(self), number, origin, left_connection: AtomicBool::new(false) };
-        Ok((seat, oldest))
+        let (is_proven, left_connection) = (AtomicBool::new(!is_unproven), AtomicBool::new(false));
+        Ok((Permit { census: Arc::clone(self), number, origin, is_proven, left_connection }, oldest))
     }
 
     /// Sessions that have been unproven for too long; they count as proven from now on.
     pub(super) fn overdue(&self, now: u64) -> Vec<Weak<T>> {
-        let Some(patience) = self.bounds.unproven_for else { return Vec::new() };
+        let Some(patience) = self.limits.unproven_for else { return Vec::new() };
         let mut counts = self.counts();
         let mut overdue = Vec::new();
         loop {
-            let crowded = counts.unproven.len() > self.bounds.unproven() / 2;
+            let crowded = counts.unproven.len() > self.limits.unproven() / 2;
             let patience = if crowded { patience.min(HURRY) } else { patience };
             if counts.unproven.first_key_value().is_none_or(|(_, oldest)| oldest.since + patience > now) {
                 return overdue;
@@ -217,26 +220,27 @@ impl<T> Counts<T> {
 
     /// The session is unproven no longer.
     fn prove(&mut self, number: u64) -> Option<Weak<T>> {
-        let Unproven { session, origin, .. } = self.unproven.remove(&number)?;
+        let Candidate { session, origin, .. } = self.unproven.remove(&number)?;
         self.each_tally(origin, |tally| tally.unproven -= 1);
         Some(session)
     }
 }
 
-/// The place of one session in all counts, until it is dropped.
+/// The right to one session, which is in all counts until this is dropped.
 #[derive(Debug)]
-pub(super) struct Seat<T> {
+pub(super) struct Permit<T> {
     census: Arc<Census<T>>,
     number: u64,
     origin: Origin,
+    is_proven: AtomicBool,
     /// The session has moved to a connection of its own.
     left_connection: AtomicBool,
 }
 
-impl<T> Seat<T> {
-    /// Names the session that has to go when the seat is needed; `false` when it is needed already.
+impl<T> Permit<T> {
+    /// Names the session that has to go when its place is needed; `false` when it is needed already.
     pub(super) fn attach(&self, session: Weak<T>) -> bool {
-        if self.census.bounds.unproven_for.is_none() {
+        if self.is_proven() {
             return true;
         }
         let mut counts = self.census.counts();
@@ -247,10 +251,16 @@ impl<T> Seat<T> {
 
     /// The handler vouches for the session.
     pub(super) fn prove(&self) {
-        self.census.counts().prove(self.number);
+        if !self.is_proven.swap(true, Ordering::Relaxed) {
+            self.census.counts().prove(self.number);
+        }
     }
 
-    /// The session has moved to a connection of its own, and does not count for the one that brought it any more.
+    pub(super) fn is_proven(&self) -> bool {
+        self.is_proven.load(Ordering::Relaxed)
+    }
+
+    /// The session has moved to a connection of its own, and no longer counts for the connection that brought it.
     pub(super) fn leave_connection(&self) {
         let mut counts = self.census.counts();
         if self.left_connection.swap(true, Ordering::Relaxed) {
@@ -264,7 +274,7 @@ impl<T> Seat<T> {
     }
 }
 
-impl<T> Drop for Seat<T> {
+impl<T> Drop for Permit<T> {
     fn drop(&mut self) {
         let mut counts = self.census.counts();
         counts.prove(self.number);

@@ -25,43 +25,43 @@ const SHORTEST: usize = 256;
 /// Jobs at a time. Compression must never take all processors from delivery, and a small machine has two.
 const JOBS: usize = 1;
 
-/// Jobs that wait for their turn, each with at most one payload of messages. When it is full, messages go out as they
-/// are.
+/// Jobs that wait for their turn, each with at most one payload of messages. When the queue is full, messages go out
+/// uncompressed.
 const QUEUE: usize = 64;
 
-/// Bytes of messages kept with their compressed form, which is smaller, but for a single larger message: a burst to one
-/// room, of which every client is at another place.
+/// Bytes of cached messages, not counting their compressed forms, which are smaller; a single message may be larger. This
+/// holds a burst to a room, in which every client is at another place.
 const KEPT_BYTES: usize = 8 << 20;
 
-/// What a kept message is counted with beside its bytes.
+/// What a cached message is counted with beside its bytes.
 const OVERHEAD: usize = 256;
 
-/// How long a message is kept in milliseconds. A client that polls comes back for the next message within seconds.
+/// How long a message is cached, in milliseconds. A client that polls comes back for the next message within seconds.
 const KEPT_MS: u64 = 10_000;
 
-/// A message, told by where its bytes are: they stay there as long as it is kept.
-type Key = (usize, usize);
+/// A message, identified by where its bytes are: they stay there as long as it is cached.
+type Location = (usize, usize);
 
 type Job = Shared<oneshot::Receiver<Arc<Segment>>>;
 
-struct Kept {
+struct Cached {
     message: Bytes,
     job: Job,
-    /// When it was asked for first.
+    /// When the message was first asked for.
     at: u64,
 }
 
 #[derive(Default)]
-struct Cache {
-    kept: HashMap<Key, Kept>,
+struct SegmentCache {
+    kept: HashMap<Location, Cached>,
     /// The oldest first.
-    order: VecDeque<Key>,
+    order: VecDeque<Location>,
     bytes: usize,
 }
 
 /// Compressed messages, done and under way.
 pub(super) struct Compressor {
-    cache: Mutex<Cache>,
+    cache: Mutex<SegmentCache>,
     queue: Arc<Semaphore>,
     jobs: Arc<Semaphore>,
     tasks: Tasks,
@@ -74,7 +74,7 @@ impl Compressor {
         Self { cache: Mutex::default(), queue, jobs, tasks, metrics }
     }
 
-    /// The messages, each with its compressed form, or without one when it has to go out as it is.
+    /// The messages, each with its compressed form, or without when it has to go out uncompressed.
     pub(super) async fn compress(&self, messages: Vec<Bytes>, now: u64) -> Vec<(Bytes, Option<Arc<Segment>>)> {
         let jobs = self.jobs(&messages, now);
         let mut compressed = Vec::with_capacity(messages.len());
@@ -88,7 +88,7 @@ impl Compressor {
         compressed
     }
 
-    /// Forgets what has been kept for long enough.
+    /// Drops messages that have been cached for long enough.
     pub(super) fn forget(&self, now: u64) {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         while cache.oldest().is_some_and(|oldest| oldest.at + KEPT_MS <= now) {
@@ -96,7 +96,7 @@ impl Compressor {
         }
     }
 
-    /// The jobs of these messages; those that nobody asked for before become one new job together.
+    /// The jobs of these messages; all that are not cached become one new job together.
     fn jobs(&self, messages: &[Bytes], now: u64) -> Vec<Option<Job>> {
         let (mut jobs, mut new, mut place) = (Vec::with_capacity(messages.len()), Vec::new(), None);
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
@@ -127,7 +127,7 @@ impl Compressor {
                     for (message, sender) in new {
                         if let Ok(segment) = Segment::new(&message) {
                             metrics.count(Counter::Compressed);
-                            // Nobody may wait any more.
+                            // The clients that waited may be gone.
                             let _ = sender.send(Arc::new(segment));
                         }
                     }
@@ -138,19 +138,19 @@ impl Compressor {
     }
 }
 
-impl Cache {
+impl SegmentCache {
     fn keep(&mut self, message: &Bytes, job: Job, at: u64) -> Job {
         let key = key(message);
         self.bytes += message.len() + OVERHEAD;
         self.order.push_back(key);
-        self.kept.insert(key, Kept { message: message.clone(), job: job.clone(), at });
+        self.kept.insert(key, Cached { message: message.clone(), job: job.clone(), at });
         while self.bytes > KEPT_BYTES && self.order.len() > 1 {
             self.pop();
         }
         job
     }
 
-    fn oldest(&self) -> Option<&Kept> {
+    fn oldest(&self) -> Option<&Cached> {
         self.kept.get(self.order.front()?)
     }
 
@@ -160,7 +160,7 @@ impl Cache {
     }
 }
 
-fn key(message: &Bytes) -> Key {
+fn key(message: &Bytes) -> Location {
     (message.as_ptr().addr(), message.len())
 }
 

@@ -1,7 +1,7 @@
 //! Gzip streams put together from parts that are compressed independently of each other.
 //!
 //! A [`Segment`] is raw deflate (RFC 1951) that ends at a byte boundary and refers to nothing before it, so segments
-//! in any order, and stored blocks between them, are one valid deflate stream. A [`Member`] puts the header and the
+//! in any order, and stored blocks between them, are one valid deflate stream. A [`Gzip`] puts the header and the
 //! checksum of gzip (RFC 1952) around them. Without I/O.
 
 use std::{
@@ -57,7 +57,7 @@ impl Pieces {
     }
 }
 
-/// A part of a [`Member`], compressed.
+/// A part of a [`Gzip`], compressed.
 #[derive(Debug)]
 pub(super) struct Segment {
     deflated: Bytes,
@@ -81,12 +81,12 @@ impl Segment {
 
 /// A gzip stream in the making.
 #[derive(Debug)]
-pub(super) struct Member {
+pub(super) struct Gzip {
     pieces: Pieces,
     crc: Crc,
 }
 
-impl Member {
+impl Gzip {
     pub(super) fn new() -> Self {
         let mut pieces = Pieces::default();
         pieces.copy(&HEADER);
@@ -147,7 +147,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_sequence_of_segments_and_stored_bytes_decodes_to_itself(parts in vec((part(), any::<bool>()), 0..12)) {
-            let mut member = Member::new();
+            let mut member = Gzip::new();
             for (part, compressed) in &parts {
                 if *compressed {
                     member.append(&Segment::new(part).unwrap());
@@ -165,7 +165,7 @@ mod tests {
         let data = vec![b'x'; 10_000_000];
         let segment = Segment::new(&data).unwrap();
         assert!((COPIED..100_000).contains(&segment.deflated.len()), "{}", segment.deflated.len());
-        let mut member = Member::new();
+        let mut member = Gzip::new();
         for _ in 0..3 {
             member.append(&segment);
         }

@@ -1,4 +1,4 @@
-//! When to ping whom: one ticker for all sessions, no timer of their own.
+//! When to ping a client and when to give it up: one ticker for all sessions, no timer for each.
 //!
 //! Without I/O; time is milliseconds since the engine was made.
 
@@ -15,9 +15,9 @@ pub(super) struct Heartbeat {
 }
 
 /// A client that takes at least this much of what waits for it between two beats is alive, even if its pong is late: the
-/// ping may be stuck behind a long replay on a slow line. Less than this is no line that anybody reads over, and a client
-/// must not hold memory for ever by taking a byte now and then.
-pub(super) const PROGRESS: usize = 16 * 1024;
+/// ping may be stuck behind a long replay on a slow line. No usable line is slower than this, and a client must not hold
+/// memory for ever by taking a byte now and then.
+const PROGRESS: usize = 16 * 1024;
 
 /// The engine's heartbeat options in milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +31,8 @@ pub(super) struct Intervals {
 pub(super) enum Beat {
     /// Nothing before this time.
     Wait(u64),
-    Ping,
+    /// Send a ping, and look again at this time.
+    Ping(u64),
     /// No pong came in time.
     Dead,
 }
@@ -48,13 +49,13 @@ impl Heartbeat {
         if self.awaits_pong && self.taken < PROGRESS {
             return Beat::Dead;
         }
-        // Counted from when the ping was due, so that small delays do not add up; unless this process stood still, for
-        // which no client can be blamed.
+        // Counted from when the ping was due, so that small delays do not add up; unless this process stood still, which
+        // is not the client's fault.
         let late = now - self.due;
         let from = if late < intervals.timeout / 4 { self.due } else { now };
         // While a pong is late there is another ping: the client gives up when none arrives for too long.
         *self = Self { due: from + intervals.timeout, awaits_pong: true, taken: 0 };
-        Beat::Ping
+        Beat::Ping(self.due)
     }
 
     pub(super) fn pong(&mut self, now: u64, intervals: Intervals) {
@@ -65,14 +66,10 @@ impl Heartbeat {
     pub(super) fn progress(&mut self, bytes: usize) {
         self.taken = self.taken.saturating_add(bytes);
     }
-
-    pub(super) fn due(self) -> u64 {
-        self.due
-    }
 }
 
-/// Sessions by the time they are due, in ticks. Each session stands in it once; one that has ended stays until it is due,
-/// so `T` is best a name of few bytes.
+/// Sessions by the time they are due, in ticks. Each session stands in it once. A session that has ended stays until it is
+/// due, so `T` is best an identifier of few bytes.
 pub(super) struct Wheel<T> {
     tick: u64,
     slots: BTreeMap<u64, Vec<T>>,
@@ -105,7 +102,7 @@ mod tests {
     fn pings_and_gives_up_without_a_pong() {
         let mut heartbeat = Heartbeat::new(0, INTERVALS);
         assert_eq!(heartbeat.beat(299, INTERVALS), Beat::Wait(300));
-        assert_eq!(heartbeat.beat(310, INTERVALS), Beat::Ping);
+        assert_eq!(heartbeat.beat(310, INTERVALS), Beat::Ping(500));
         assert_eq!(heartbeat.beat(499, INTERVALS), Beat::Wait(500));
         assert_eq!(heartbeat.beat(500, INTERVALS), Beat::Dead);
     }
@@ -113,16 +110,16 @@ mod tests {
     #[test]
     fn a_pong_starts_over() {
         let mut heartbeat = Heartbeat::new(0, INTERVALS);
-        assert_eq!(heartbeat.beat(300, INTERVALS), Beat::Ping);
+        assert_eq!(heartbeat.beat(300, INTERVALS), Beat::Ping(500));
         heartbeat.pong(350, INTERVALS);
         assert_eq!(heartbeat.beat(640, INTERVALS), Beat::Wait(650));
-        assert_eq!(heartbeat.beat(650, INTERVALS), Beat::Ping);
+        assert_eq!(heartbeat.beat(650, INTERVALS), Beat::Ping(850));
     }
 
     #[test]
     fn after_a_standstill_a_client_still_gets_its_ping() {
         let mut heartbeat = Heartbeat::new(0, INTERVALS);
-        assert_eq!(heartbeat.beat(900, INTERVALS), Beat::Ping);
+        assert_eq!(heartbeat.beat(900, INTERVALS), Beat::Ping(1_100));
         assert_eq!(heartbeat.beat(1_099, INTERVALS), Beat::Wait(1_100));
         assert_eq!(heartbeat.beat(1_100, INTERVALS), Beat::Dead);
     }
@@ -130,12 +127,12 @@ mod tests {
     #[test]
     fn a_client_that_takes_what_waits_is_alive_without_a_pong_and_pinged_again() {
         let mut heartbeat = Heartbeat::new(0, INTERVALS);
-        assert_eq!(heartbeat.beat(300, INTERVALS), Beat::Ping);
+        assert_eq!(heartbeat.beat(300, INTERVALS), Beat::Ping(500));
         for timeout in 1..10 {
             heartbeat.progress(PROGRESS / 2);
             assert_eq!(heartbeat.beat(300 + timeout * 200 - 1, INTERVALS), Beat::Wait(300 + timeout * 200));
             heartbeat.progress(PROGRESS / 2);
-            assert_eq!(heartbeat.beat(300 + timeout * 200, INTERVALS), Beat::Ping);
+            assert_eq!(heartbeat.beat(300 + timeout * 200, INTERVALS), Beat::Ping(500 + timeout * 200));
         }
         assert_eq!(heartbeat.beat(2_300, INTERVALS), Beat::Dead);
     }
@@ -144,7 +141,7 @@ mod tests {
     fn a_trickle_is_no_life_nor_is_what_was_taken_before_the_ping() {
         let mut heartbeat = Heartbeat::new(0, INTERVALS);
         heartbeat.progress(10 * PROGRESS);
-        assert_eq!(heartbeat.beat(300, INTERVALS), Beat::Ping);
+        assert_eq!(heartbeat.beat(300, INTERVALS), Beat::Ping(500));
         heartbeat.progress(PROGRESS - 1);
         assert_eq!(heartbeat.beat(500, INTERVALS), Beat::Dead);
     }
@@ -152,12 +149,12 @@ mod tests {
     #[test]
     fn a_late_pong_starts_over_as_well() {
         let mut heartbeat = Heartbeat::new(0, INTERVALS);
-        assert_eq!(heartbeat.beat(300, INTERVALS), Beat::Ping);
+        assert_eq!(heartbeat.beat(300, INTERVALS), Beat::Ping(500));
         heartbeat.progress(PROGRESS);
-        assert_eq!(heartbeat.beat(500, INTERVALS), Beat::Ping);
+        assert_eq!(heartbeat.beat(500, INTERVALS), Beat::Ping(700));
         heartbeat.pong(510, INTERVALS);
         assert_eq!(heartbeat.beat(700, INTERVALS), Beat::Wait(810));
-        assert_eq!(heartbeat.beat(810, INTERVALS), Beat::Ping);
+        assert_eq!(heartbeat.beat(810, INTERVALS), Beat::Ping(1_010));
         assert_eq!(heartbeat.beat(1_010, INTERVALS), Beat::Dead);
     }
 

@@ -1,6 +1,6 @@
-//! The engine's requests: who is asked for what, and the errors, as Node's server answers them.
+//! The engine's requests, and its errors as Node's server answers them.
 
-use std::{ops::RangeInclusive, sync::Arc, time::Instant};
+use std::{borrow::Cow, ops::RangeInclusive, sync::Arc, time::Instant};
 
 use axum::body::Body;
 use engineioxide_core::ProtocolVersion;
@@ -15,8 +15,9 @@ use http::{
 use rand::RngExt;
 
 use super::{
-    Engine, Handler, Handshake, Session,
-    census::{Full, Origin, Seat},
+    Engine, Handler, Handshake, Intake, Session,
+    census::{Full, Origin, Permit},
+    polling::TEXT,
 };
 use crate::{
     listener::{Peer, client},
@@ -45,7 +46,7 @@ pub(super) enum Refusal {
     BadRequest,
     Forbidden,
     UnsupportedProtocol,
-    /// No number of the reference's: it takes everyone.
+    /// Not an error of the reference server, which takes every client.
     Busy,
 }
 
@@ -80,7 +81,7 @@ impl Refusal {
         };
         let mut response = respond(self.status(), kind, body.into_bytes());
         if self == Self::Busy {
-            // Not all at the same time.
+            // A random pause, so that refused clients do not all return at the same time.
             let seconds = rand::rng().random_range(RETRY_AFTER_SECONDS);
             response.headers_mut().insert(RETRY_AFTER, seconds.into());
         }
@@ -88,28 +89,9 @@ impl Refusal {
     }
 }
 
-/// The protocol's part of a query string.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Query {
-    eio: Option<String>,
-    transport: Option<String>,
-    sid: Option<String>,
-}
-
-impl Query {
-    fn parse(query: &str) -> Self {
-        let mut parsed = Self::default();
-        for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
-            let field = match &*name {
-                "EIO" => &mut parsed.eio,
-                "transport" => &mut parsed.transport,
-                "sid" => &mut parsed.sid,
-                _ => continue,
-            };
-            *field = Some(value.into_owned());
-        }
-        parsed
-    }
+/// A parameter of a query string; of several, the last.
+fn parameter<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> {
+    url::form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name).last().map(|(_, value)| value)
 }
 
 impl<H: Handler> Engine<H> {
@@ -139,21 +121,21 @@ impl<H: Handler> Engine<H> {
 
     /// The checks in the order of the reference server, so that the same error comes first.
     async fn route(self: &Arc<Self>, request: Request<Body>, upgrade: bool) -> Result<Response<Body>, Refusal> {
-        let query = Query::parse(request.uri().query().unwrap_or_default());
-        let websocket = match query.transport.as_deref() {
+        let query = request.uri().query().unwrap_or_default();
+        let websocket = match parameter(query, "transport").as_deref() {
             Some("polling") => false,
             Some("websocket") => true,
             _ => return Err(Refusal::UnknownTransport),
         };
-        let Some(sid) = query.sid.filter(|sid| !sid.is_empty()) else {
-            return self.handshake(request, query.eio.as_deref(), websocket, upgrade);
+        let Some(sid) = parameter(query, "sid").filter(|sid| !sid.is_empty()) else {
+            return self.handshake(request, websocket, upgrade);
         };
         let session = self.session(&sid).ok_or(Refusal::UnknownSid)?;
         if websocket != upgrade || (!upgrade && !session.is_polling()) {
             return Err(Refusal::BadRequest);
         }
         if upgrade {
-            return self.upgrade(request, session);
+            return self.upgrade(&request, session);
         }
         match *request.method() {
             // Boxed, or every WebSocket's handshake is as large as these.
@@ -166,7 +148,6 @@ impl<H: Handler> Engine<H> {
     fn handshake(
         self: &Arc<Self>,
         request: Request<Body>,
-        version: Option<&str>,
         websocket: bool,
         upgrade: bool,
     ) -> Result<Response<Body>, Refusal> {
@@ -179,21 +160,22 @@ impl<H: Handler> Engine<H> {
         if !self.may_open(request.headers()) {
             return Err(Refusal::Forbidden);
         }
-        if version.and_then(|version| version.parse().ok()) != Some(ProtocolVersion::V4) {
+        let query = request.uri().query().unwrap_or_default();
+        if parameter(query, "EIO").and_then(|version| version.parse().ok()) != Some(ProtocolVersion::V4) {
             return Err(Refusal::UnsupportedProtocol);
         }
         if websocket {
             return self.accept(request);
         }
-        let handshake = Handshake { query: request.uri().query().unwrap_or_default(), headers: request.headers() };
+        let handshake = Handshake { query, headers: request.headers() };
         let session = self.open(&handshake, None, self.admit(&request, false)?);
-        let open = String::from(self.open_packet(session.sid(), true));
-        Ok(respond(StatusCode::OK, super::polling::TEXT, open.into_bytes()))
+        let open = String::from(self.open_packet(session.engine_sid(), true));
+        Ok(respond(StatusCode::OK, TEXT, open.into_bytes()))
     }
 
-    /// A seat for the session that a request opens.
-    pub(super) fn admit(&self, request: &Request<Body>, websocket: bool) -> Result<Seat<Session<H>>, Refusal> {
-        if !self.lock().admitting {
+    /// A permit for the session that a request opens.
+    pub(super) fn admit(&self, request: &Request<Body>, websocket: bool) -> Result<Permit<Session<H>>, Refusal> {
+        if !matches!(self.registry().intake, Intake::Open) {
             self.metrics.count(Counter::SessionsRefused);
             return Err(Refusal::Busy);
         }
@@ -202,11 +184,11 @@ impl<H: Handler> Engine<H> {
         let address = peer.and_then(|peer| client::address(peer.address, request.headers(), trusted));
         let connection = peer.filter(|_| !websocket).map(|peer| peer.connection);
         match self.census.admit(Origin::new(address, connection), self.now()) {
-            Ok((seat, oldest)) => {
+            Ok((permit, oldest)) => {
                 if let Some(oldest) = oldest {
                     self.close_unproven(&oldest);
                 }
-                Ok(seat)
+                Ok(permit)
             }
             Err(full) => {
                 self.metrics.count(Counter::SessionsRefused);
@@ -269,10 +251,11 @@ mod tests {
 
     #[test]
     fn a_query_is_read_as_a_form() {
-        let query = Query::parse("EIO=4&transport=web%73ocket&sid=a+b&t=x&channel_token=secret");
-        let expected = [Some("4"), Some("websocket"), Some("a b")].map(|text| text.map(str::to_owned));
-        assert_eq!([query.eio, query.transport, query.sid], expected);
-        assert_eq!(Query::parse("&&=&%"), Query::default());
+        let query = "EIO=4&transport=web%73ocket&sid=x&sid=a+b&t=x&channel_token=secret";
+        for (name, value) in [("EIO", Some("4")), ("transport", Some("websocket")), ("sid", Some("a b")), ("b", None)] {
+            assert_eq!(parameter(query, name).as_deref(), value, "{name}");
+        }
+        assert_eq!(parameter("&&=&%", "sid"), None);
     }
 
     #[test]

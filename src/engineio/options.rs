@@ -2,8 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Cors, Engine, Handler, Session, census::Bounds};
-use crate::config::Networks;
+use super::{Cors, Engine, Handler, Session, census::SessionLimits};
+use crate::{config::Networks, websocket::Allowance};
 
 /// Behaviour of an [`Engine`](super::Engine); the defaults are Node's.
 #[derive(Clone, Debug)]
@@ -18,13 +18,13 @@ pub struct Options {
     pub message_timeout: Duration,
     /// Largest message or POST from a client, in bytes.
     pub max_payload: usize,
-    /// What holds until [`Session::prove`]; `None` when sessions have nothing to prove.
+    /// The limits until [`Session::prove`]; `None` when sessions have nothing to prove.
     pub unproven: Option<Unproven>,
     /// Most sessions.
     pub max_sessions: usize,
     /// Most sessions of one client address, where that is known.
     pub max_sessions_per_address: usize,
-    /// Whose word counts when they say for whom they ask.
+    /// Proxies whose `X-Forwarded-For` names the client.
     pub trusted_proxies: Networks,
     /// Most bytes that may wait for one client before it is closed as too slow.
     pub outbox_bytes: usize,
@@ -50,7 +50,7 @@ impl Default for Options {
     }
 }
 
-/// What holds for a session that the handler has not vouched for.
+/// The limits of a session that the handler has not vouched for.
 #[derive(Clone, Copy, Debug)]
 pub struct Unproven {
     /// How long it may stay so.
@@ -62,8 +62,8 @@ pub struct Unproven {
 }
 
 impl Options {
-    pub(super) fn bounds(&self) -> Bounds {
-        Bounds {
+    pub(super) fn session_limits(&self) -> SessionLimits {
+        SessionLimits {
             sessions: self.max_sessions,
             per_address: self.max_sessions_per_address,
             unproven_for: self.unproven.map(|unproven| super::milliseconds(unproven.timeout)),
@@ -71,19 +71,11 @@ impl Options {
     }
 }
 
-/// What a client may send at the moment.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Allowance {
-    /// Most bytes of a message.
-    pub(super) max: usize,
-    /// How long a message may take from its first byte to its last.
-    pub(super) patience: Duration,
-}
-
 impl<H: Handler> Engine<H> {
+    /// What a client may send at the moment.
     pub(super) fn allowance(&self, session: &Arc<Session<H>>) -> Allowance {
         match self.options.unproven {
-            Some(Unproven { message_timeout, max_payload, .. }) if !session.is_proven() => {
+            Some(Unproven { message_timeout, max_payload, .. }) if !session.permit().is_proven() => {
                 Allowance { max: max_payload, patience: message_timeout }
             }
             _ => Allowance { max: self.options.max_payload, patience: self.options.message_timeout },

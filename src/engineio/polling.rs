@@ -1,21 +1,27 @@
 //! HTTP long-polling, the way to the client: a GET waits for packets.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Response, StatusCode,
     header::{ACCEPT_ENCODING, CONTENT_ENCODING, VARY},
 };
+use hyper::body::{Frame as BodyFrame, SizeHint};
 
 use super::{
-    Engine, Handler, Session,
-    delivery::Delivery,
-    frame::SEPARATOR,
-    gzip::{Member, Pieces},
+    CloseReason, Engine, Handler, Session,
+    gzip::{Gzip, Pieces},
     http::{Refusal, respond},
-    session::Poll,
+    packet::SEPARATOR,
+    session::Polled,
 };
 
 /// Type of a payload.
@@ -24,19 +30,23 @@ pub(super) const TEXT: &str = "text/plain; charset=UTF-8";
 /// Payloads at least this long are compressed for clients that take it, as by Node.
 const COMPRESS_FROM: usize = 1_024;
 
+/// Bytes given to the HTTP server at a time, so that what has left is known while a long answer is on its way, and that
+/// hundreds of such answers do not hold up other tasks: the kernel may take megabytes at once.
+const CHUNK: usize = 64 * 1024;
+
 impl<H: Handler> Engine<H> {
     /// A GET: what waits for the client, or the next thing to come.
     pub(super) async fn poll(&self, session: &Arc<Session<H>>, headers: &HeaderMap) -> Result<Response<Body>, Refusal> {
-        let poll = session.poll();
-        if matches!(poll, Poll::Refused) {
+        let polled = session.poll();
+        if matches!(polled, Polled::Refused) {
             return Err(Refusal::BadRequest);
         }
         // From here on the session ends when its client goes away, as what is sent to it could be lost.
         let delivery = Delivery::to(session);
-        let packets = match poll {
-            Poll::Now(packets) => packets,
-            Poll::Later(packets) => packets.await.map_err(|_| Refusal::BadRequest)?,
-            Poll::Refused => return Err(Refusal::BadRequest),
+        let packets = match polled {
+            Polled::Now(packets) => packets,
+            Polled::Later(packets) => packets.await.map_err(|_| Refusal::BadRequest)?,
+            Polled::Refused => return Err(Refusal::BadRequest),
         };
         let separators = packets.len().saturating_sub(1) * SEPARATOR.len();
         let length = separators + packets.iter().map(Bytes::len).sum::<usize>();
@@ -52,17 +62,17 @@ impl<H: Handler> Engine<H> {
 
     /// A payload as a gzip stream, of which each packet is compressed once for all clients.
     async fn gzipped(&self, packets: Vec<Bytes>) -> VecDeque<Bytes> {
-        let mut member = Member::new();
+        let mut gzip = Gzip::new();
         for (place, (packet, segment)) in self.compressor.compress(packets, self.now()).await.into_iter().enumerate() {
             if place > 0 {
-                member.store(Bytes::from_static(SEPARATOR));
+                gzip.store(Bytes::from_static(SEPARATOR));
             }
             match segment {
-                Some(segment) => member.append(&segment),
-                None => member.store(packet),
+                Some(segment) => gzip.append(&segment),
+                None => gzip.store(packet),
             }
         }
-        member.finish()
+        gzip.finish()
     }
 }
 
@@ -86,6 +96,77 @@ fn accepts_gzip(request: &HeaderMap) -> bool {
             weight.trim().strip_prefix("q=").and_then(|q| q.trim().parse::<f32>().ok()).is_some_and(|q| q <= 0.0);
         matches!(name.trim(), "gzip" | "*") && !refused
     })
+}
+
+/// A response to a GET, complete or still waited for. Its messages have left the outbox: if the client goes away before
+/// all of it was taken, the session ends, as they could be lost.
+pub(super) struct Delivery<H: Handler> {
+    session: Arc<Session<H>>,
+    /// `None` while the packets are not known yet.
+    pieces: Option<VecDeque<Bytes>>,
+    length: u64,
+    /// Others run before the next chunk.
+    yields: bool,
+}
+
+impl<H: Handler> Delivery<H> {
+    pub(super) fn to(session: &Arc<Session<H>>) -> Self {
+        Self { session: Arc::clone(session), pieces: None, length: 0, yields: false }
+    }
+
+    pub(super) fn of(mut self, pieces: VecDeque<Bytes>) -> Self {
+        self.length = pieces.iter().map(|piece| piece.len() as u64).sum();
+        if pieces.is_empty() {
+            self.session.answered();
+        }
+        self.pieces = Some(pieces);
+        self
+    }
+}
+
+impl<H: Handler> HttpBody for Delivery<H> {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<BodyFrame<Bytes>, Infallible>>> {
+        if std::mem::take(&mut self.yields) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let Some(pieces) = &mut self.pieces else { return Poll::Ready(None) };
+        let Some(first) = pieces.front_mut() else { return Poll::Ready(None) };
+        let chunk = first.split_to(first.len().min(CHUNK));
+        if first.is_empty() {
+            pieces.pop_front();
+            if pieces.is_empty() {
+                // Before the last bytes leave, as the client may then ask again at once.
+                self.session.answered();
+            }
+        }
+        self.length -= chunk.len() as u64;
+        self.yields = chunk.len() == CHUNK;
+        self.session.progress(chunk.len());
+        Poll::Ready(Some(Ok(BodyFrame::data(chunk))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.pieces.as_ref().is_some_and(VecDeque::is_empty)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.length)
+    }
+}
+
+impl<H: Handler> Drop for Delivery<H> {
+    fn drop(&mut self) {
+        if !self.is_end_stream() {
+            self.session.close(CloseReason::TransportClose);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,67 +1,79 @@
-//! One client: its transport, its outbox, its heartbeat.
+//! One client: its transport and its heartbeat.
 //!
 //! All changes happen under one short lock, and nothing is awaited or called back while it is held.
 
 use std::{
-    hint::black_box,
-    io,
     net::Shutdown,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
 use engineioxide_core::{Packet, Sid};
-use socket2::SockRef;
 use tokio::{net::TcpStream, sync::oneshot};
 
 use super::{
     CloseReason, Engine, Frame, Handler,
-    census::Seat,
-    heartbeat::{Beat, Heartbeat, PROGRESS},
-    narrow::Narrow,
-    outbox::Outbox,
+    census::Permit,
+    heartbeat::{Beat, Heartbeat},
+    packet::next_payload,
 };
+use crate::websocket::{Connection, Outbox, SendError};
 
-/// Bytes that wait for a client that is behind. A burst of less is sent in the kernel's own, larger steps.
-const BEHIND: usize = 1 << 20;
-
-/// Bytes that may wait for a client that has proven nothing: answers to its own packets, as it is in no room.
-const UNPROVEN_OUTBOX: usize = 16 << 10;
+/// The WebSocket of a session.
+pub(super) type Socket = Arc<Connection<TcpStream>>;
 
 /// How a client is reached.
 enum Transport {
-    Polling(Polling),
-    WebSocket(Arc<TcpStream>),
+    /// Boxed, so that a session with a WebSocket has no room for it.
+    Polling(Box<Polling>),
+    WebSocket(Socket),
     Closed,
 }
 
 #[derive(Default)]
 struct Polling {
-    /// The pending GET, if there is one.
-    waiting: Option<oneshot::Sender<Vec<Bytes>>>,
-    /// The answer to the last GET has not been given to the HTTP server in full.
-    answering: bool,
+    outbox: Outbox,
+    get: Get,
     /// A POST is being read.
-    posting: bool,
+    is_posting: bool,
     /// A WebSocket has sent its probe.
-    probed: bool,
+    is_probed: bool,
 }
 
-struct Inner {
+/// Where the GET of a polling client stands.
+#[derive(Default)]
+enum Get {
+    #[default]
+    None,
+    /// A POST waits for the next GET.
+    Awaited(oneshot::Sender<()>),
+    Waiting(oneshot::Sender<Vec<Bytes>>),
+    /// The response has not been given to the HTTP server in full. A client that asks again without reading would draw
+    /// everything that waits out of the bound of the outbox.
+    Answering,
+}
+
+impl Polling {
+    /// Answers the GET that waits, if one does.
+    fn answer(&mut self, packets: impl FnOnce(&mut Outbox) -> Vec<Bytes>) {
+        match std::mem::take(&mut self.get) {
+            // Without its receiver the request is gone, and the end of the request closes the session.
+            Get::Waiting(get) => {
+                self.get = Get::Answering;
+                drop(get.send(packets(&mut self.outbox)));
+            }
+            other => self.get = other,
+        }
+    }
+}
+
+struct Link {
     transport: Transport,
-    outbox: Outbox,
     heartbeat: Heartbeat,
-    /// A task waits for the socket to take more.
-    flushing: bool,
-    narrow: Narrow,
 }
 
 /// Answer to a GET of a polling client.
-pub(super) enum Poll {
-    /// Packets.
+pub(super) enum Polled {
     Now(Vec<Bytes>),
     Later(oneshot::Receiver<Vec<Bytes>>),
     /// Not a polling session (any more).
@@ -73,34 +85,20 @@ pub struct Session<H: Handler> {
     sid: Sid,
     engine: Arc<Engine<H>>,
     state: H::State,
-    /// The socket it began with, for [`Session::prefetch`].
-    stream: Weak<TcpStream>,
-    inner: Mutex<Inner>,
-    seat: Seat<Self>,
-    proven: AtomicBool,
+    link: Mutex<Link>,
+    permit: Permit<Self>,
 }
 
 impl<H: Handler> Session<H> {
-    pub(super) fn new(
-        engine: Arc<Engine<H>>,
-        state: H::State,
-        stream: Option<Arc<TcpStream>>,
-        seat: Seat<Self>,
-    ) -> Self {
-        let weak = stream.as_ref().map(Arc::downgrade).unwrap_or_default();
-        let inner = Inner {
-            transport: stream.map_or_else(|| Transport::Polling(Polling::default()), Transport::WebSocket),
-            outbox: Outbox::default(),
-            heartbeat: Heartbeat::new(engine.now(), engine.intervals),
-            flushing: false,
-            narrow: Narrow::default(),
-        };
-        let proven = AtomicBool::new(engine.options.unproven.is_none());
-        Self { sid: Sid::new(), engine, state, stream: weak, inner: Mutex::new(inner), seat, proven }
+    /// A session that polls unless it has a `socket`.
+    pub(super) fn new(engine: Arc<Engine<H>>, state: H::State, socket: Option<Socket>, permit: Permit<Self>) -> Self {
+        let transport = socket.map_or_else(|| Transport::Polling(Box::default()), Transport::WebSocket);
+        let heartbeat = Heartbeat::new(engine.now(), engine.intervals);
+        Self { sid: Sid::new(), engine, state, link: Mutex::new(Link { transport, heartbeat }), permit }
     }
 
     /// The Engine.IO session id.
-    pub fn sid(&self) -> Sid {
+    pub fn engine_sid(&self) -> Sid {
         self.sid
     }
 
@@ -109,20 +107,14 @@ impl<H: Handler> Session<H> {
         &self.state
     }
 
-    /// Vouches for the client: it has shown what the handler asks of a client. From now on the bounds for those that
-    /// have not no longer hold for it. Must be called before anything is sent that lets the client use that.
+    /// Vouches for the client: it has shown what the handler asks of a client. From now on the bounds for unproven
+    /// sessions no longer hold for it. Must be called before anything is sent that lets the client rely on this.
     pub fn prove(&self) {
-        if !self.proven.swap(true, Ordering::Relaxed) {
-            self.seat.prove();
-        }
+        self.permit.prove();
     }
 
-    pub(super) fn is_proven(&self) -> bool {
-        self.proven.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn seat(&self) -> &Seat<Self> {
-        &self.seat
+    pub(super) fn permit(&self) -> &Permit<Self> {
+        &self.permit
     }
 
     /// The handler.
@@ -136,109 +128,60 @@ impl<H: Handler> Session<H> {
         self.send_excused(frames, 0);
     }
 
-    /// Fetches the memory that [`Session::send`] needs: a read of any field brings what lies around it.
-    pub fn prefetch(&self) {
-        black_box((self.inner.is_poisoned(), self.stream.strong_count()));
+    /// As [`Session::send`], but the first `excused` frames, which are replayed, do not count against the bound. When
+    /// some of an earlier replay still wait, they do.
+    pub fn send_excused(self: &Arc<Self>, frames: &[&Frame], excused: usize) {
+        self.write(|socket| socket.send(frames, excused), |outbox| outbox.extend(frames, excused));
     }
 
-    /// Sends a frame unless others wait: one that is of no use late.
+    /// Sends a frame that is of no use late, unless others wait.
     pub fn send_if_idle(self: &Arc<Self>, frame: &Frame) {
-        if self.lock().outbox.is_empty() {
+        if self.is_drained() {
             self.send(&[frame]);
         }
     }
 
-    /// Sends a control frame before all that is not begun yet.
-    pub(super) fn send_first(self: &Arc<Self>, control: &Frame) {
-        self.write(|inner| inner.send_first(control));
-    }
-
-    /// As [`Session::send`], but the first `excused` frames, which are replayed, do not count against the bound. When
-    /// some of an earlier replay still wait, they do.
-    pub fn send_excused(self: &Arc<Self>, frames: &[&Frame], excused: usize) {
-        self.write(|inner| inner.send(frames, excused));
-    }
-
-    fn write(self: &Arc<Self>, put: impl FnOnce(&mut Inner) -> io::Result<()>) {
-        let mut inner = self.lock();
-        let sent = put(&mut inner);
-        let limit = self.engine.options.outbox_bytes;
-        let limit = if self.is_proven() { limit } else { limit.min(UNPROVEN_OUTBOX) };
-        let slow = inner.outbox.exceeds(limit);
-        let blocked = inner.blocked();
-        drop(inner);
-        match sent {
-            Err(_) => self.close(CloseReason::TransportError),
-            Ok(()) if slow => self.close(CloseReason::Slow),
-            Ok(()) => {}
-        }
-        if let Some(stream) = blocked {
-            let session = Arc::clone(self);
-            self.engine.tasks.spawn(async move { session.flush(&stream).await });
-        }
-    }
-
-    /// Sends the rest as the socket takes it.
-    async fn flush(self: &Arc<Self>, stream: &TcpStream) {
-        loop {
-            let ready = stream.writable().await;
-            let mut inner = self.lock();
-            let Inner { transport: Transport::WebSocket(_), outbox, heartbeat, flushing, narrow } = &mut *inner else {
-                return;
-            };
-            match ready.and_then(|()| outbox.flush(stream)) {
-                Ok(taken) if !outbox.is_empty() => {
-                    heartbeat.progress(taken);
-                    if outbox.exceeds(BEHIND) {
-                        narrow.set(stream, true);
-                    }
-                }
-                Ok(_) => {
-                    // However little it was, it was all.
-                    heartbeat.progress(PROGRESS);
-                    *flushing = false;
-                    narrow.set(stream, false);
-                    return;
-                }
-                Err(_) => {
-                    drop(inner);
-                    return self.close(CloseReason::TransportError);
-                }
+    fn write(
+        self: &Arc<Self>,
+        socket: impl FnOnce(&Socket) -> Result<(), SendError>,
+        outbox: impl FnOnce(&mut Outbox),
+    ) {
+        let sent = match &mut self.lock().transport {
+            Transport::WebSocket(connection) => socket(connection),
+            Transport::Polling(polling) => {
+                outbox(&mut polling.outbox);
+                polling.answer(next_payload);
+                let is_slow = polling.outbox.exceeds(self.engine.options.outbox_bytes);
+                if is_slow { Err(SendError::Slow) } else { Ok(()) }
             }
+            Transport::Closed => Ok(()),
+        };
+        self.close_unless(sent);
+    }
+
+    fn close_unless(self: &Arc<Self>, sent: Result<(), SendError>) {
+        match sent {
+            Ok(()) => {}
+            Err(SendError::Failed) => self.close(CloseReason::TransportError),
+            Err(SendError::Slow) => self.close(CloseReason::Slow),
         }
     }
 
     /// Closes the transport, so that the client notices and may come back. Does nothing when it is closed already.
     pub fn close(self: &Arc<Self>, reason: CloseReason) {
-        self.close_with(reason, Shutdown::Both);
+        self.close_with(reason, reason.code(), Shutdown::Both);
     }
 
-    /// As [`Session::close`], for the task that reads the socket: it may still read what the client sends meanwhile.
-    pub(super) fn close_from_reader(self: &Arc<Self>, reason: CloseReason) {
-        self.close_with(reason, Shutdown::Write);
-    }
-
-    fn close_with(self: &Arc<Self>, reason: CloseReason, how: Shutdown) {
-        let mut inner = self.lock();
-        let transport = std::mem::replace(&mut inner.transport, Transport::Closed);
-        let outbox = std::mem::take(&mut inner.outbox);
-        let mut narrow = inner.narrow;
-        drop(inner);
+    /// As [`Session::close`], with a close code and for one direction or both.
+    pub(super) fn close_with(self: &Arc<Self>, reason: CloseReason, code: Option<u16>, how: Shutdown) {
+        let transport = std::mem::replace(&mut self.lock().transport, Transport::Closed);
         match transport {
             Transport::Closed => return,
-            Transport::Polling(polling) => {
+            Transport::Polling(mut polling) => {
                 let packet = if reason == CloseReason::ClientClose { Packet::Noop } else { Packet::Close };
-                if let Some(waiting) = polling.waiting {
-                    let _ = waiting.send(vec![String::from(packet).into()]);
-                }
+                polling.answer(|_| vec![String::from(packet).into()]);
             }
-            Transport::WebSocket(stream) => {
-                narrow.set(&stream, false);
-                if outbox.at_boundary() {
-                    let _ = stream.try_write(Frame::close(reason.code()).wire());
-                }
-                let _ = SockRef::from(&*stream).shutdown(how);
-            }
+            Transport::WebSocket(socket) => socket.close(code, how),
         }
         self.engine.remove(self.sid);
         self.engine.handler.closed(self, reason);
@@ -251,20 +194,23 @@ impl<H: Handler> Session<H> {
 
     /// Does what the heartbeat asks for; returns when to look again, `None` when the session is over.
     pub(super) fn beat(self: &Arc<Self>, now: u64) -> Option<u64> {
-        let mut inner = self.lock();
-        if matches!(inner.transport, Transport::Closed) {
-            return None;
+        let mut link = self.lock();
+        let Link { transport, heartbeat } = &mut *link;
+        match transport {
+            Transport::Closed => return None,
+            Transport::WebSocket(socket) => heartbeat.progress(socket.take_progress()),
+            Transport::Polling(_) => {}
         }
-        match inner.heartbeat.beat(now, self.engine.intervals) {
+        let beat = heartbeat.beat(now, self.engine.intervals);
+        drop(link);
+        match beat {
             Beat::Wait(due) => Some(due),
-            Beat::Ping => {
-                let due = inner.heartbeat.due();
-                drop(inner);
-                self.send_first(&self.engine.ping);
+            Beat::Ping(due) => {
+                let ping = &self.engine.ping;
+                self.write(|socket| socket.send_first(ping), |outbox| outbox.put_first(ping));
                 Some(due)
             }
             Beat::Dead => {
-                drop(inner);
                 self.close(CloseReason::PingTimeout);
                 None
             }
@@ -276,163 +222,125 @@ impl<H: Handler> Session<H> {
         self.lock().heartbeat.pong(now, self.engine.intervals);
     }
 
-    /// Bytes that waited for the client have left.
+    /// Bytes that waited for a polling client have left.
     pub(super) fn progress(&self, bytes: usize) {
         self.lock().heartbeat.progress(bytes);
     }
 
     /// Whether nothing waits to be sent.
     pub(super) fn is_drained(&self) -> bool {
-        self.lock().outbox.is_empty()
+        match &self.lock().transport {
+            Transport::Polling(polling) => polling.outbox.is_empty(),
+            Transport::WebSocket(socket) => socket.is_idle(),
+            Transport::Closed => true,
+        }
+    }
+
+    /// Does something with the state of polling; `None` when the transport is another.
+    fn polling<R>(&self, with: impl FnOnce(&mut Polling) -> R) -> Option<R> {
+        match &mut self.lock().transport {
+            Transport::Polling(polling) => Some(with(polling)),
+            _ => None,
+        }
     }
 
     pub(super) fn is_polling(&self) -> bool {
-        matches!(self.lock().transport, Transport::Polling(_))
-    }
-
-    /// Whether a GET waits.
-    pub(super) fn is_polled(&self) -> bool {
-        matches!(&self.lock().transport, Transport::Polling(Polling { waiting: Some(_), .. }))
+        self.polling(|_| ()).is_some()
     }
 
     /// A GET of the polling transport.
-    pub(super) fn poll(self: &Arc<Self>) -> Poll {
-        let mut inner = self.lock();
-        let Inner { transport: Transport::Polling(polling), outbox, .. } = &mut *inner else { return Poll::Refused };
-        // A client that asks again and again without reading would draw everything out of the bound of the outbox.
-        if std::mem::replace(&mut polling.answering, true) {
-            drop(inner);
+    pub(super) fn poll(self: &Arc<Self>) -> Polled {
+        let polled = self.polling(|polling| {
+            if matches!(polling.get, Get::Waiting(_) | Get::Answering) {
+                return None;
+            }
+            if let Get::Awaited(post) = std::mem::replace(&mut polling.get, Get::Answering) {
+                // Without its receiver the POST waits no longer.
+                let _ = post.send(());
+            }
+            if !polling.outbox.is_empty() {
+                return Some(Polled::Now(next_payload(&mut polling.outbox)));
+            }
+            if polling.is_probed {
+                return Some(Polled::Now(noop()));
+            }
+            let (sender, receiver) = oneshot::channel();
+            polling.get = Get::Waiting(sender);
+            Some(Polled::Later(receiver))
+        });
+        if let Some(None) = polled {
+            // Two at a time.
             self.close(CloseReason::TransportError);
-            return Poll::Refused;
         }
-        if !outbox.is_empty() {
-            return Poll::Now(outbox.take_payload());
-        }
-        if polling.probed {
-            return Poll::Now(noop());
-        }
-        let (sender, receiver) = oneshot::channel();
-        polling.waiting = Some(sender);
-        Poll::Later(receiver)
+        polled.flatten().unwrap_or(Polled::Refused)
     }
 
-    /// The answer to the last GET has been given to the HTTP server.
+    /// Resolves with the next GET; `None` while a GET is under way, or when the transport is another.
+    pub(super) fn next_get(&self) -> Option<oneshot::Receiver<()>> {
+        self.polling(|polling| {
+            if matches!(polling.get, Get::Waiting(_) | Get::Answering) {
+                return None;
+            }
+            let (sender, receiver) = oneshot::channel();
+            polling.get = Get::Awaited(sender);
+            Some(receiver)
+        })
+        .flatten()
+    }
+
+    /// The response to the last GET has been given to the HTTP server.
     pub(super) fn answered(&self) {
-        if let Transport::Polling(polling) = &mut self.lock().transport {
-            polling.answering = false;
-        }
+        self.polling(|polling| {
+            if matches!(polling.get, Get::Answering) {
+                polling.get = Get::None;
+            }
+        });
     }
 
     /// A POST begins; `false` when there is one already or the transport is another.
     pub(super) fn begin_post(&self) -> bool {
-        match &mut self.lock().transport {
-            Transport::Polling(polling) => !std::mem::replace(&mut polling.posting, true),
-            _ => false,
-        }
+        self.polling(|polling| !std::mem::replace(&mut polling.is_posting, true)).unwrap_or(false)
     }
 
     pub(super) fn end_post(&self) {
-        if let Transport::Polling(polling) = &mut self.lock().transport {
-            polling.posting = false;
-        }
+        self.polling(|polling| polling.is_posting = false);
     }
 
     /// Whether it polls, and no WebSocket has sent its probe.
     pub(super) fn may_upgrade(&self) -> bool {
-        matches!(&self.lock().transport, Transport::Polling(Polling { probed: false, .. }))
+        self.polling(|polling| !polling.is_probed).unwrap_or(false)
     }
 
     /// A WebSocket sent its probe: the pending GET must end, so that the client can pause polling. `false` when the
     /// session cannot be upgraded (any more).
     pub(super) fn begin_upgrade(&self) -> bool {
-        let Transport::Polling(polling) = &mut self.lock().transport else { return false };
-        if let Some(waiting) = polling.waiting.take() {
-            let _ = waiting.send(noop());
-        }
-        !std::mem::replace(&mut polling.probed, true)
+        self.polling(|polling| {
+            polling.answer(|_| noop());
+            !std::mem::replace(&mut polling.is_probed, true)
+        })
+        .unwrap_or(false)
     }
 
     /// The probe came to nothing; polling goes on.
     pub(super) fn abort_upgrade(&self) {
-        if let Transport::Polling(polling) = &mut self.lock().transport {
-            polling.probed = false;
-        }
+        self.polling(|polling| polling.is_probed = false);
     }
 
-    /// The client has moved to the WebSocket; what waits goes there.
-    pub(super) fn finish_upgrade(self: &Arc<Self>, stream: &Arc<TcpStream>) -> bool {
-        let mut inner = self.lock();
-        let Transport::Polling(polling) = &mut inner.transport else { return false };
-        if let Some(waiting) = polling.waiting.take() {
-            let _ = waiting.send(noop());
-        }
-        inner.transport = Transport::WebSocket(Arc::clone(stream));
-        let flushed = inner.outbox.flush(stream);
-        let blocked = inner.blocked();
-        drop(inner);
-        self.seat.leave_connection();
-        if let Some(stream) = blocked {
-            let session = Arc::clone(self);
-            self.engine.tasks.spawn(async move { session.flush(&stream).await });
-        }
-        flushed.is_ok()
+    /// The client has moved to the WebSocket; what waits goes there. `false` when the session is over.
+    pub(super) fn finish_upgrade(self: &Arc<Self>, socket: &Socket) -> bool {
+        let mut link = self.lock();
+        let Transport::Polling(polling) = &mut link.transport else { return false };
+        polling.answer(|_| noop());
+        let sent = socket.adopt(std::mem::take(&mut polling.outbox));
+        link.transport = Transport::WebSocket(Arc::clone(socket));
+        drop(link);
+        self.permit.leave_connection();
+        self.close_unless(sent);
+        sent.is_ok()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Inner {
-    fn send(&mut self, frames: &[&Frame], replayed: usize) -> io::Result<()> {
-        match &mut self.transport {
-            Transport::WebSocket(stream) => {
-                if replayed > 0 {
-                    self.narrow.set(stream, true);
-                }
-                self.outbox.send(stream, frames, replayed)?;
-                if self.outbox.is_empty() {
-                    self.narrow.set(stream, false);
-                }
-            }
-            Transport::Polling(_) => {
-                self.outbox.extend(frames, replayed);
-                self.answer();
-            }
-            Transport::Closed => {}
-        }
-        Ok(())
-    }
-
-    fn send_first(&mut self, control: &Frame) -> io::Result<()> {
-        match &mut self.transport {
-            Transport::WebSocket(stream) => self.outbox.send_first(stream, control)?,
-            Transport::Polling(_) => {
-                self.outbox.put_first(control);
-                self.answer();
-            }
-            Transport::Closed => {}
-        }
-        Ok(())
-    }
-
-    /// Gives what waits to the GET that waits.
-    fn answer(&mut self) {
-        let Transport::Polling(polling) = &mut self.transport else { return };
-        if let Some(waiting) = polling.waiting.take() {
-            let _ = waiting.send(self.outbox.take_payload());
-        }
-    }
-
-    /// The socket, when frames wait for it and no task looks after them yet.
-    fn blocked(&mut self) -> Option<Arc<TcpStream>> {
-        match &self.transport {
-            Transport::WebSocket(stream) if !self.outbox.is_empty() && !self.flushing => {
-                self.flushing = true;
-                Some(Arc::clone(stream))
-            }
-            _ => None,
-        }
+    fn lock(&self) -> MutexGuard<'_, Link> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,7 +1,8 @@
-//! For whom a request was made: the address it came from, or the one that a trusted proxy names, if it names one.
+//! The address of the client that made a request: the address at the other end of the connection, or the address that a
+//! trusted proxy names.
 //!
-//! Pure. Each proxy adds the address it was asked from at the end of `X-Forwarded-For`; whatever stands before the
-//! first that is not trusted could have been written by anyone.
+//! Pure. Each proxy adds the address it was asked from at the end of `X-Forwarded-For`. What stands before the last address
+//! that is not trusted can be forged.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,11 +12,11 @@ use crate::config::Networks;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// The client's address; `None` with none but trusted ones, as then it may be that of a server which asks for many.
+/// The client's address; `None` when all named addresses are trusted, as a trusted server may ask for many clients.
 pub fn address(peer: IpAddr, headers: &HeaderMap, trusted: &Networks) -> Option<IpAddr> {
     let mut client = peer;
     let mut named = headers.get_all(FORWARDED_FOR).iter().rev().flat_map(|value| {
-        // What is not text is no address either, and ends the chain.
+        // A value that is no text is no address either, and ends the chain.
         value.to_str().unwrap_or("?").rsplit(',')
     });
     while trusted.contains(client) {

@@ -1,8 +1,8 @@
-//! Who may be connected: a place for each connection, and which connection has to go when there is none left.
+//! Places for connections, and the choice of the connection that is displaced when all are taken.
 //!
 //! Without I/O. A connection that has not made a request is silent. Silent connections cost a stranger nothing, so they
-//! are the first to go, the oldest first. Beyond the regular places a few more are kept for the overflow: requests that
-//! are refused properly, and questions about health, which must be answered while strangers hold everything else.
+//! are the first to go, the oldest first. Beyond the regular places a few are kept for the overflow: requests that are
+//! refused properly, and questions about health, which must be answered while strangers hold everything else.
 
 use std::{
     collections::BTreeMap,
@@ -21,15 +21,34 @@ use crate::metrics::{Counter, Metrics};
 const MAX_SILENT: usize = 4_096;
 
 /// Places beyond the regular ones. Each is taken for a moment: the answer is short, and then the connection ends.
-pub(super) const OVERFLOW: usize = 32;
+const OVERFLOW: usize = 32;
 
-/// Which places a connection has taken one of.
+/// File descriptors for everything that is no connection of a browser: standard streams, the runtime, the port, Redis,
+/// its sentinels, the log, a database; and displaced connections that are not closed yet.
+const RESERVED_FILES: usize = 64;
+
+/// Most connections unless a number is asked for: at 2.4 kB each, 240 MB.
+const DEFAULT_MOST: usize = 100_000;
+
+/// Fewest connections. Below that there is no use in starting, and a wrong limit should show itself in the log.
+const LEAST: usize = 16;
+
+/// How many connections are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Zone {
-    /// Served.
-    Regular,
-    /// Refused, but for questions about health.
-    Overflow,
+pub struct Capacity {
+    /// Connections at a time.
+    pub connections: usize,
+    /// The limit of open files that is missing, if there are fewer than were asked for or could be of use.
+    pub needs_open_files: Option<usize>,
+}
+
+/// What a limit of `open_files` allows of the `wanted` connections, when `others` connect to other servers.
+pub fn capacity(open_files: u64, wanted: Option<usize>, others: usize) -> Capacity {
+    let reserve = RESERVED_FILES + OVERFLOW + others;
+    let allowed = usize::try_from(open_files).unwrap_or(usize::MAX).saturating_sub(reserve);
+    let asked = wanted.unwrap_or(allowed.clamp(LEAST, DEFAULT_MOST));
+    let connections = asked.min(allowed.max(LEAST));
+    Capacity { connections, needs_open_files: (asked > allowed).then(|| asked + reserve) }
 }
 
 /// All places.
@@ -37,145 +56,124 @@ pub(super) enum Zone {
 pub(super) struct Places {
     regular: usize,
     metrics: Metrics,
-    taken: Mutex<Taken>,
-}
-
-#[derive(Debug, Default)]
-struct Taken {
-    /// Number of the last connection; the first is 1.
-    last: u64,
-    regular: Occupied,
-    overflow: Occupied,
+    occupied: Mutex<Occupied>,
 }
 
 #[derive(Debug, Default)]
 struct Occupied {
+    /// Number of the last connection; the first is 1.
+    last: u64,
+    regular: Zone,
+    overflow: Zone,
+}
+
+#[derive(Debug, Default)]
+struct Zone {
     /// Descriptors in use. A displaced connection counts until it is closed.
     places: usize,
     /// Silent connections by their numbers: the oldest first.
     silent: BTreeMap<u64, AbortHandle>,
 }
 
-impl Occupied {
-    /// Ends the connection that has been silent for longest.
+impl Zone {
+    /// Ends the connection that has been silent for longest; `false` when none is silent.
     fn displace(&mut self) -> bool {
-        let Some((_, oldest)) = self.silent.pop_first() else { return false };
-        oldest.abort();
-        true
+        self.silent.pop_first().is_some_and(|(_, oldest)| {
+            oldest.abort();
+            true
+        })
     }
 }
 
 impl Places {
     pub(super) fn new(regular: usize, metrics: Metrics) -> Arc<Self> {
-        Arc::new(Self { regular, metrics, taken: Mutex::default() })
+        Arc::new(Self { regular, metrics, occupied: Mutex::default() })
     }
 
-    /// Takes a place for a connection, which `handle` can end. `None` when there is none, not even in the overflow.
-    pub(super) fn take(self: &Arc<Self>, handle: AbortHandle) -> Option<Entry> {
-        let mut taken = self.lock();
-        let full = taken.regular.places >= self.regular;
-        let mut displaced = (full || taken.regular.silent.len() >= MAX_SILENT) && taken.regular.displace();
-        let zone = if full && !displaced { Zone::Overflow } else { Zone::Regular };
-        if zone == Zone::Overflow && taken.overflow.places >= OVERFLOW {
-            displaced = taken.overflow.displace();
-            if !displaced {
+    /// Takes a place for a connection, which `handle` can end, and says whether another connection has to go for it:
+    /// until that has happened there is one descriptor too many. `None` when even the overflow is full.
+    pub(super) fn take(self: &Arc<Self>, handle: AbortHandle) -> Option<(Place, bool)> {
+        let mut occupied = self.lock();
+        let is_full = occupied.regular.places >= self.regular;
+        let mut displaces = (is_full || occupied.regular.silent.len() >= MAX_SILENT) && occupied.regular.displace();
+        let is_regular = !is_full || displaces;
+        if !is_regular && occupied.overflow.places >= OVERFLOW {
+            displaces = occupied.overflow.displace();
+            if !displaces {
                 return None;
             }
         }
-        taken.last += 1;
-        let number = taken.last;
-        let occupied = taken.of(zone);
-        occupied.places += 1;
-        occupied.silent.insert(number, handle);
-        drop(taken);
-        if displaced {
-            self.metrics.count(Counter::SilentDropped);
-        }
-        let place = Place { places: Arc::clone(self), zone };
-        let silent = Silent { places: Arc::clone(self), zone, number, heard: AtomicBool::new(false) };
-        Some(Entry { place, silent, displaced })
+        occupied.last += 1;
+        let number = occupied.last;
+        let zone = occupied.zone(is_regular);
+        zone.places += 1;
+        zone.silent.insert(number, handle);
+        drop(occupied);
+        self.count(displaces);
+        Some((Place { places: Arc::clone(self), is_regular, number, is_silent: AtomicBool::new(true) }, displaces))
     }
 
     /// Ends the connection that has been silent for longest; `false` when none is silent.
     pub(super) fn displace(&self) -> bool {
-        let displaced = {
-            let mut taken = self.lock();
-            taken.regular.displace() || taken.overflow.displace()
+        let displaces = {
+            let mut occupied = self.lock();
+            occupied.regular.displace() || occupied.overflow.displace()
         };
-        if displaced {
+        self.count(displaces);
+        displaces
+    }
+
+    fn count(&self, displaces: bool) {
+        if displaces {
             self.metrics.count(Counter::SilentDropped);
         }
-        displaced
     }
 
-    fn lock(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Taken {
-    fn of(&mut self, zone: Zone) -> &mut Occupied {
-        match zone {
-            Zone::Regular => &mut self.regular,
-            Zone::Overflow => &mut self.overflow,
-        }
+    fn lock(&self) -> MutexGuard<'_, Occupied> {
+        self.occupied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What a new connection is given.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) place: Place,
-    pub(super) silent: Silent,
-    /// Another connection has to go for it; until that has happened there is one descriptor too many.
-    pub(super) displaced: bool,
+impl Occupied {
+    fn zone(&mut self, is_regular: bool) -> &mut Zone {
+        if is_regular { &mut self.regular } else { &mut self.overflow }
+    }
 }
 
-/// A place that is taken. Kept for as long as the connection's descriptor is open.
+/// A place that is taken. To be kept for as long as the connection's descriptor is open.
 #[derive(Debug)]
 pub struct Place {
     places: Arc<Places>,
-    zone: Zone,
+    is_regular: bool,
+    number: u64,
+    is_silent: AtomicBool,
 }
 
 impl Place {
-    pub(super) fn zone(&self) -> Zone {
-        self.zone
+    /// Whether the connection is served; otherwise it is refused, but for questions about health.
+    pub(super) fn is_regular(&self) -> bool {
+        self.is_regular
     }
-}
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.places.lock().of(self.zone).places -= 1;
-    }
-}
-
-/// A connection that is silent until its first request.
-#[derive(Debug)]
-pub(super) struct Silent {
-    places: Arc<Places>,
-    zone: Zone,
-    number: u64,
-    heard: AtomicBool,
-}
-
-impl Silent {
     /// The number of the connection, which no other ever has.
     pub(super) fn number(&self) -> u64 {
         self.number
     }
 
-    /// The connection has made a request.
-    pub(super) fn heard(&self) {
-        if !self.heard.swap(true, Ordering::Relaxed) {
-            self.places.lock().of(self.zone).silent.remove(&self.number);
+    /// The connection has made a request; returns whether it is the first.
+    pub(super) fn heard(&self) -> bool {
+        let is_first = self.is_silent.swap(false, Ordering::Relaxed);
+        if is_first {
+            self.places.lock().zone(self.is_regular).silent.remove(&self.number);
         }
+        is_first
     }
 }
 
-impl Drop for Silent {
+impl Drop for Place {
     fn drop(&mut self) {
         self.heard();
+        self.places.lock().zone(self.is_regular).places -= 1;
     }
 }
 
@@ -184,13 +182,15 @@ mod tests {
     use super::*;
 
     /// One connection, and the handle that shows whether it has to go.
-    fn connect(places: &Arc<Places>) -> Option<(Entry, AbortHandle)> {
-        let (handle, _) = AbortHandle::new_pair();
-        places.take(handle.clone()).map(|entry| (entry, handle))
+    struct Connected {
+        place: Place,
+        displaces: bool,
+        handle: AbortHandle,
     }
 
-    fn zone(connection: &(Entry, AbortHandle)) -> Zone {
-        connection.0.place.zone()
+    fn connect(places: &Arc<Places>) -> Option<Connected> {
+        let (handle, _) = AbortHandle::new_pair();
+        places.take(handle.clone()).map(|(place, displaces)| Connected { place, displaces, handle })
     }
 
     #[test]
@@ -198,10 +198,10 @@ mod tests {
         let metrics = Metrics::new();
         let places = Places::new(3, metrics.clone());
         let [first, second, third] = [(); 3].map(|()| connect(&places).unwrap());
-        first.0.silent.heard();
+        first.place.heard();
         let newcomer = connect(&places).unwrap();
-        assert_eq!((zone(&newcomer), newcomer.0.displaced), (Zone::Regular, true));
-        assert_eq!([&first, &second, &third].map(|(_, handle)| handle.is_aborted()), [false, true, false]);
+        assert!(newcomer.place.is_regular() && newcomer.displaces);
+        assert_eq!([&first, &second, &third].map(|connection| connection.handle.is_aborted()), [false, true, false]);
         assert_eq!(metrics.get(Counter::SilentDropped), 1);
     }
 
@@ -209,28 +209,28 @@ mod tests {
     fn beyond_the_places_the_overflow_refuses_and_has_a_bound_of_its_own() {
         let places = Places::new(1, Metrics::new());
         let served = connect(&places).unwrap();
-        served.0.silent.heard();
+        served.place.heard();
         let overflow: Vec<_> = (0..OVERFLOW).map(|_| connect(&places).unwrap()).collect();
-        assert!(overflow.iter().all(|connection| zone(connection) == Zone::Overflow));
+        assert!(overflow.iter().all(|connection| !connection.place.is_regular()));
         let one_more = connect(&places).unwrap();
-        assert!(one_more.0.displaced && overflow[0].1.is_aborted() && !overflow[1].1.is_aborted());
-        for (entry, _) in overflow.iter().chain([&one_more]) {
-            entry.silent.heard();
+        assert!(one_more.displaces && overflow[0].handle.is_aborted() && !overflow[1].handle.is_aborted());
+        for connection in overflow.iter().chain([&one_more]) {
+            connection.place.heard();
         }
         assert!(connect(&places).is_none());
         drop(overflow);
-        assert_eq!(zone(&connect(&places).unwrap()), Zone::Overflow);
+        assert!(!connect(&places).unwrap().place.is_regular());
         drop(served);
-        assert_eq!(zone(&connect(&places).unwrap()), Zone::Regular);
+        assert!(connect(&places).unwrap().place.is_regular());
     }
 
     #[test]
     fn silent_connections_have_a_bound_of_their_own() {
         let places = Places::new(MAX_SILENT * 2, Metrics::new());
         let silent: Vec<_> = (0..MAX_SILENT).map(|_| connect(&places).unwrap()).collect();
-        assert!(connect(&places).unwrap().0.displaced && silent[0].1.is_aborted());
-        silent[1].0.silent.heard();
-        assert!(!connect(&places).unwrap().0.displaced);
+        assert!(connect(&places).unwrap().displaces && silent[0].handle.is_aborted());
+        silent[1].place.heard();
+        assert!(!connect(&places).unwrap().displaces);
     }
 
     #[test]
@@ -238,6 +238,21 @@ mod tests {
         let places = Places::new(2, Metrics::new());
         drop([(); 2].map(|()| connect(&places).unwrap()));
         assert!(!places.displace());
-        assert!((0..2).all(|_| zone(&connect(&places).unwrap()) == Zone::Regular));
+        assert!((0..2).all(|_| connect(&places).unwrap().place.is_regular()));
+    }
+
+    #[test]
+    fn connections_fit_below_the_limit_of_open_files() {
+        let of = |open_files, wanted| {
+            let Capacity { connections, needs_open_files } = capacity(open_files, wanted, 16);
+            (connections, needs_open_files)
+        };
+        assert_eq!(of(1_024, None), (912, None));
+        assert_eq!(of(u64::MAX, None), (DEFAULT_MOST, None));
+        assert_eq!(of(1_024, Some(100)), (100, None));
+        assert_eq!(of(1 << 30, Some(500_000)), (500_000, None));
+        assert_eq!(of(1_024, Some(2_000)), (912, Some(2_112)));
+        assert_eq!(of(20, None), (LEAST, Some(128)));
+        assert_eq!(of(20, Some(5)), (5, Some(117)));
     }
 }

@@ -196,7 +196,7 @@ impl SocketIo {
         loop {
             match self.parts.users.find(token).await {
                 Ok(found) => return found,
-                Err(error) => tracing::debug!(sid = %socket.sid(), %error, "cannot look up a token yet"),
+                Err(error) => tracing::debug!(sid = %socket.engine_sid(), %error, "cannot look up a token yet"),
             }
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -217,7 +217,7 @@ impl SocketIo {
                 self.sessions.revoke(returning.session, Instant::now());
             }
         }
-        tracing::debug!(sid = %socket.sid(), had = rooms.had.len(), gained = rooms.gained.len(), "joins");
+        tracing::debug!(sid = %socket.engine_sid(), had = rooms.had.len(), gained = rooms.gained.len(), "joins");
         let newcomer = Arc::clone(socket);
         let welcome = move |joined| {
             newcomer.handler().welcome(&newcomer, &joined, arrival);

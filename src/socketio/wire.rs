@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     fn packet(frame: &Frame) -> String {
-        frame.text().unwrap().to_owned()
+        String::from_utf8(frame.text_data().unwrap().into()).unwrap()
     }
 
     #[test]

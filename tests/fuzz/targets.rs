@@ -1,16 +1,31 @@
 //! What must hold of any input, shared by the fuzzers and the tests that run their corpora.
 
+use std::{
+    convert::Infallible,
+    ops::ControlFlow,
+    sync::{Arc, Mutex},
+};
+
+use axum::{
+    body::{Body, to_bytes},
+    http::{Request, StatusCode},
+};
 use bytes::{Bytes, BytesMut};
+use futures_util::stream;
 use loomio_channels::{
     auth::{Key, Ticket, Tickets, Token, User},
     bus::{
         self, MAX_PAYLOAD, Rejected, Update, decode,
         resp::{Reply, ReplyDecoder},
     },
-    engineio::{fuzz_frames, fuzz_payload},
+    engineio::{CloseReason, Engine, Handler, Handshake, Malformed, Message, Options, Session},
     hub::OffsetKey,
+    lifecycle::Tasks,
+    metrics::Metrics,
+    websocket::{Budget, Decoder},
 };
 use serde_json::value::RawValue;
+use tokio::runtime::Builder;
 
 /// Small, so that inputs can exceed it.
 const MAX_MESSAGE: usize = 1_000;
@@ -21,26 +36,73 @@ fn in_pieces(data: &[u8]) -> Option<(&[u8], usize)> {
     Some((rest, usize::from(step) + 1))
 }
 
+/// What a decoder makes of frames that arrive in pieces, and the code of a violation.
+fn frames(data: &[u8], step: usize) -> (Vec<String>, Option<u16>) {
+    let (mut decoder, mut received, budget) = (Decoder::default(), Vec::new(), Budget::default());
+    for piece in data.chunks(step) {
+        let fed = decoder.feed(&mut piece.to_vec(), MAX_MESSAGE, &budget, |item| {
+            received.push(format!("{item:?}"));
+            ControlFlow::<()>::Continue(())
+        });
+        if let Err(violation) = fed {
+            return (received, Some(violation.code()));
+        }
+    }
+    (received, None)
+}
+
 /// WebSocket frames: cutting them differently changes nothing, and no message is too long or follows the end.
 pub fn frame_reader(data: &[u8]) {
     let Some((data, step)) = in_pieces(data) else { return };
-    let (events, code) = fuzz_frames(data, data.len().max(1), MAX_MESSAGE);
-    assert_eq!(fuzz_frames(data, step, MAX_MESSAGE), (events.clone(), code));
+    let (received, code) = frames(data, data.len().max(1));
+    assert_eq!(frames(data, step), (received.clone(), code));
     assert!(code.is_none_or(|code| [1002, 1007, 1009].contains(&code)));
-    // An event is written with a name, and escapes of at most ten characters for each byte.
-    assert!(events.iter().all(|event| event.len() < 20 + 10 * MAX_MESSAGE));
+    // Shown with a name, and with escapes of at most ten characters for each byte.
+    assert!(received.iter().all(|item| item.len() < 20 + 10 * MAX_MESSAGE));
+}
+
+/// Keeps the messages of all sessions.
+struct Recorder(Mutex<Vec<Message>>);
+
+impl Handler for Recorder {
+    type State = ();
+
+    fn open(&self, _: &Handshake<'_>) {}
+
+    fn message(&self, _: &Arc<Session<Self>>, message: Message) -> Result<(), Malformed> {
+        self.0.lock().unwrap().push(message);
+        Ok(())
+    }
+
+    fn closed(&self, _: &Arc<Session<Self>>, _: CloseReason) {}
+}
+
+/// The status of a POST whose body arrives in pieces, and its messages.
+async fn post(data: &[u8], step: usize) -> (StatusCode, Vec<Message>) {
+    let options = Options { max_payload: MAX_MESSAGE, ..Options::default() };
+    let engine = Engine::new(Recorder(Mutex::default()), options, Tasks::current(), Metrics::new());
+    let path = "/?EIO=4&transport=polling";
+    let open = Arc::clone(&engine).handle(Request::get(path).body(Body::empty()).unwrap()).await;
+    let open = to_bytes(open.into_body(), usize::MAX).await.unwrap();
+    let open: serde_json::Value = serde_json::from_slice(&open[1..]).unwrap();
+    let path = format!("{path}&sid={}", open["sid"].as_str().unwrap());
+    let pieces: Vec<_> = data.chunks(step).map(|piece| Ok::<_, Infallible>(piece.to_vec())).collect();
+    let request = Request::post(path).body(Body::from_stream(stream::iter(pieces))).unwrap();
+    let status = Arc::clone(&engine).handle(request).await.status();
+    let messages = std::mem::take(&mut *engine.handler().0.lock().unwrap());
+    (status, messages)
 }
 
 /// The body of a POST: cutting it differently changes nothing, and nothing comes of too much.
 pub fn polling_payload(data: &[u8]) {
     let Some((data, step)) = in_pieces(data) else { return };
-    let packets = fuzz_payload(data, data.len().max(1), MAX_MESSAGE);
-    assert_eq!(fuzz_payload(data, step, MAX_MESSAGE), packets);
-    if let Some(packets) = packets {
-        assert!(!packets.is_empty() && data.len() <= MAX_MESSAGE);
-        let parts = data.split(|&byte| byte == 0x1e).count();
-        assert!(packets.len() <= parts);
-    }
+    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let (whole, pieces) = runtime.block_on(async { (post(data, data.len().max(1)).await, post(data, step).await) });
+    assert_eq!(whole, pieces);
+    let (status, messages) = whole;
+    assert!([200, 400, 413].contains(&status.as_u16()));
+    assert_eq!(status == StatusCode::PAYLOAD_TOO_LARGE, data.len() > MAX_MESSAGE);
+    assert!(messages.len() <= data.split(|&byte| byte == 0x1e).count());
 }
 
 /// A message from Redis: what is passed on is JSON, unchanged, its room is what a browser would read, and nothing that a

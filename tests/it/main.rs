@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails where its setup fails")]
 
+mod autobahn;
 mod bounds;
 mod cli;
 mod collab_auth;

@@ -3,7 +3,7 @@ use super::*;
 const OLD: u64 = 45_000;
 
 fn census(sessions: usize, per_address: usize) -> Arc<Census<u64>> {
-    Census::new(Bounds { sessions, per_address, unproven_for: Some(OLD) })
+    Census::new(SessionLimits { sessions, per_address, unproven_for: Some(OLD) })
 }
 
 fn from(address: &str) -> Origin {
@@ -14,15 +14,15 @@ fn through(connection: u64) -> Origin {
     Origin::new(None, Some(connection))
 }
 
-/// A session, its seat, and the session that had to go for it.
-type Opened = (Arc<u64>, Seat<u64>, Option<Arc<u64>>);
+/// A session, its permit, and the session that had to go for it.
+type Opened = (Arc<u64>, Permit<u64>, Option<Arc<u64>>);
 
-/// A session with its seat.
+/// A session with its permit.
 fn open(census: &Arc<Census<u64>>, origin: Origin, now: u64) -> Opened {
-    let (seat, displaced) = census.admit(origin, now).unwrap();
-    let session = Arc::new(seat.number);
-    assert!(seat.attach(Arc::downgrade(&session)));
-    (session, seat, displaced.and_then(|displaced| displaced.upgrade()))
+    let (permit, displaced) = census.admit(origin, now).unwrap();
+    let session = Arc::new(permit.number);
+    assert!(permit.attach(Arc::downgrade(&session)));
+    (session, permit, displaced.and_then(|displaced| displaced.upgrade()))
 }
 
 fn refusal(census: &Arc<Census<u64>>, origin: Origin) -> Option<Full> {
@@ -47,29 +47,29 @@ fn fill(census: &Arc<Census<u64>>, origin: Origin) -> Vec<Opened> {
 fn an_address_has_so_many_sessions_and_fewer_unproven_ones() {
     let census = census(1_000_000, 2_000);
     let school = from("203.0.113.7");
-    let mut seats = fill(&census, school);
-    assert!((900..=1_024).contains(&seats.len()), "{}", seats.len());
+    let mut permits = fill(&census, school);
+    assert!((900..=1_024).contains(&permits.len()), "{}", permits.len());
     assert_eq!(refusal(&census, school), Some(Full::Address));
     assert_eq!(refusal(&census, from("203.0.113.8")), None);
     assert_eq!(refusal(&census, Origin::default()), None, "an address that is not known is not counted");
-    for (_, seat, _) in &seats {
-        seat.prove();
+    for (_, permit, _) in &permits {
+        permit.prove();
     }
     while refusal(&census, school).is_none() {
-        seats.push(open(&census, school, 0));
-        seats.last().unwrap().1.prove();
+        permits.push(open(&census, school, 0));
+        permits.last().unwrap().1.prove();
     }
-    assert_eq!(seats.len(), 2_000);
-    seats.pop();
+    assert_eq!(permits.len(), 2_000);
+    permits.pop();
     assert_eq!(refusal(&census, school), None);
-    drop(seats);
+    drop(permits);
     assert!(is_empty(&census));
 }
 
 #[test]
 fn a_network_of_ipv6_is_one_address() {
     let census = census(100, 1);
-    let _seat = open(&census, from("2001:db8:1:2::3"), 0);
+    let _permit = open(&census, from("2001:db8:1:2::3"), 0);
     assert_eq!(refusal(&census, from("2001:db8:1:2:ffff::")), Some(Full::Address));
     assert_eq!(refusal(&census, from("2001:db8:1:3::3")), None);
 }
@@ -77,18 +77,18 @@ fn a_network_of_ipv6_is_one_address() {
 #[test]
 fn a_connection_brings_so_many_polling_sessions_and_fewer_unproven_ones() {
     let census = census(1_000_000, 1);
-    let mut seats = fill(&census, through(1));
-    assert!((200..=256).contains(&seats.len()), "{}", seats.len());
+    let mut permits = fill(&census, through(1));
+    assert!((200..=256).contains(&permits.len()), "{}", permits.len());
     assert_eq!((refusal(&census, through(1)), refusal(&census, through(2))), (Some(Full::Connection), None));
-    for (_, seat, _) in &seats {
-        seat.prove();
+    for (_, permit, _) in &permits {
+        permit.prove();
     }
     while refusal(&census, through(1)).is_none() {
-        seats.push(open(&census, through(1), 0));
-        seats.last().unwrap().1.prove();
+        permits.push(open(&census, through(1), 0));
+        permits.last().unwrap().1.prove();
     }
-    assert_eq!(seats.len(), POLLING_PER_CONNECTION);
-    drop(seats);
+    assert_eq!(permits.len(), POLLING_PER_CONNECTION);
+    drop(permits);
     assert!(is_empty(&census));
 }
 
@@ -99,8 +99,8 @@ fn a_browser_beside_a_flood_through_many_connections_keeps_its_session() {
     let mut flood: Vec<_> = (1..=CONNECTIONS).flat_map(|connection| fill(&census, through(connection))).collect();
     let browser = open(&census, through(CONNECTIONS + 1), 0);
     for connection in (0..50).flat_map(|_| 1..=CONNECTIONS) {
-        if let Ok((seat, _)) = census.admit(through(connection), 0) {
-            flood.push((Arc::default(), seat, None));
+        if let Ok((permit, _)) = census.admit(through(connection), 0) {
+            flood.push((Arc::default(), permit, None));
         }
     }
     assert!(browser.1.attach(Arc::downgrade(&browser.0)), "it was not asked to go");
@@ -111,31 +111,31 @@ fn a_browser_beside_a_flood_through_many_connections_keeps_its_session() {
 #[test]
 fn the_oldest_unproven_session_makes_room() {
     let census = census(1_000_000, 1);
-    let seats: Vec<_> = (0..UNPROVEN).map(|_| open(&census, Origin::default(), 0)).collect();
-    seats[0].1.prove();
+    let permits: Vec<_> = (0..UNPROVEN).map(|_| open(&census, Origin::default(), 0)).collect();
+    permits[0].1.prove();
     let filler = open(&census, Origin::default(), 0);
     assert_eq!(filler.2, None);
     let newcomer = open(&census, Origin::default(), 0);
-    assert_eq!(newcomer.2.as_ref(), Some(&seats[1].0));
-    drop((seats, filler, newcomer));
+    assert_eq!(newcomer.2.as_ref(), Some(&permits[1].0));
+    drop((permits, filler, newcomer));
     assert!(is_empty(&census));
 }
 
 #[test]
 fn when_all_have_proven_themselves_a_newcomer_is_refused() {
     let census = census(3, 10);
-    let seats = [(); 3].map(|()| open(&census, Origin::default(), 0));
+    let permits = [(); 3].map(|()| open(&census, Origin::default(), 0));
     // Half of the places, rounded up, may be unproven.
-    assert_eq!(seats[2].2.as_ref(), Some(&seats[0].0));
-    seats[1].1.prove();
-    seats[2].1.prove();
+    assert_eq!(permits[2].2.as_ref(), Some(&permits[0].0));
+    permits[1].1.prove();
+    permits[2].1.prove();
     assert_eq!(refusal(&census, Origin::default()), Some(Full::Everywhere));
-    drop(seats);
+    drop(permits);
     assert!(is_empty(&census));
 }
 
 #[test]
-fn a_handshake_whose_seat_is_needed_before_it_is_a_session_notices() {
+fn a_handshake_whose_permit_is_needed_before_it_is_a_session_notices() {
     let census = census(1, 10);
     let (early, _) = census.admit(Origin::default(), 0).unwrap();
     let _late = open(&census, Origin::default(), 0);
@@ -164,11 +164,11 @@ fn unproven_sessions_end_and_sooner_in_a_crowd() {
 
 #[test]
 fn where_nobody_has_to_prove_anything_sessions_stay() {
-    let census = Census::<u64>::new(Bounds { sessions: 2, per_address: 1, unproven_for: None });
-    let seats = [(); 2].map(|()| open(&census, Origin::default(), 0));
+    let census = Census::<u64>::new(SessionLimits { sessions: 2, per_address: 1, unproven_for: None });
+    let permits = [(); 2].map(|()| open(&census, Origin::default(), 0));
     assert_eq!(refusal(&census, Origin::default()), Some(Full::Everywhere));
     assert!(census.overdue(u64::MAX).is_empty());
-    drop(seats);
+    drop(permits);
     assert!(is_empty(&census));
 }
 
@@ -177,12 +177,12 @@ fn a_session_that_has_moved_to_a_websocket_does_not_count_for_the_connection_tha
     let census = census(1_000_000, 1_000_000);
     let sessions = fill(&census, through(1));
     assert_eq!(refusal(&census, through(1)), Some(Full::Connection));
-    for (place, (_, seat, _)) in sessions.iter().enumerate() {
+    for (place, (_, permit, _)) in sessions.iter().enumerate() {
         if place % 2 == 0 {
-            seat.prove();
+            permit.prove();
         }
-        seat.leave_connection();
-        seat.leave_connection();
+        permit.leave_connection();
+        permit.leave_connection();
     }
     assert!(census.counts().connections.is_empty());
     assert_eq!(refusal(&census, through(1)), None);

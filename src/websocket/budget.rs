@@ -1,35 +1,39 @@
-//! A bound on the bytes of unfinished messages, summed over all clients: each client's own bound, times the clients that
-//! strangers can bring, is more memory than a machine has.
+//! A bound on the bytes of unfinished messages, summed over all connections: the bound of one connection, times the
+//! connections that strangers can open, is more memory than a machine has.
 
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
-/// Bytes for the unfinished messages of all clients together. Browsers of Loomio send next to nothing, and hardly ever
-/// in more than one piece.
+/// Bytes for the unfinished messages of all connections together. Browsers of Loomio send little, and hardly ever in
+/// more than one piece.
 const TOTAL: usize = 64 << 20;
 
 /// Capacity of a buffer that is not counted. The messages of a browser must arrive, in pieces too, while strangers use up
 /// the budget; the longest is the CONNECT of a member of hundreds of groups, whose ticket names them all. A connection
-/// that sends nothing unfinished has no buffer.
+/// without an unfinished message has no buffer.
 const FREE: usize = 4096;
 
-/// There is no room for more bytes.
+/// The budget has no room for more bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unfinished messages take too much memory")]
-pub(super) struct Exhausted;
+pub struct Exhausted;
 
 /// What all buffers together may hold. Clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct Budget(Arc<AtomicUsize>);
+pub struct Budget(Arc<AtomicUsize>);
 
-impl Budget {
-    pub(super) fn new() -> Self {
+impl Default for Budget {
+    /// 64 MiB.
+    fn default() -> Self {
         Self::of(TOTAL)
     }
+}
 
-    pub(super) fn of(bytes: usize) -> Self {
+impl Budget {
+    /// A budget of so many bytes.
+    pub fn of(bytes: usize) -> Self {
         Self(Arc::new(AtomicUsize::new(bytes)))
     }
 
@@ -41,61 +45,39 @@ impl Budget {
 
 /// Bytes of an unfinished message. The capacity counts against a budget until the buffer is dropped.
 #[derive(Debug, Default)]
-pub(super) struct Buffer {
+pub struct Buffer {
     bytes: Vec<u8>,
     charge: Option<(Budget, usize)>,
 }
 
 impl Buffer {
-    pub(super) fn bytes(&self) -> &[u8] {
+    /// What has been appended.
+    pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
-    /// Appends bytes. The capacity grows with what has arrived, and never beyond `whole`, the length that the buffer
-    /// will have in the end.
+    /// Appends bytes. The capacity grows with what has arrived, and never beyond `whole`, the final length of the
+    /// message or its upper bound.
     ///
     /// # Errors
-    /// When the budget is exhausted; nothing is appended then.
-    pub(super) fn extend(&mut self, budget: &Budget, bytes: &[u8], whole: usize) -> Result<(), Exhausted> {
+    /// When the budget has no room for the capacity; nothing is appended then.
+    pub fn extend(&mut self, budget: &Budget, bytes: &[u8], whole: usize) -> Result<(), Exhausted> {
         let needed = self.bytes.len() + bytes.len();
         if needed > self.bytes.capacity() {
             let capacity = (self.bytes.capacity() * 2).min(whole).max(needed);
-            self.charge(budget, capacity)?;
+            self.charge(budget, capacity.saturating_sub(FREE))?;
             self.bytes.reserve_exact(capacity - self.bytes.len());
         }
         self.bytes.extend_from_slice(bytes);
         Ok(())
     }
 
-    /// Drops bytes from the start, and all memory when none are left.
-    pub(super) fn consume(&mut self, length: usize) {
-        if length < self.bytes.len() {
-            self.bytes.drain(..length);
-        } else {
-            *self = Self::default();
+    fn charge(&mut self, budget: &Budget, counted: usize) -> Result<(), Exhausted> {
+        if counted > 0 {
+            let (_, charged) = self.charge.get_or_insert_with(|| (budget.clone(), 0));
+            budget.take(counted - *charged)?;
+            *charged = counted;
         }
-    }
-
-    fn charge(&mut self, budget: &Budget, capacity: usize) -> Result<(), Exhausted> {
-        let counted = capacity.saturating_sub(FREE);
-        if counted == 0 {
-            return Ok(());
-        }
-        let (_, charged) = self.charge.get_or_insert_with(|| (budget.clone(), 0));
-        budget.take(counted - *charged)?;
-        *charged = counted;
         Ok(())
     }
 }
@@ -125,9 +107,9 @@ mod tests {
         assert_eq!((buffer.bytes.capacity(), left(&budget)), (90_000, 100_000 - 90_000 + FREE));
         let mut other = Buffer::default();
         assert_eq!(other.extend(&budget, &vec![0; 20_000], 20_000), Err(Exhausted));
-        assert!(other.is_empty());
-        buffer.consume(60_001);
-        assert_eq!((buffer.bytes.capacity(), left(&budget)), (0, 100_000));
+        assert!(other.bytes().is_empty());
+        drop(buffer);
+        assert_eq!(left(&budget), 100_000);
         other.extend(&budget, &vec![0; 20_000], 20_000).unwrap();
         drop(other);
         assert_eq!(left(&budget), 100_000);
@@ -135,7 +117,7 @@ mod tests {
 
     #[test]
     fn memory_grows_with_what_arrives_and_never_past_the_end() {
-        let (budget, mut buffer) = (Budget::new(), Buffer::default());
+        let (budget, mut buffer) = (Budget::default(), Buffer::default());
         for length in 1..=3_000 {
             buffer.extend(&budget, &[7], 3_000).unwrap();
             assert!(buffer.bytes.capacity() <= (length * 2).min(3_000), "{length}");

@@ -21,10 +21,9 @@ fn masked(first: u8, data: &[u8]) -> Vec<u8> {
 /// What a decoder makes of `input` in pieces of `step` bytes.
 fn decode(input: &[u8], step: usize) -> Result<Vec<String>, Violation> {
     let (mut decoder, mut events) = (Decoder::default(), Vec::new());
-    let bounds = Bounds { max: MAX, budget: &Budget::new() };
     for piece in input.chunks(step) {
-        let flow = decoder.feed(&mut piece.to_vec(), bounds, |event| {
-            events.push(format!("{event:?}"));
+        let flow = decoder.feed(&mut piece.to_vec(), MAX, &Budget::default(), |received| {
+            events.push(format!("{received:?}"));
             ControlFlow::<()>::Continue(())
         })?;
         assert_eq!(flow, ControlFlow::Continue(()));
@@ -47,7 +46,7 @@ fn reads_frames_in_any_pieces() {
     .concat();
     let expected = decode(&input, input.len()).unwrap();
     assert_eq!(expected[..3], ["Text(\"hello\")", "Ping([63])", "Text(\"h\u{e9}\u{e9}\")"]);
-    assert_eq!(expected[4], "Close(Some(1000))");
+    assert_eq!(expected[4..], ["Pong([])", "Close(Some(1000))"]);
     for step in 1..20 {
         assert_eq!(decode(&input, step).unwrap(), expected);
     }
@@ -80,16 +79,15 @@ fn refuses_what_the_protocol_forbids() {
 
 #[test]
 fn what_follows_a_break_is_kept() {
-    let (mut decoder, budget) = (Decoder::default(), Budget::new());
-    let bounds = Bounds { max: MAX, budget: &budget };
+    let (mut decoder, budget) = (Decoder::default(), Budget::default());
     let mut input = [masked(0x81, b"5"), masked(0x81, b"4a"), masked(0x81, b"4b")[..3].to_vec()].concat();
-    let flow = decoder.feed(&mut input, bounds, |event| ControlFlow::Break(format!("{event:?}")));
+    let flow = decoder.feed(&mut input, MAX, &budget, |text| ControlFlow::Break(format!("{text:?}")));
     assert_eq!(flow, Ok(ControlFlow::Break("Text(\"5\")".to_owned())));
     let mut texts = Vec::new();
     let mut rest = masked(0x81, b"4b")[3..].to_vec();
     for input in [&mut [][..], &mut rest] {
-        let flow = decoder.feed(input, bounds, |event| {
-            texts.push(format!("{event:?}"));
+        let flow = decoder.feed(input, MAX, &budget, |text| {
+            texts.push(format!("{text:?}"));
             ControlFlow::<()>::Continue(())
         });
         assert_eq!(flow, Ok(ControlFlow::Continue(())));
@@ -99,9 +97,8 @@ fn what_follows_a_break_is_kept() {
 
 /// Feeds pieces of what makes no event.
 fn fed(decoder: &mut Decoder, budget: &Budget, pieces: &[&[u8]]) -> Result<(), Violation> {
-    let bounds = Bounds { max: MAX, budget };
     for piece in pieces {
-        let flow = decoder.feed(&mut piece.to_vec(), bounds, |_| ControlFlow::<()>::Continue(()))?;
+        let flow = decoder.feed(&mut piece.to_vec(), MAX, budget, |_| ControlFlow::<()>::Continue(()))?;
         assert_eq!(flow, ControlFlow::Continue(()));
     }
     Ok(())
@@ -109,7 +106,7 @@ fn fed(decoder: &mut Decoder, budget: &Budget, pieces: &[&[u8]]) -> Result<(), V
 
 #[test]
 fn an_idle_connection_holds_no_buffer() {
-    let (mut decoder, budget) = (Decoder::default(), Budget::new());
+    let (mut decoder, budget) = (Decoder::default(), Budget::default());
     let frame = masked(0x82, &[1; 500]);
     fed(&mut decoder, &budget, &frame.chunks(200).collect::<Vec<_>>()).unwrap();
     assert!(decoder.0.is_none());
@@ -124,28 +121,41 @@ fn fragments_and_the_next_frame_count_together() {
     for cut in [8, 20, partial.len()] {
         let mut decoder = Decoder::default();
         let input: [&[u8]; 2] = [&masked(0x02, &[0; MAX / 2]), &partial[..cut]];
-        assert_eq!(fed(&mut decoder, &Budget::new(), &input), Err(Violation::TooBig), "{cut}");
+        assert_eq!(fed(&mut decoder, &Budget::default(), &input), Err(Violation::TooBig), "{cut}");
     }
 }
 
 #[test]
 fn what_does_not_fit_into_the_budget_is_refused() {
-    let bounds = Bounds { max: 10_000, budget: &Budget::of(1_000) };
+    let feed = |decoder: &mut Decoder, input: &[u8]| {
+        decoder.feed(&mut input.to_vec(), 10_000, &Budget::of(1_000), |_| ControlFlow::<()>::Continue(()))
+    };
     let frame = masked(0x82, &[0; 9_000]);
     let mut decoder = Decoder::default();
-    let ignore = |_: Event<'_>| ControlFlow::<()>::Continue(());
-    assert_eq!(decoder.feed(&mut frame.clone(), bounds, ignore), Ok(ControlFlow::Continue(())));
-    assert_eq!(decoder.feed(&mut frame[..500].to_vec(), bounds, ignore), Ok(ControlFlow::Continue(())));
+    assert_eq!(feed(&mut decoder, &frame), Ok(ControlFlow::Continue(())));
+    assert_eq!(feed(&mut decoder, &frame[..500]), Ok(ControlFlow::Continue(())));
     let exhausted = Err(Violation::Exhausted(Exhausted));
-    assert_eq!(decoder.feed(&mut frame[500..8_000].to_vec(), bounds, ignore), exhausted);
-    let mut decoder = Decoder::default();
-    let fragment = masked(0x02, &[0; 9_000]);
-    assert_eq!(decoder.feed(&mut fragment.clone(), bounds, ignore), exhausted);
+    assert_eq!(feed(&mut decoder, &frame[500..8_000]), exhausted);
+    assert_eq!(feed(&mut Decoder::default(), &masked(0x02, &[0; 9_000])), exhausted);
+}
+
+#[test]
+fn text_that_cannot_become_utf8_is_refused_before_its_frame_or_message_is_whole() {
+    let text = [masked(0x01, "\u{e9}\u{20ac}".as_bytes()), masked(0x80, &[b'x', 0xf4, 0x90, 0x80, 0x80])].concat();
+    let (budget, cut) = (Budget::default(), text.len() - 2);
+    for step in [1, 3, text.len()] {
+        let mut decoder = Decoder::default();
+        let pieces: Vec<_> = text[..cut].chunks(step).collect();
+        assert_eq!(fed(&mut decoder, &budget, &pieces), Err(Violation::Encoding), "{step}");
+        let mut decoder = Decoder::default();
+        let pieces: Vec<_> = text[..cut - 1].chunks(step).collect();
+        assert_eq!(fed(&mut decoder, &budget, &pieces), Ok(()), "{step}");
+    }
 }
 
 #[test]
 fn each_message_has_its_own_deadline() {
-    let (mut decoder, budget, start) = (Decoder::default(), Budget::new(), Instant::now());
+    let (mut decoder, budget, start) = (Decoder::default(), Budget::default(), Instant::now());
     let mut deadline = |pieces: &[&[u8]], seconds: u64| {
         fed(&mut decoder, &budget, pieces).unwrap();
         let at = decoder.deadline(|| start + std::time::Duration::from_secs(seconds));
