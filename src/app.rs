@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin,
-    auth::{Key, Tickets, Users, check_rights, rails::Rails},
+    auth::{Key, Tickets, Users, check_rights},
     bus::{Source, broker::Broker},
     collab_auth,
     config::{Config, GapNotice},
@@ -32,6 +32,7 @@ use crate::{
     lifecycle::{Lifecycle, Readiness, Signals, Stop},
     listener::{self, Capacity},
     metrics::Metrics,
+    rails::Rails,
     redis_client::{Connector, Link},
     socketio::{Member, Parts, SocketIo, wire},
 };

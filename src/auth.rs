@@ -1,9 +1,8 @@
-//! Who a browser is, which rooms that gives it, the ticket it can come back with, and which documents it may edit.
+//! Who a browser is, which rooms that gives it, and the ticket it can come back with.
 //!
-//! Knows Rails' keys in Redis and its endpoint, and nothing of sockets.
+//! Knows Rails' keys in Redis, and nothing of sockets.
 
 mod key;
-pub mod rails;
 mod rights;
 mod ticket;
 mod token;

@@ -24,10 +24,10 @@ use http::{
 use tokio::time::Instant;
 
 use crate::{
-    auth::rails::{Check, Limits, Names, Rails, Verdict},
     config::{Collab, Networks},
     listener::{Peer, client},
     metrics::{Counter, Metrics},
+    rails::{Check, Limits, Names, Rails, Verdict},
     telemetry::Throttle,
 };
 

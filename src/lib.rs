@@ -13,7 +13,8 @@
 //! | [`admin`], [`demo`] | what operators ask; the page of `loomio-channels demo` | browsers' sockets |
 //! | [`hub`] | rooms, fan-out, recovery | protocols, Redis, HTTP |
 //! | [`bus`] | messages as Rails writes them, from Redis or an embedded broker | rooms' members |
-//! | [`auth`] | tokens, users, tickets, who may edit what | sockets |
+//! | [`auth`] | tokens, users, tickets | sockets |
+//! | [`rails`] | questions to Rails over HTTP: one client, one bound, one outage rule | who asks, over which protocol |
 //! | [`engineio`] | transports, heartbeats, slow clients | Loomio, Socket.IO |
 //! | [`redis_client`], [`listener`] | connections to Redis; the port | channels and keys; what is served |
 //! | [`lifecycle`], [`telemetry`], [`tls`] | tasks and their end; the log; cryptography | what they are for |
@@ -33,6 +34,7 @@ pub mod hub;
 pub mod lifecycle;
 pub mod listener;
 pub mod metrics;
+pub mod rails;
 pub mod redis_client;
 pub mod socketio;
 pub mod telemetry;
