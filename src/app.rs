@@ -177,7 +177,7 @@ impl App {
             lifecycle.tasks().clone(),
             metrics.clone(),
         );
-        let rails = Rails::new(&config.rails, metrics.clone(), lifecycle.tasks().clone(), lifecycle.stop().clone());
+        let rails = Rails::new(&config.rails, metrics.clone(), lifecycle.clone());
         let collab_auth = collab_auth::routes(rails, &config.collab, config.http.trusted_proxies, metrics.clone());
         let gap_notice = config.recovery.gap_notice;
         Ok(Self {

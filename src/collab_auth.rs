@@ -27,7 +27,7 @@ use crate::{
     config::{Collab, Networks},
     listener::{Peer, client},
     metrics::{Counter, Metrics},
-    rails::{Check, Limits, Names, Rails, Verdict},
+    rails::{Answer, Check, Limits, Names, Rails},
     telemetry::Throttle,
 };
 
@@ -82,14 +82,14 @@ impl Endpoint {
             return later(StatusCode::TOO_MANY_REQUESTS, wait);
         }
         match self.rails.check(check.clone()).await {
-            Verdict::Granted => StatusCode::OK.into_response(),
-            Verdict::Denied => {
+            Ok(Answer::Granted) => StatusCode::OK.into_response(),
+            Ok(Answer::Denied) => {
                 self.limits.denied(client, &check, Instant::now());
                 StatusCode::UNAUTHORIZED.into_response()
             }
-            // Rails has not said that the person may not, so this is no guess that missed.
-            Verdict::Stumbled => StatusCode::UNAUTHORIZED.into_response(),
-            Verdict::Unavailable { retry_after } => later(StatusCode::SERVICE_UNAVAILABLE, retry_after),
+            // Rails has not said that the user may not, so this is no wrong guess.
+            Ok(Answer::ServerError) => StatusCode::UNAUTHORIZED.into_response(),
+            Err(unavailable) => later(StatusCode::SERVICE_UNAVAILABLE, unavailable.retry_after),
         }
     }
 

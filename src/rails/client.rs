@@ -1,15 +1,14 @@
-//! One request to Rails over HTTP, and what its answer means. Nothing is read but the head.
+//! One request to Rails over HTTP. Nothing of the answer is read but the head.
 
 use std::time::{Duration, SystemTime};
 
 use reqwest::{
-    Client as Http, Response, StatusCode, Url,
+    Client as Http, Response, Url,
     header::{CONTENT_TYPE, LOCATION, RETRY_AFTER},
     redirect, retry,
 };
-use tokio::{sync::OnceCell, task::spawn_blocking};
 
-use super::{breaker::Symptom, document::Check};
+use super::{breaker::Symptom, check::Check};
 use crate::{config::RailsEndpoint, telemetry::chain, tls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -17,53 +16,43 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// From the dial to the head of the answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long an idle connection is kept. Puma closes it after 20 seconds; who is first does not lose a request.
+/// How long an idle connection is kept. Puma closes it after 20 seconds, and a request made just then would be lost.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What Node's proxy of Loomio sends, letter by letter.
+/// As the Node server sends it, letter by letter.
 const JSON: &str = "application/json; charset=UTF-8";
 
-/// An answer of Rails.
+/// The head of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
-    /// 200, and nothing else.
-    Granted,
-    /// No, with this status.
-    Denied(u16),
-    /// 500: Rails stumbled, which it also does over types it does not know.
-    Stumbled,
-    /// Ask elsewhere. Never followed.
-    Redirected {
-        /// The status.
+pub(super) enum Head {
+    Status(u16),
+    /// Never followed. The origin is that of the new address, if it names one.
+    Redirect {
         status: u16,
-        /// The origin that it names.
-        to: Option<String>,
+        origin: Option<String>,
     },
 }
 
-/// No answer for now.
-#[derive(Debug)]
+/// Rails could not be asked, or could not answer.
+#[derive(Clone, Debug)]
 pub(super) struct Failure {
     /// For the log; holds nothing of the request.
     pub(super) reason: String,
-    /// What it tells of Rails.
     pub(super) symptom: Symptom,
 }
 
 /// Connections to Rails.
 pub(super) struct Client {
     endpoint: RailsEndpoint,
-    /// Connections kept while idle.
-    connections: usize,
-    /// Made when it is first needed: with TLS it holds all the system's certificates. Why it cannot be made stays true
-    /// until a restart, as what it is made of is read once.
-    http: OnceCell<Result<Http, String>>,
+    /// Without the system's certificates, which `https` needs, there is an error until the next start.
+    http: Result<Http, Failure>,
 }
 
 impl Client {
-    /// A client that has not dialled yet.
+    /// Reads the system's certificates if the endpoint is `https`. Keeps up to `connections` while they are idle.
     pub(super) fn new(endpoint: RailsEndpoint, connections: usize) -> Self {
-        Self { endpoint, connections, http: OnceCell::new() }
+        let http = build(&endpoint.url, connections);
+        Self { endpoint, http: http.map_err(|error| Failure { reason: chain(&error), symptom: Symptom::ALL }) }
     }
 
     /// The variable that names Rails.
@@ -71,48 +60,32 @@ impl Client {
         self.endpoint.variable
     }
 
-    /// Asks once.
-    pub(super) async fn ask(&self, check: &Check) -> Result<Answer, Failure> {
+    /// Makes one request.
+    ///
+    /// # Errors
+    /// [`Failure`] without an answer in time, and when its status shows that Rails has not looked at the question.
+    pub(super) async fn ask(&self, check: &Check) -> Result<Head, Failure> {
         let body = serde_json::to_vec(check).unwrap_or_default();
-        let http = self.http().await?;
+        let http = self.http.as_ref().map_err(Failure::clone)?;
         let request = http.post(self.endpoint.url.clone()).header(CONTENT_TYPE, JSON).body(body);
-        match request.send().await {
-            Ok(response) => self.read(&response),
-            Err(error) => Err(failure(error)),
-        }
+        self.read(&request.send().await.map_err(failure)?)
     }
 
-    async fn http(&self) -> Result<&Http, Failure> {
-        let made = self.http.get_or_init(|| async {
-            let (url, connections) = (self.endpoint.url.clone(), self.connections);
-            // Reads the certificates from disk, which must not hold up what else runs on this thread.
-            let built = spawn_blocking(move || build(&url, connections)).await;
-            match built {
-                Ok(Ok(http)) => Ok(http),
-                Ok(Err(error)) => Err(chain(&error)),
-                Err(error) => Err(chain(&error)),
-            }
-        });
-        made.await.as_ref().map_err(|reason| Failure {
-            reason: reason.clone(),
-            symptom: Symptom { concerns_all: true, retry_after: None },
-        })
-    }
-
-    fn read(&self, response: &Response) -> Result<Answer, Failure> {
+    fn read(&self, response: &Response) -> Result<Head, Failure> {
         let status = response.status();
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         if status.is_redirection() {
             let to = header(LOCATION).and_then(|to| self.endpoint.url.join(to).ok());
-            let to = to.map(|to| to.origin().ascii_serialization());
-            return Ok(Answer::Redirected { status: status.as_u16(), to });
+            let origin = to.map(|to| to.origin().ascii_serialization());
+            return Ok(Head::Redirect { status: status.as_u16(), origin });
         }
-        answer(status).ok_or_else(|| {
-            let retry_after = header(RETRY_AFTER).and_then(|after| retry_after(after, SystemTime::now()));
-            // Who names a time speaks of itself, not of the document.
-            let symptom = Symptom { concerns_all: retry_after.is_some(), retry_after };
-            Failure { reason: format!("it answers {}", status.as_u16()), symptom }
-        })
+        if is_answer(status.as_u16()) {
+            return Ok(Head::Status(status.as_u16()));
+        }
+        let retry_after = header(RETRY_AFTER).and_then(|after| retry_after(after, SystemTime::now()));
+        // A server that names a time speaks of itself, not of the document.
+        let symptom = Symptom { concerns_all: retry_after.is_some(), retry_after };
+        Err(Failure { reason: format!("it answers {}", status.as_u16()), symptom })
     }
 }
 
@@ -120,7 +93,7 @@ fn build(url: &Url, connections: usize) -> reqwest::Result<Http> {
     tls::install();
     let builder = Http::builder()
         .http1_only()
-        // Where the token goes is decided by the settings, not by an answer and not by another variable.
+        // The settings alone decide where a token is sent.
         .redirect(redirect::Policy::none())
         .no_proxy()
         .referer(false)
@@ -133,28 +106,23 @@ fn build(url: &Url, connections: usize) -> reqwest::Result<Http> {
     if url.scheme() == "https" { builder.build() } else { builder.tls_certs_only([]).build() }
 }
 
-/// What a status that is no redirect means; `None` when it means that Rails cannot answer now.
-fn answer(status: StatusCode) -> Option<Answer> {
-    match status.as_u16() {
-        200 => Some(Answer::Granted),
-        500 => Some(Answer::Stumbled),
-        // Whoever answers so, Rails or a proxy before it, has not looked at the question or could not.
-        408 | 425 | 429 | 501..=599 => None,
-        other => Some(Answer::Denied(other)),
-    }
+/// Whether the status answers the question. With the others Rails, or a proxy before it, has not looked at it or could
+/// not.
+fn is_answer(status: u16) -> bool {
+    !matches!(status, 408 | 425 | 429 | 501..=599)
 }
 
 fn failure(error: reqwest::Error) -> Failure {
-    let concerns_all = error.is_connect();
+    let symptom = Symptom { concerns_all: error.is_connect(), retry_after: None };
     let reason = match (error.is_connect(), error.is_timeout()) {
         (true, true) => format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()),
         (false, true) => format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()),
         _ => chain(&error.without_url()),
     };
-    Failure { reason, symptom: Symptom { concerns_all, retry_after: None } }
+    Failure { reason, symptom }
 }
 
-/// Seconds, or a date.
+/// `Retry-After` is a number of seconds or a date.
 fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
     if let Ok(seconds) = text.trim().parse() {
         return Some(Duration::from_secs(seconds));
@@ -167,17 +135,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_200_grants() {
-        let answer = |status| answer(StatusCode::from_u16(status).unwrap());
-        let granted: Vec<u16> = (100..1_000).filter(|&status| answer(status) == Some(Answer::Granted)).collect();
-        assert_eq!(granted, [200]);
-        for status in [201, 204, 206, 400, 401, 403, 404, 410, 422, 600] {
-            assert_eq!(answer(status), Some(Answer::Denied(status)));
-        }
-        for status in [408, 425, 429, 501, 502, 503, 504, 507, 521, 530, 599] {
-            assert_eq!(answer(status), None, "{status}");
-        }
-        assert_eq!(answer(500), Some(Answer::Stumbled));
+    fn overload_and_gateway_errors_are_no_answer() {
+        let no_answer: Vec<u16> = (100..1_000).filter(|&status| !is_answer(status)).collect();
+        let expected: Vec<u16> = [408, 425, 429].into_iter().chain(501..600).collect();
+        assert_eq!(no_answer, expected);
     }
 
     #[test]

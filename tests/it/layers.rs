@@ -26,7 +26,7 @@ const ROWS: [&[&str]; 8] = [
 const EXCEPTIONS: [(&str, &str, &str); 0] = [];
 
 /// Crates that stay where they belong: the paths below `src/`, without `.rs`, that may name them.
-const HOMES: [(&str, &[&str]); 26] = [
+const HOMES: [(&str, &[&str]); 27] = [
     ("anyhow", &["cli", "main"]),
     ("aes", &["hub"]),
     ("argon2", &["auth"]),
@@ -34,6 +34,7 @@ const HOMES: [(&str, &[&str]); 26] = [
     ("clap", &["cli"]),
     ("engineioxide_core", &["engineio", "socketio"]),
     ("flate2", &["engineio"]),
+    ("hashlink", &["rails"]),
     ("hyper", &["engineio", "listener"]),
     ("hyper_util", &["engineio", "listener"]),
     // The tests of two parsers hold what they accept against the client itself.

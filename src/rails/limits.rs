@@ -1,122 +1,104 @@
 //! How often one address and one token may ask.
 //!
-//! Each has an allowance of one minute's checks that fills up evenly. A denied check counts several times, so that who
-//! guesses is soon slower than who works. Time is passed in.
+//! Each has an allowance of one minute's checks, which fills up evenly (GCRA). A denied check costs several, so that
+//! guessing is soon slower than working. Time is passed in.
 
 use std::{
-    hash::Hash,
     net::{IpAddr, Ipv6Addr},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use hashlink::LruCache;
 use tokio::time::Instant;
 
-use super::{
-    aging::Aging,
-    document::{Check, Key},
-};
+use super::check::{Check, Key};
 
 const MINUTE: Duration = Duration::from_mins(1);
 
-/// What a denied check counts.
+/// The cost of a denied check.
 const DENIED: u32 = 3;
 
-/// Addresses and tokens remembered, each; about 2 MB each when full. Then the oldest goes, which gives that one its
-/// full allowance back: whoever has so many addresses at hand is not held back by a limit for each.
-const MOST: usize = 16_384;
+/// Longest time to a full allowance: denials of many concurrent checks must not lock anyone out for longer.
+const MAX_DEBT: Duration = Duration::from_mins(2);
 
-/// Bits of an IPv6 address that count: one customer has at least all the rest.
+/// Addresses and tokens remembered, about 4 MB when full. The least recently used then goes, and has its full allowance
+/// again; a client with so many addresses is not held back by a limit for each anyway.
+const MAX_REMEMBERED: usize = 32_768;
+
+/// Bits of an IPv6 address that count: a customer has at least all the rest.
 const IPV6_BITS: u32 = 64;
 
 /// The allowances.
 pub struct Limits {
     /// Time in which one check is earned back.
     each: Duration,
-    state: Mutex<State>,
+    /// When an allowance is full again.
+    full_at: Mutex<LruCache<Subject, Instant>>,
 }
 
-struct State {
-    addresses: Meter<IpAddr>,
-    tokens: Meter<Key>,
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Subject {
+    Network(IpAddr),
+    Token(Key),
 }
-
-/// For each key the time at which its allowance is full again.
-struct Meter<K>(Aging<K, Instant>);
 
 impl Limits {
     /// Allows each address and each token `per_minute` checks, at least 1.
     pub fn new(per_minute: u32) -> Self {
-        let state = State { addresses: Meter(Aging::new(MOST)), tokens: Meter(Aging::new(MOST)) };
-        Self { each: MINUTE / per_minute, state: Mutex::new(state) }
+        Self { each: MINUTE / per_minute, full_at: Mutex::new(LruCache::new(MAX_REMEMBERED)) }
     }
 
-    /// Counts a check, if it may be made; where the address is not known, for the token only. All who come without one
-    /// would share an allowance, and the few who fail or guess would use up that of all the others.
+    /// Counts a check. Without an address only the token is limited: all clients without one would share an allowance,
+    /// and the few that fail or guess would use it up.
     ///
     /// # Errors
-    /// The time after which it may.
+    /// The time after which the check may be made; then nothing is counted.
     pub fn admit(&self, from: Option<IpAddr>, check: &Check, now: Instant) -> Result<(), Duration> {
-        let (address, token) = (from.map(network), check.token_key());
-        let mut state = self.lock();
-        let wait = address.map_or(Duration::ZERO, |address| state.addresses.wait(&address, self.each, now));
-        let wait = wait.max(state.tokens.wait(&token, self.each, now));
-        if !wait.is_zero() {
-            return Err(wait);
+        let mut full_at = self.lock();
+        let wait = subjects(from, check).map(|subject| {
+            let full_in = full_at.get(&subject).map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+            (full_in + self.each).saturating_sub(MINUTE)
+        });
+        match wait.max() {
+            Some(wait) if !wait.is_zero() => return Err(wait),
+            _ => spend(&mut full_at, from, check, self.each, now),
         }
-        state.spend(address, token, self.each, now);
         Ok(())
     }
 
     /// Counts what a denied check costs beyond any other.
     pub fn denied(&self, from: Option<IpAddr>, check: &Check, now: Instant) {
-        let more = self.each * (DENIED - 1);
-        self.lock().spend(from.map(network), check.token_key(), more, now);
+        spend(&mut self.lock(), from, check, self.each * (DENIED - 1), now);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn spend(&mut self, address: Option<IpAddr>, token: Key, cost: Duration, now: Instant) {
-        if let Some(address) = address {
-            self.addresses.spend(address, cost, now);
-        }
-        self.tokens.spend(token, cost, now);
+    fn lock(&self) -> MutexGuard<'_, LruCache<Subject, Instant>> {
+        self.full_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<K: Copy + Eq + Hash> Meter<K> {
-    /// How long until there is enough for `cost`.
-    fn wait(&self, key: &K, cost: Duration, now: Instant) -> Duration {
-        let full_in = self.0.get(key).map_or(Duration::ZERO, |full| full.saturating_duration_since(now));
-        (full_in + cost).saturating_sub(MINUTE)
-    }
-
-    /// Takes `cost`; who has less owes it.
-    fn spend(&mut self, key: K, cost: Duration, now: Instant) {
-        let full = self.0.get(&key).map_or(now, |full| (*full).max(now));
-        // Denials of many checks under way at once must not lock anyone out for longer than this.
-        let full = (full + cost).min(now + MINUTE * 2);
-        self.0.insert(key, full, |full| *full <= now);
+/// An allowance that is smaller than the cost goes into debt.
+fn spend(full_at: &mut LruCache<Subject, Instant>, from: Option<IpAddr>, check: &Check, cost: Duration, now: Instant) {
+    for subject in subjects(from, check) {
+        let at = full_at.entry(subject).or_insert(now);
+        *at = ((*at).max(now) + cost).min(now + MAX_DEBT);
     }
 }
 
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
+fn subjects(from: Option<IpAddr>, check: &Check) -> impl Iterator<Item = Subject> {
+    let network = from.map(|address| match address.to_canonical() {
         IpAddr::V6(address) => {
             let mask = u128::MAX << (Ipv6Addr::BITS - IPV6_BITS);
-            Ipv6Addr::from_bits(address.to_bits() & mask).into()
+            IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & mask))
         }
         address @ IpAddr::V4(_) => address,
-    }
+    });
+    [network.map(Subject::Network), Some(Subject::Token(check.token_key()))].into_iter().flatten()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{super::document::Names, *};
+    use super::{super::check::Names, *};
 
     fn check(token: usize) -> Check {
         Check::new(format!("1,{token}"), "comment-1-body".to_owned(), Names::Any).unwrap()
@@ -169,8 +151,23 @@ mod tests {
             admitted
         });
         assert_eq!(admitted.count(), 20);
-        let much_later = now + MINUTE * 2;
+        let much_later = now + MAX_DEBT;
         assert!(limits.admit(Some(address(1)), &check(0), much_later).is_ok(), "nobody owes more than a minute");
+    }
+
+    #[test]
+    fn guessing_stays_slow_for_as_long_as_it_lasts() {
+        let (limits, start) = (Limits::new(60), Instant::now());
+        let admitted = (0..6_000).filter(|&tenth| {
+            let now = start + Duration::from_millis(100) * tenth;
+            let admitted = limits.admit(Some(address(1)), &check(1), now).is_ok();
+            if admitted {
+                limits.denied(Some(address(1)), &check(1), now);
+            }
+            admitted
+        });
+        // The first minute's 20, and 20 for each of the ten minutes.
+        assert!((215..=220).contains(&admitted.count()));
     }
 
     #[test]
@@ -187,11 +184,11 @@ mod tests {
     #[test]
     fn memory_is_bounded() {
         let (limits, now) = (Limits::new(1), Instant::now());
-        for token in 0..=MOST {
+        for token in 0..=MAX_REMEMBERED {
             let from = Ipv6Addr::from_bits((token as u128) << 64).into();
             assert!(limits.admit(Some(from), &check(token), now).is_ok());
         }
-        assert!(limits.admit(Some(address(1)), &check(MOST), now).is_err(), "the newest is remembered");
+        assert!(limits.admit(Some(address(1)), &check(MAX_REMEMBERED), now).is_err(), "the newest is remembered");
         assert!(limits.admit(Some(address(1)), &check(0), now).is_ok(), "the oldest is not");
     }
 }
