@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin,
-    auth::{Key, Tickets, Users, check_rights},
+    admission::{Admission, Key, Tickets, Users},
     bus::{Source, broker::Broker},
     collab_auth,
     config::{Config, GapNotice},
@@ -121,7 +121,7 @@ pub struct App {
     source: Source,
     gap_notice: GapNotice,
     /// For the check of rights alone.
-    rights: Link,
+    rights: Users,
     collab_auth: Router,
     readiness: Readiness,
     metrics: Metrics,
@@ -152,23 +152,23 @@ impl App {
         let refused = |error| AppError::Config(format!("REDIS_URL: {error}"));
         let (readiness, metrics) = (Readiness::default(), Metrics::new());
         let source = Source::new(connector().map_err(refused)?, readiness.clone());
-        let link = || Ok(Link::new(connector().map_err(refused)?));
-        let (users, rights) = (Users::new(link()?, metrics.clone()), link()?);
+        let users = || Ok(Users::new(Link::new(connector().map_err(refused)?), metrics.clone()));
+        let (users, rights) = (users()?, users()?);
         let key = match &config.recovery.secret {
             Some(secret) => Key::derive(secret).map_err(|error| AppError::Config(format!("ticket key: {error}")))?,
             None => Key::random(),
         };
         let hub = Hub::start(hub_options(&config, &key), || lifecycle.critical("shard"));
         let hub = Arc::new(hub.map_err(system("cannot start a shard"))?);
+        let (window, unvouched_max) = (config.recovery.window, config.recovery.unvouched_max);
+        let admission = Admission::new(users, Tickets::new(&key), window, unvouched_max, metrics.clone());
         let parts = Parts {
             hub: Arc::clone(&hub),
-            users,
-            tickets: Tickets::new(&key),
+            admission,
             metrics: metrics.clone(),
             tasks: lifecycle.tasks().clone(),
             stop: lifecycle.stop().clone(),
-            recovery_window: config.recovery.window,
-            unvouched_max: config.recovery.unvouched_max,
+            recovery_window: window,
         };
         let connections = connections(&config);
         let engine = Engine::new(
@@ -264,7 +264,7 @@ impl App {
         let check = {
             let stop = stop.clone();
             async move {
-                stop.run_until_cancelled(check_rights(rights)).await;
+                stop.run_until_cancelled(rights.check_rights()).await;
             }
         };
         lifecycle.tasks().spawn(check);

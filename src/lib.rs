@@ -11,9 +11,9 @@
 //! | [`dispatch`] | which message goes to which room | where it came from, how it is sent |
 //! | [`collab_auth`] | what a Hocuspocus server asks before it opens a document | how Rails is asked |
 //! | [`admin`], [`demo`] | what operators ask; the page of `loomio-channels demo` | browsers' sockets |
+//! | [`admission`] | from a token or ticket to a user, rooms and a position to serve from | wires |
 //! | [`hub`] | rooms, fan-out, recovery | protocols, Redis, HTTP |
 //! | [`bus`] | messages as Rails writes them, from Redis or an embedded broker | rooms' members |
-//! | [`auth`] | tokens, users, tickets | sockets |
 //! | [`rails`] | questions to Rails over HTTP: one client, one bound, one outage rule | who asks, over which protocol |
 //! | [`engineio`] | transports, heartbeats, slow clients | Loomio, Socket.IO |
 //! | [`redis_client`], [`listener`] | connections to Redis; the port | channels and keys; what is served |
@@ -21,8 +21,8 @@
 //! | [`config`], [`metrics`] | every setting; every count | all of the above |
 
 pub mod admin;
+pub mod admission;
 pub mod app;
-pub mod auth;
 pub mod bus;
 pub mod cli;
 pub mod collab_auth;

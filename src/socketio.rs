@@ -1,14 +1,12 @@
-//! Socket.IO 5 on the engine: the default namespace, connection state recovery, and the way from a browser's token to
-//! its rooms in the hub.
+//! Socket.IO 5 on the engine: the default namespace and connection state recovery.
 //!
-//! Answers for what a browser is told and when: who it is and what it missed are settled before its CONNECT is
-//! acknowledged. Knows nothing of HTTP or Redis' wire; transports are [`crate::engineio`]'s, lookups
-//! [`crate::auth`]'s, delivery [`crate::hub`]'s.
+//! Answers for what a browser is told and when: its rooms and what it missed are settled before its CONNECT is
+//! acknowledged. Knows nothing of HTTP or Redis; transports are [`crate::engineio`]'s, rooms and tickets
+//! [`crate::admission`]'s, delivery [`crate::hub`]'s.
 //!
 //! Source of the protocol: `docs/socket.io-protocol/v5-current.md` in the public repository `socketio/socket.io`.
 
 mod connect;
-mod sessions;
 pub mod wire;
 
 use std::{
@@ -20,19 +18,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use engineioxide_core::Sid;
 use socketioxide_core::{
     Str, Value,
     packet::{Packet, PacketData},
     parser::{Parse, ParseError, ParserState},
 };
 use socketioxide_parser_common::CommonParser;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use self::{sessions::Sessions, wire::Connect};
+use self::wire::Connect;
 use crate::{
-    auth::{Tickets, Token, Users},
+    admission::{Admission, SessionId, Token},
     engineio::{CloseReason, Engine, Frame, Handler, Handshake, Malformed, Message, Session},
     hub::{self, Hub, Membership, Subscriber},
     lifecycle::Tasks,
@@ -44,9 +40,6 @@ const EXPIRY_TICK: Duration = Duration::from_millis(100);
 
 /// CONNECT packets on one connection: each costs a lookup and a place in the rooms, and Loomio's page sends one.
 const MAX_CONNECTS: u32 = 64;
-
-/// Newcomers that wait for their shard at a time, so that what waits for a shard is bounded.
-const MAX_JOINING: usize = 1_024;
 
 /// How often every browser is told an offset within the recovery window, as the one it comes back with says when it was
 /// last here.
@@ -89,11 +82,11 @@ impl Subscriber for Member {
 
 /// What is kept with each connection.
 #[derive(Default)]
-pub struct Client {
+pub struct Connection {
     token: Option<Token>,
     phase: Mutex<Phase>,
     /// Number of the CONNECT that counts.
-    attempt: AtomicU32,
+    connects: AtomicU32,
     /// Attachments of the last packet that have not arrived yet; they are thrown away with it.
     attachments: Mutex<usize>,
 }
@@ -104,19 +97,19 @@ enum Phase {
     /// No CONNECT yet.
     #[default]
     Fresh,
-    /// Its user is being looked up.
+    /// CONNECT has come, and the browser waits for its admission.
     Connecting,
-    /// In its rooms; `sid` is there once the shard has acknowledged it.
-    Connected {
-        membership: Membership<Member>,
-        sid: Option<Sid>,
-    },
+    /// The browser is in its rooms, and its shard has not acknowledged the CONNECT yet.
+    Joining(Membership<Member>),
+    /// The CONNECT is acknowledged.
+    Connected(Membership<Member>, SessionId),
     /// The browser left; it may connect again.
     Left,
+    /// The connection has ended.
     Closed,
 }
 
-impl Client {
+impl Connection {
     fn phase(&self) -> MutexGuard<'_, Phase> {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -130,34 +123,27 @@ impl Client {
 pub struct Parts {
     /// Rooms and recovery.
     pub hub: Arc<Hub<Member>>,
-    /// Who has which token.
-    pub users: Users,
-    /// Seals what browsers come back with.
-    pub tickets: Tickets,
+    /// From a CONNECT to rooms and a session.
+    pub admission: Admission<Session<SocketIo>>,
     /// Counts.
     pub metrics: Metrics,
-    /// Where lookups run.
+    /// Where browsers wait for their admission.
     pub tasks: Tasks,
-    /// Ends them.
+    /// Ends that.
     pub stop: CancellationToken,
-    /// How long a browser may be away and still have the rooms of its ticket.
+    /// How long a browser may be away, and so how old the offset may be that it was told last.
     pub recovery_window: Duration,
-    /// How long a ticket's rooms serve after Redis last said that they are its user's.
-    pub unvouched_max: Duration,
 }
 
 /// The namespace `/`.
 pub struct SocketIo {
     parts: Parts,
-    sessions: Sessions<Session<Self>>,
-    joining: Arc<Semaphore>,
 }
 
 impl SocketIo {
     /// A namespace without browsers.
     pub fn new(parts: Parts) -> Self {
-        let (sessions, joining) = (Sessions::new(parts.recovery_window), Arc::new(Semaphore::new(MAX_JOINING)));
-        Self { parts, sessions, joining }
+        Self { parts }
     }
 
     /// Lets the log expire when nothing is published, and reminds browsers of their offsets, until `stop`.
@@ -210,7 +196,7 @@ impl SocketIo {
         if let PacketData::Connect(data) = &packet.inner {
             return self.connect(session, data.as_ref());
         }
-        if !matches!(*session.state().phase(), Phase::Connected { sid: Some(_), .. }) {
+        if !matches!(*session.state().phase(), Phase::Connected(..)) {
             return Err(Malformed);
         }
         let valid = match &packet.inner {
@@ -236,15 +222,15 @@ impl SocketIo {
         }
         let data = data.and_then(Value::as_str).map(|data| &**data);
         let connect = Connect::parse(data).ok_or(Malformed)?;
-        let attempt = session.state().attempt.fetch_add(1, Ordering::Relaxed) + 1;
-        if attempt > MAX_CONNECTS {
+        let number = session.state().connects.fetch_add(1, Ordering::Relaxed) + 1;
+        if number > MAX_CONNECTS {
             return Err(Malformed);
         }
         *phase = Phase::Connecting;
         let (stop, session) = (self.parts.stop.clone(), Arc::clone(session));
         self.parts.tasks.spawn(async move {
             // Pinned here, or the task has room for it twice.
-            stop.run_until_cancelled(pin!(connect::connect(session, connect, attempt))).await;
+            stop.run_until_cancelled(pin!(connect::connect(session, connect, number))).await;
         });
         Ok(())
     }
@@ -259,19 +245,19 @@ impl SocketIo {
             }
             std::mem::replace(&mut *current, phase)
         };
-        if let Phase::Connected { sid: Some(sid), .. } = ended {
-            self.sessions.end(sid, &Arc::downgrade(session), left, Instant::now());
+        if let Phase::Connected(_, id) = ended {
+            self.parts.admission.end(id, &Arc::downgrade(session), left);
         }
     }
 }
 
 impl Handler for SocketIo {
-    type State = Client;
+    type State = Connection;
 
-    fn open(&self, handshake: &Handshake<'_>) -> Client {
+    fn open(&self, handshake: &Handshake<'_>) -> Connection {
         let mut parameters = url::form_urlencoded::parse(handshake.query.as_bytes());
         let token = parameters.find(|(name, _)| name == "channel_token").and_then(|(_, token)| Token::parse(&token));
-        Client { token, ..Client::default() }
+        Connection { token, ..Connection::default() }
     }
 
     fn message(&self, session: &Arc<Session<Self>>, message: Message) -> Result<(), Malformed> {

@@ -1,298 +1,72 @@
-//! CONNECT: find out who it is, join the rooms, replay what was missed, and only then acknowledge.
+//! CONNECT: have the browser admitted, join its rooms, replay what was missed, and only then acknowledge.
 
 use std::{
-    collections::HashSet,
+    mem,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
-
-use engineioxide_core::Sid;
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant as Moment, sleep, timeout_at},
+    time::Instant,
 };
 
 use super::{
     Member, Phase, SocketIo,
-    sessions::{Known, Learnt},
     wire::{self, Connect},
 };
 use crate::{
-    auth::{EVERYONE, Found, Owner, Ticket, Token, User},
+    admission::{Arrival, Claim, Token, Welcome},
     engineio::{CloseReason, Frame, Session},
-    hub::{Joined, Offset, Return, Rooms, Since},
-    metrics::Counter,
+    hub::Joined,
 };
-
-/// How long a browser waits for Redis before it is connected with what is known.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// Pause between two lookups while Redis does not answer, doubled up to the longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-
-/// How often a browser that waits for the subscription looks for it.
-const GLANCE: Duration = Duration::from_millis(20);
 
 type Socket = Arc<Session<SocketIo>>;
 
-/// What a browser came back with.
-struct Returning {
-    pid: String,
-    session: Sid,
-    ticket: Ticket,
-    learnt: Learnt,
-    /// Whether the ticket's rooms may serve when Redis does not say which rooms it has now.
-    vouches: bool,
-}
-
-impl Returning {
-    /// Whom the ticket speaks for, when Redis does not say.
-    fn vouched(&self) -> Option<User> {
-        self.ticket.user.clone().filter(|_| self.vouches)
-    }
-
-    /// When Redis last said which rooms the user has, in seconds since 1970.
-    fn vouched_at(&self) -> u64 {
-        self.ticket.vouched.max(self.learnt.vouched)
-    }
-
-    /// The rooms that the session has had all along; it has no others, as a browser with other rooms begins a new one.
-    /// When one of them was taken away in between, nothing is said of what it was served since.
-    fn rooms(&self) -> Vec<String> {
-        if self.learnt.revoked { Vec::new() } else { rooms(self.ticket.user.as_ref()) }
-    }
-
-    /// Whether `user` may go on with the session: it is nobody else's, and was sure of its rooms.
-    fn is_of(&self, user: Option<&User>) -> bool {
-        let same = self.ticket.user.as_ref().is_none_or(|was| user.is_some_and(|user| user.id == was.id));
-        same && !self.ticket.provisional
-    }
-}
-
-/// How a browser joins.
-struct Arrival {
-    owner: Owner,
-    since: Since,
-    /// The session it comes back from.
-    returning: Option<Returning>,
-    /// Whether it may go on with that, if nothing is lost: its rooms are the same.
-    continues: bool,
-    user: Option<User>,
-    /// When Redis said so, in seconds since 1970.
-    vouched: u64,
-    /// Redis has not said yet who it is.
-    provisional: bool,
-}
-
-/// Runs from the CONNECT packet to its acknowledgement, and on until Redis has answered.
-pub(super) async fn connect(socket: Socket, connect: Connect, attempt: u32) {
-    let io = socket.handler();
-    let token = socket.state().token.clone().or_else(|| connect.channel_token.as_deref().and_then(Token::parse));
-    let owner = io.parts.tickets.owner(token.as_ref());
-    let (connect, returning) = io.returning(connect, owner);
-    let deadline = Moment::now() + PATIENCE;
-    let mut lookup = std::pin::pin!(io.find(&socket, token.as_ref(), attempt));
-    let found = timeout_at(deadline, &mut lookup).await;
-    if matches!(found, Ok(None)) {
-        return;
-    }
-    // What is published before the subscription is there would be lost for this browser.
-    while io.parts.hub.is_interrupted() && Moment::now() < deadline {
-        sleep(GLANCE).await;
-    }
-    let Ok(permit) = Arc::clone(&io.joining).acquire_owned().await else { return };
-    let arrival = io.arrival(&connect, owner, returning, found.ok().flatten());
-    if !arrival.provisional {
-        return io.join(&socket, arrival, permit);
-    }
-    io.parts.metrics.count(Counter::LookupsLate);
-    let (vouched, returning) = (arrival.user.clone(), arrival.returning.as_ref());
-    let known = returning.map(|returning| (returning.session, returning.rooms()));
-    io.join(&socket, arrival, permit);
-    let Some(found) = lookup.await else { return };
-    if let (Phase::Connected { membership, .. }, true) = (&*socket.state().phase(), is_current(&socket, attempt)) {
-        let is_told = matches!(found, Found::User(_));
-        let rooms = rooms(found.or(vouched).as_ref());
-        let (rooms, lost) = split(rooms, known.as_ref().map(|(_, known)| &**known));
-        match known {
-            Some((session, _)) if lost => io.sessions.revoke(session, Instant::now()),
-            Some((session, _)) if is_told && rooms.gained.is_empty() => io.sessions.vouch(session, now_seconds()),
-            _ => {}
-        }
+/// Runs from the CONNECT packet to the browser's rooms, and on until Redis has said which rooms these are.
+pub(super) async fn connect(socket: Socket, connect: Connect, number: u32) {
+    let parts = &socket.handler().parts;
+    let Connect { pid, offset, channel_token } = connect;
+    let token = socket.state().token.clone().or_else(|| channel_token.as_deref().and_then(Token::parse));
+    let claim = Claim { token, ticket: pid, offset };
+    // The browser may leave and connect again, which is another task's.
+    let is_current = || socket.state().connects.load(Ordering::Relaxed) == number;
+    let admitted = parts.admission.admit(&parts.hub, claim, || !socket.is_closed() && is_current()).await;
+    let Some((arrival, pending)) = admitted else { return };
+    join(&socket, arrival);
+    let Some(pending) = pending else { return };
+    let Some(rooms) = parts.admission.settle(pending).await else { return };
+    let phase = socket.state().phase();
+    if let (Phase::Joining(membership) | Phase::Connected(membership, _), true) = (&*phase, is_current()) {
         membership.set_rooms(rooms);
     }
 }
 
-/// Whether the browser has not left and connected again since.
-fn is_current(socket: &Socket, attempt: u32) -> bool {
-    socket.state().attempt.load(Ordering::Relaxed) == attempt
+/// Joins the rooms; the shard acknowledges.
+fn join(socket: &Socket, mut arrival: Arrival) {
+    let mut phase = socket.state().phase();
+    if !matches!(*phase, Phase::Connecting) {
+        return;
+    }
+    let (rooms, since) = (mem::take(&mut arrival.rooms), arrival.since);
+    tracing::debug!(sid = %socket.sid(), had = rooms.had.len(), gained = rooms.gained.len(), "joins");
+    let newcomer = Arc::clone(socket);
+    let welcome = move |joined| welcome(&newcomer, &joined, arrival);
+    let hub = &socket.handler().parts.hub;
+    *phase = Phase::Joining(hub.join(Member(Arc::clone(socket)), rooms, since, Instant::now(), welcome));
 }
 
-fn rooms(user: Option<&User>) -> Vec<String> {
-    std::iter::once(EVERYONE.to_owned()).chain(user.into_iter().flat_map(User::rooms)).collect()
-}
-
-/// Tells rooms that the session has had from those that are new to it, and whether one is gone. Without a session none
-/// is either.
-fn split(rooms: Vec<String>, known: Option<&[String]>) -> (Rooms, bool) {
-    let Some(known) = known else { return (Rooms::all(rooms), false) };
-    let known: HashSet<&String> = known.iter().collect();
-    let (had, gained): (Vec<String>, _) = rooms.into_iter().partition(|room| known.contains(room));
-    let lost = had.iter().collect::<HashSet<_>>().len() < known.len();
-    (Rooms { had, gained }, lost)
-}
-
-impl SocketIo {
-    /// The session that the browser returns to, if there is one. Of a session it took leave of nothing counts, and the
-    /// ticket of another browser is none.
-    fn returning(&self, connect: Connect, owner: Owner) -> (Connect, Option<Returning>) {
-        let ticket = connect.pid.as_deref().and_then(|pid| self.parts.tickets.open(pid));
-        let ticket = ticket.filter(|ticket| ticket.owner == owner);
-        let session = ticket.as_ref().and_then(|ticket| ticket.session.parse().ok());
-        let (Some(pid), Some(ticket), Some(session)) = (connect.pid.clone(), ticket, session) else {
-            return (connect, None);
-        };
-        let (known, learnt) = self.sessions.known(session, Instant::now());
-        let within = |since: u64, most: Duration| now_seconds().saturating_sub(since) <= most.as_secs();
-        let is_back_in_time = match known {
-            Known::Here | Known::Away => true,
-            Known::Left => return (Connect { pid: None, offset: None, ..connect }, None),
-            Known::Nothing => {
-                let last_here = self.said(&connect).map_or(0, |offset| u64::from(offset.at));
-                within(last_here.max(ticket.issued), self.parts.recovery_window)
-            }
-        };
-        let is_vouched_for = within(ticket.vouched.max(learnt.vouched), self.parts.unvouched_max);
-        let vouches = is_back_in_time && is_vouched_for && !learnt.revoked;
-        (connect, Some(Returning { pid, session, ticket, learnt, vouches }))
+/// In the shard, before anything live: the missed events, then CONNECT, then for a new session its first offset.
+fn welcome(socket: &Socket, joined: &Joined<Frame>, arrival: Arrival) {
+    let parts = &socket.handler().parts;
+    let mut phase = socket.state().phase();
+    let membership = match mem::take(&mut *phase) {
+        Phase::Joining(membership) => membership,
+        other => return *phase = other,
+    };
+    socket.prove();
+    let Welcome { session, ticket, offset, replaced } = parts.admission.welcome(&parts.hub, joined, arrival, socket);
+    *phase = Phase::Connected(membership, session);
+    drop(phase);
+    if let Some(replaced) = replaced {
+        replaced.close(CloseReason::Forced);
     }
-
-    /// The offset that the browser names, if it is one that was told to a browser.
-    fn said(&self, connect: &Connect) -> Option<Offset> {
-        self.parts.hub.open_offset(connect.offset.as_deref()?)
-    }
-
-    /// Asks Redis until it answers or the browser is gone; `None` then.
-    async fn find(&self, socket: &Socket, token: Option<&Token>, attempt: u32) -> Option<Found> {
-        let Some(token) = token else { return Some(Found::Unreadable) };
-        let mut pause = FIRST_PAUSE;
-        loop {
-            match self.parts.users.find(token).await {
-                Ok(found) => return Some(found),
-                Err(error) => tracing::debug!(sid = %socket.sid(), %error, "cannot look up a token yet"),
-            }
-            sleep(pause).await;
-            if socket.is_closed() || !is_current(socket, attempt) {
-                return None;
-            }
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-    }
-
-    /// How a browser joins of which Redis said `found`, `None` while it has not answered.
-    fn arrival(&self, connect: &Connect, owner: Owner, returning: Option<Returning>, found: Option<Found>) -> Arrival {
-        let provisional = found.is_none();
-        let since = self.since(connect, returning.as_ref());
-        let vouched = match (&found, &returning) {
-            (Some(Found::User(_)), _) => now_seconds(),
-            (_, Some(returning)) => returning.vouched_at(),
-            (_, None) => 0,
-        };
-        let user = found.unwrap_or(Found::Absent).or(returning.as_ref().and_then(Returning::vouched));
-        let returning = returning.filter(|returning| returning.is_of(user.as_ref()));
-        Arrival { owner, since, returning, continues: false, user, vouched, provisional }
-    }
-
-    /// Since when the browser is to be served: from what it says, or at least from the beginning of its session, as it
-    /// has seen all that came before. What it says of a provisional session counts for nothing.
-    fn since(&self, connect: &Connect, returning: Option<&Returning>) -> Since {
-        if connect.pid.is_none() && connect.offset.is_none() {
-            return Since::Now;
-        }
-        let ticket = returning.map(|returning| &returning.ticket);
-        let started = ticket.and_then(|ticket| self.parts.hub.open_offset(&ticket.offset));
-        let served = self.said(connect).filter(|_| !ticket.is_some_and(|ticket| ticket.provisional));
-        Since::Return(Return { started, served })
-    }
-
-    /// Joins the rooms; the shard acknowledges.
-    fn join(&self, socket: &Socket, mut arrival: Arrival, permit: OwnedSemaphorePermit) {
-        let mut phase = socket.state().phase();
-        if !matches!(*phase, Phase::Connecting) {
-            return;
-        }
-        let known = arrival.returning.as_ref().map(Returning::rooms);
-        let (rooms, lost) = split(rooms(arrival.user.as_ref()), known.as_deref());
-        let since = arrival.since;
-        if let Some(returning) = &arrival.returning {
-            arrival.continues = !lost && rooms.gained.is_empty();
-            if lost {
-                self.sessions.revoke(returning.session, Instant::now());
-            }
-        }
-        tracing::debug!(sid = %socket.sid(), had = rooms.had.len(), gained = rooms.gained.len(), "joins");
-        let newcomer = Arc::clone(socket);
-        let welcome = move |joined| {
-            newcomer.handler().welcome(&newcomer, &joined, arrival);
-            drop(permit);
-        };
-        let membership = self.parts.hub.join(Member(Arc::clone(socket)), rooms, since, Instant::now(), welcome);
-        *phase = Phase::Connected { membership, sid: None };
-    }
-
-    /// In the shard, before anything live: the missed events, then CONNECT, then for a new session its first offset.
-    fn welcome(&self, socket: &Socket, joined: &Joined<Frame>, mut arrival: Arrival) {
-        let returning = arrival.returning.take();
-        let metrics = &self.parts.metrics;
-        metrics.count(match (&returning, arrival.since) {
-            (Some(_), _) if joined.complete => Counter::Recovered,
-            (_, Since::Now) => Counter::Connects,
-            _ => Counter::NotRecovered,
-        });
-        metrics.add(Counter::Replayed, joined.missed.len() as u64);
-        // A browser that begins a new session leaves the connection of its old one behind.
-        let old = returning.as_ref().and_then(|returning| self.sessions.connection(returning.session));
-        let recovered = returning.filter(|_| joined.complete && arrival.continues);
-        let is_new = recovered.is_none();
-        let at = self.parts.hub.seal_offset(&joined.at);
-        let vouched = arrival.vouched;
-        let (sid, pid) = match recovered {
-            Some(Returning { session, pid, .. }) => (session, pid),
-            None => self.issue(arrival, at.clone()),
-        };
-        let mut phase = socket.state().phase();
-        let Phase::Connected { sid: slot, .. } = &mut *phase else { return };
-        *slot = Some(sid);
-        socket.prove();
-        let replaced = self.sessions.enter(sid, Arc::downgrade(socket)).or(old);
-        self.sessions.vouch(sid, vouched);
-        drop(phase);
-        if let Some(replaced) = replaced.and_then(|replaced| replaced.upgrade()) {
-            replaced.close(CloseReason::Forced);
-        }
-        let (connect, prime) = (wire::connect(sid.as_str(), &pid), is_new.then(|| wire::prime(&at)));
-        let frames: Vec<&Frame> = joined.missed.iter().chain([&connect]).chain(&prime).collect();
-        socket.send_excused(&frames, joined.missed.len());
-    }
-
-    /// A new session and its ticket, of a browser that is served up to `at` from now on.
-    fn issue(&self, arrival: Arrival, at: String) -> (Sid, String) {
-        let Arrival { owner, since, user, vouched, provisional, .. } = arrival;
-        let offset = match since {
-            // It must be served from there again.
-            Since::Return(Return { started, served }) if provisional => {
-                served.or(started).map(|offset| self.parts.hub.seal_offset(&offset)).unwrap_or_default()
-            }
-            _ => at,
-        };
-        let sid = Sid::new();
-        let session = sid.to_string();
-        let ticket = Ticket { session, owner, user, issued: now_seconds(), vouched, offset, provisional };
-        (sid, self.parts.tickets.seal(ticket))
-    }
-}
-
-fn now_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    let (connect, prime) = (wire::connect(session.as_str(), &ticket), offset.map(|offset| wire::prime(&offset)));
+    let frames: Vec<&Frame> = joined.missed.iter().chain([&connect]).chain(&prime).collect();
+    socket.send_excused(&frames, joined.missed.len());
 }

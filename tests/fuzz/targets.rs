@@ -1,7 +1,7 @@
 //! What must hold of any input, shared by the fuzzers and the tests that run their corpora.
 
 use loomio_channels::{
-    auth::{Key, Ticket, Tickets, Token, User},
+    admission::{Key, SessionId, Ticket, Tickets, Token, User},
     bus::{self, MAX_PAYLOAD, Rejected, Update, broker::fuzz_requests, decode, fuzz_replies},
     engineio::{fuzz_frames, fuzz_payload},
     hub::OffsetKey,
@@ -89,9 +89,9 @@ pub fn ticket(data: &[u8]) {
     let token = Token::parse(&text);
     assert!(token.is_none_or(|token| !format!("{token:?}").contains(&*text) || text.len() < 12));
     let user = User { id: Some(text.clone().into_owned()), groups: vec![text.clone().into_owned()] };
-    let (session, provisional) = (text.clone().into_owned(), text.len().is_multiple_of(2));
+    let provisional = text.len().is_multiple_of(2);
     let ticket = Ticket {
-        session,
+        session: SessionId::random(),
         owner: tickets.owner(Token::parse(&text).as_ref()),
         user: Some(user),
         issued: 1,
