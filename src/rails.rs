@@ -12,7 +12,7 @@ mod limits;
 
 use std::{
     ops::RangeInclusive,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -181,14 +181,17 @@ impl Rails {
         }
         let Some(client) = &self.client else { return (self.unavailable(Reason::NotConfigured), 0) };
         let Ok(_waiting) = self.waiting.try_acquire() else { return (self.unavailable(Reason::Overloaded), 0) };
-        let share = self.join(client, key, check, Instant::now());
-        let Some((flight, outcome)) = share else { return (self.unavailable(Reason::Down), 0) };
-        let outcome = match self.lifecycle.stop().run_until_cancelled(timeout(self.hold, outcome)).await {
-            Some(Ok(outcome)) => outcome,
-            Some(Err(_)) => self.unavailable(Reason::TimedOut),
-            None => self.unavailable(Reason::Stopping),
+        let Some(mut progress) = self.join(client, key, check, Instant::now()) else {
+            return (self.unavailable(Reason::Down), 0);
         };
-        (outcome, flight.attempts.load(Ordering::Relaxed))
+        let ended = timeout(self.hold, progress.wait_for(|progress| progress.outcome.is_some()));
+        let outcome = match self.lifecycle.stop().run_until_cancelled(ended).await {
+            Some(Ok(Ok(progress))) => progress.outcome,
+            Some(Err(_)) => Some(self.unavailable(Reason::TimedOut)),
+            // The flight ends as well.
+            None | Some(Ok(Err(_))) => None,
+        };
+        (outcome.unwrap_or_else(|| self.unavailable(Reason::Stopping)), progress.borrow().attempts)
     }
 
     fn unavailable(&self, reason: Reason) -> Outcome {

@@ -1,32 +1,21 @@
 //! Which question is put to Rails when.
 //!
-//! A flight is a question without an answer yet, and all its callers: it waits in the queue, is a request, or pauses
-//! before the next request. A flight whose callers have all left leaves the queue, but a request goes on: Rails works on
-//! it all the same, so it keeps its place, and its answer is cached.
+//! A flight is the task of a question without an answer yet; identical questions share it. It waits in the queue, makes
+//! a request, or pauses before the next request. Without callers a flight ends, but never during a request: Rails works
+//! on it all the same, so it keeps its place, and its answer is cached.
 
-use std::{
-    collections::HashMap,
-    future::pending,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
 
-use futures_util::{
-    FutureExt,
-    future::{BoxFuture, Shared, WeakShared},
-};
 use hashlink::LruCache;
 use rand::RngExt;
 use tokio::{
-    sync::{OwnedSemaphorePermit, oneshot},
+    select,
+    sync::{OwnedSemaphorePermit, watch},
     time::{Instant, sleep, timeout_at},
 };
 
 use super::{
-    GRANTED, MAX_WAITING, Outcome, Rails, Reason, SERVER_ERROR,
+    GRANTED, Outcome, Rails, Reason, SERVER_ERROR,
     breaker::{Breaker, Permit, backoff},
     check::{Check, Key},
     client::{Client, Failure, Head},
@@ -53,8 +42,7 @@ const MAX_SERVER_ERRORS: u32 = 2;
 pub(super) struct State {
     pub(super) breaker: Breaker,
     cache: LruCache<Key, Cached>,
-    /// Up to [`MAX_WAITING`] with callers, and as many without.
-    flights: HashMap<Key, (Arc<Flight>, WeakShared<BoxFuture<'static, Outcome>>)>,
+    flights: HashMap<Key, watch::Sender<Progress>>,
 }
 
 /// An answer of Rails. It holds until a time, and not across an outage.
@@ -64,17 +52,25 @@ struct Cached {
     outages: u64,
 }
 
-pub(super) struct Flight {
+/// What callers learn of their flight.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Progress {
+    /// Requests so far.
+    pub(super) attempts: u32,
+    pub(super) outcome: Option<Outcome>,
+}
+
+struct Flight {
     client: Arc<Client>,
     key: Key,
     check: Check,
-    /// Requests so far.
-    pub(super) attempts: AtomicU32,
-    server_errors: AtomicU32,
+    progress: watch::Sender<Progress>,
+    attempts: u32,
+    server_errors: u32,
 }
 
-/// The end of a request: the outcome of its flight, or the pause before the next request. Without either after the stop.
-type End = oneshot::Receiver<Result<Outcome, Duration>>;
+/// A place among the concurrent requests, and the breaker's leave.
+type Turn = (OwnedSemaphorePermit, Permit);
 
 impl State {
     pub(super) fn new() -> Self {
@@ -90,52 +86,55 @@ impl State {
 }
 
 impl Rails {
-    /// The caller's share in the flight with this question, or in a new one; a flight makes progress while any of its
-    /// callers polls. `None` if the caller would only time out: then a question is refused, unless it can be the probe.
+    /// The progress of the flight with this question, or of a new one. `None` if the caller would only time out: then a
+    /// question is refused, unless it can be the probe.
     pub(super) fn join(
         self: &Arc<Self>,
         client: &Arc<Client>,
         key: Key,
         check: Check,
         now: Instant,
-    ) -> Option<(Arc<Flight>, Shared<BoxFuture<'static, Outcome>>)> {
+    ) -> Option<watch::Receiver<Progress>> {
         let mut state = self.state();
         let hopeless = state.breaker.is_hopeless(self.hold, now);
-        let existing = state.flights.get(&key).filter(|_| !hopeless);
-        if let Some((flight, outcome)) = existing.and_then(|(flight, weak)| Some((flight, weak.upgrade()?))) {
+        if let Some(progress) = state.flights.get(&key).filter(|_| !hopeless) {
             self.metrics.count(Counter::ChecksJoined);
-            return Some((Arc::clone(flight), outcome));
+            return Some(progress.subscribe());
         }
-        let (attempts, server_errors) = (AtomicU32::new(0), AtomicU32::new(0));
-        let flight = Arc::new(Flight { client: Arc::clone(client), key, check, attempts, server_errors });
         let probe = if hopeless {
-            let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
-            let permit = state.breaker.permit(now)?;
-            Some(self.request(&flight, place, permit))
+            Some((Arc::clone(&self.places).try_acquire_owned().ok()?, state.breaker.permit(now)?))
         } else {
             None
         };
-        let outcome = Arc::clone(self).fly(Arc::clone(&flight), probe).boxed().shared();
-        if state.flights.len() >= 2 * MAX_WAITING {
-            state.flights.retain(|_, (_, outcome)| outcome.upgrade().is_some());
-        }
-        state.flights.insert(key, (Arc::clone(&flight), outcome.downgrade()?));
-        Some((flight, outcome))
+        let (progress, receiver) = watch::channel(Progress::default());
+        state.flights.insert(key, progress.clone());
+        let flight = Flight { client: Arc::clone(client), key, check, progress, attempts: 0, server_errors: 0 };
+        let (rails, stop) = (Arc::clone(self), self.lifecycle.stop().clone());
+        self.lifecycle.tasks().spawn(async move {
+            stop.run_until_cancelled(rails.fly(flight, probe)).await;
+        });
+        Some(receiver)
     }
 
     /// Makes requests until Rails answers or the callers would only time out. A flight that begins as a probe ends with
     /// it if Rails is still down.
-    async fn fly(self: Arc<Self>, flight: Arc<Flight>, mut probe: Option<End>) -> Outcome {
+    async fn fly(&self, mut flight: Flight, mut probe: Option<Turn>) {
         let only_once = probe.is_some();
-        loop {
-            let end = match probe.take() {
-                Some(end) => end,
-                None => self.request_in_turn(&flight).await,
-            };
-            let pause = match end.await {
-                Ok(Ok(outcome)) => return outcome,
-                Ok(Err(pause)) => pause,
-                Err(_) => return self.unavailable(Reason::Stopping),
+        let outcome = loop {
+            let turn = if probe.is_some() { probe.take() } else { self.turn(&flight).await };
+            let Some((place, permit)) = turn else { return };
+            flight.attempts += 1;
+            flight.progress.send_modify(|progress| progress.attempts = flight.attempts);
+            self.metrics.count(Counter::RailsRequests);
+            let asked = Instant::now();
+            // The client's timeout is the bound.
+            let head = flight.client.ask(&flight.check).await;
+            let learnt = self.learn(&mut flight, permit, asked, head, Instant::now());
+            drop(place);
+            self.ended.notify_waiters();
+            let pause = match learnt {
+                Ok(outcome) => break outcome,
+                Err(pause) => pause,
             };
             let (is_open, next_probe_in) = {
                 let breaker = &self.state().breaker;
@@ -143,14 +142,43 @@ impl Rails {
             };
             let retry_after = pause.max(next_probe_in);
             if retry_after >= self.hold || (only_once && is_open) {
-                return Err((Reason::Down, retry_after));
+                break Err((Reason::Down, retry_after));
             }
-            sleep(pause).await;
+            select! {
+                () = sleep(pause) => {}
+                () = flight.progress.closed() => {}
+            }
+        };
+        self.end(&flight, Some(outcome));
+    }
+
+    /// Ends a flight with an outcome, or without if it has no callers; returns whether it has ended.
+    fn end(&self, flight: &Flight, outcome: Option<Outcome>) -> bool {
+        // Under the lock, as a caller may be about to join.
+        let mut state = self.state();
+        if outcome.is_none() && flight.progress.receiver_count() > 0 {
+            return false;
+        }
+        if state.flights.get(&flight.key).is_some_and(|current| current.same_channel(&flight.progress)) {
+            state.flights.remove(&flight.key);
+        }
+        flight.progress.send_modify(|progress| progress.outcome = outcome);
+        true
+    }
+
+    /// The flight's turn to make a request. `None` when all its callers have left, and with them the flight has ended.
+    async fn turn(&self, flight: &Flight) -> Option<Turn> {
+        loop {
+            select! {
+                biased;
+                () = flight.progress.closed() => if self.end(flight, None) { return None },
+                turn = self.permitted() => return Some(turn),
+            }
         }
     }
 
-    /// Makes a request as soon as there is a place and the breaker permits it.
-    async fn request_in_turn(self: &Arc<Self>, flight: &Arc<Flight>) -> End {
+    /// Waits for a place, and then for the breaker.
+    async fn permitted(&self) -> Turn {
         // The semaphore is never closed.
         let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return pending().await };
         loop {
@@ -159,7 +187,7 @@ impl Rails {
             let next_probe = {
                 let breaker = &mut self.state().breaker;
                 if let Some(permit) = breaker.permit(Instant::now()) {
-                    return self.request(flight, place, permit);
+                    return (place, permit);
                 }
                 breaker.next_probe()
             };
@@ -170,46 +198,29 @@ impl Rails {
         }
     }
 
-    /// Makes a request in a task of its own, which outlasts the callers. The client's timeout is its bound.
-    fn request(self: &Arc<Self>, flight: &Arc<Flight>, place: OwnedSemaphorePermit, permit: Permit) -> End {
-        let (sender, end) = oneshot::channel();
-        let (rails, flight, asked) = (Arc::clone(self), Arc::clone(flight), Instant::now());
-        flight.attempts.fetch_add(1, Ordering::Relaxed);
-        self.metrics.count(Counter::RailsRequests);
-        self.lifecycle.tasks().spawn(async move {
-            let head = rails.lifecycle.stop().run_until_cancelled(flight.client.ask(&flight.check)).await;
-            let Some(head) = head else { return };
-            let end = rails.learn(&flight, permit, asked, head, Instant::now());
-            rails.ended.notify_waiters();
-            drop(place);
-            // All callers may have left.
-            let _ = sender.send(end);
-        });
-        end
-    }
-
     /// Tells breaker and cache how a request ended.
     ///
     /// # Errors
     /// The pause before the next request, if there is to be one.
     fn learn(
         &self,
-        flight: &Flight,
+        flight: &mut Flight,
         permit: Permit,
         asked: Instant,
         head: Result<Head, Failure>,
         now: Instant,
     ) -> Result<Outcome, Duration> {
         static RECOVERIES: Throttle = Throttle::new();
-        let (mut state, attempts) = (self.state(), flight.attempts.load(Ordering::Relaxed));
+        let mut state = self.state();
         if head.is_ok() {
             self.metrics.time(Timing::RailsRequest, now.saturating_duration_since(asked));
         }
         let status = match head {
             Ok(Head::Status(SERVER_ERROR)) => {
                 state.breaker.undecided(permit, jitter(), now);
-                if flight.server_errors.fetch_add(1, Ordering::Relaxed) + 1 < MAX_SERVER_ERRORS {
-                    return Err(backoff(attempts, None, jitter()));
+                flight.server_errors += 1;
+                if flight.server_errors < MAX_SERVER_ERRORS {
+                    return Err(backoff(flight.attempts, None, jitter()));
                 }
                 SERVER_ERROR
             }
@@ -236,7 +247,11 @@ impl Rails {
                 }
                 // While the breaker is open, its own pauses and the queue are enough.
                 let is_open = state.breaker.closed().is_none();
-                return Err(if is_open { Duration::ZERO } else { backoff(attempts, symptom.retry_after, jitter()) });
+                return Err(if is_open {
+                    Duration::ZERO
+                } else {
+                    backoff(flight.attempts, symptom.retry_after, jitter())
+                });
             }
         };
         let until = asked + if status == GRANTED { GRANT_TTL } else { DENIAL_TTL };

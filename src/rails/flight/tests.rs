@@ -1,11 +1,12 @@
 //! Requests are counted here. A listener takes them and never answers; how one ends is told by hand.
 
-use std::{net::TcpListener, pin::pin};
+use std::{net::TcpListener, pin::Pin};
 
-use tokio::time::advance;
+use futures_util::FutureExt;
+use tokio::{task::yield_now, time::advance};
 
 use super::{
-    super::{breaker::Symptom, check::Names},
+    super::{MAX_WAITING, breaker::Symptom, check::Names},
     *,
 };
 use crate::{
@@ -13,8 +14,6 @@ use crate::{
     lifecycle::Lifecycle,
     metrics::Metrics,
 };
-
-type Share = (Arc<Flight>, Shared<BoxFuture<'static, Outcome>>);
 
 struct Setting {
     rails: Arc<Rails>,
@@ -33,7 +32,7 @@ impl Setting {
         Self { rails, start: Instant::now(), _silent: silent }
     }
 
-    fn join(&self, name: &str) -> Option<Share> {
+    fn join(&self, name: &str) -> Option<watch::Receiver<Progress>> {
         let (client, check) = (self.rails.client.as_ref().unwrap(), check(name));
         self.rails.join(client, check.key(), check, Instant::now())
     }
@@ -46,13 +45,27 @@ impl Setting {
         self.rails.state().breaker.permit(Instant::now()).unwrap()
     }
 
-    /// Ends a request that was made just now.
+    /// Ends a request for this question that was made just now.
     fn learn(&self, name: &str, permit: Permit, head: Result<Head, Symptom>) -> Result<Outcome, Duration> {
-        let (flight, _) = self.join(name).unwrap();
+        self.learn_again(&mut self.flight(name), permit, head)
+    }
+
+    fn learn_again(
+        &self,
+        flight: &mut Flight,
+        permit: Permit,
+        head: Result<Head, Symptom>,
+    ) -> Result<Outcome, Duration> {
         let head = head.map_err(|symptom| Failure { reason: String::new(), symptom });
-        let end = self.rails.learn(&flight, permit, Instant::now(), head, Instant::now());
+        let learnt = self.rails.learn(flight, permit, Instant::now(), head, Instant::now());
         self.rails.ended.notify_waiters();
-        end
+        learnt
+    }
+
+    fn flight(&self, name: &str) -> Flight {
+        let (client, check) = (Arc::clone(self.rails.client.as_ref().unwrap()), check(name));
+        let progress = watch::Sender::new(Progress::default());
+        Flight { client, key: check.key(), check, progress, attempts: 1, server_errors: 0 }
     }
 
     /// Opens the breaker.
@@ -62,10 +75,10 @@ impl Setting {
         assert_eq!(self.count(Counter::RailsOutages), 1);
     }
 
-    /// The number of requests after all that may be made for these.
-    fn requests(&self, shares: &[&Share]) -> u64 {
-        for share in shares {
-            assert_eq!(share.1.clone().now_or_never(), None);
+    /// The number of requests after all that may be made.
+    async fn requests(&self) -> u64 {
+        for _ in 0..10 {
+            yield_now().await;
         }
         self.count(Counter::RailsRequests)
     }
@@ -79,9 +92,8 @@ fn check(name: &str) -> Check {
     Check::new("1,a".to_owned(), name.to_owned(), Names::Any).unwrap()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn grants_are_cached_longer_than_denials() {
-    tokio::time::pause();
     for (status, last) in [(200, 4_999), (404, 999)] {
         let setting = Setting::new();
         assert_eq!(setting.learn("a", setting.permit(), Ok(Head::Status(status))), Ok(Ok(status)));
@@ -90,9 +102,8 @@ async fn grants_are_cached_longer_than_denials() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn no_answer_is_used_across_an_outage() {
-    tokio::time::pause();
     let setting = Setting::new();
     let (early, late) = (setting.permit(), setting.permit());
     setting.learn("early", early, Ok(Head::Status(200))).unwrap().unwrap();
@@ -105,9 +116,8 @@ async fn no_answer_is_used_across_an_outage() {
     assert_eq!(["early", "late", "probe"].map(|name| setting.cached(name, 1_000)), [None, None, Some(200)]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_cache_is_bounded() {
-    tokio::time::pause();
     let setting = Setting::new();
     for number in 0..=MAX_CACHED {
         setting.learn(&number.to_string(), setting.permit(), Ok(Head::Status(200))).unwrap().unwrap();
@@ -115,49 +125,62 @@ async fn the_cache_is_bounded() {
     assert_eq!(["0", "1"].map(|name| setting.cached(name, 0)), [None, Some(200)]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_second_500_is_the_answer() {
     let setting = Setting::new();
-    let _share = setting.join("a");
-    let ends = [500, 500].map(|status| setting.learn("a", setting.permit(), Ok(Head::Status(status))));
-    assert!(matches!(ends, [Err(_), Ok(Ok(500))]), "{ends:?}");
+    let mut flight = setting.flight("a");
+    let learnt = [(); 2].map(|()| setting.learn_again(&mut flight, setting.permit(), Ok(Head::Status(500))));
+    assert!(matches!(learnt, [Err(_), Ok(Ok(500))]), "{learnt:?}");
+    assert_eq!(setting.cached("a", 0), Some(500));
 }
 
-#[tokio::test]
-async fn identical_questions_are_one_request() {
+#[tokio::test(start_paused = true)]
+async fn identical_questions_are_one_request_and_go_on_with_it() {
     let setting = Setting::new();
-    let shares: Vec<Share> = (0..10).map(|_| setting.join("a").unwrap()).collect();
-    assert_eq!(setting.requests(&shares.iter().collect::<Vec<_>>()), 1);
-    assert_eq!(setting.count(Counter::ChecksJoined), 9);
-    drop(shares);
-    assert_eq!(setting.requests(&[&setting.join("a").unwrap()]), 2, "the next begins anew");
+    let callers: Vec<_> = (0..10).map(|_| setting.join("a").unwrap()).collect();
+    assert_eq!(setting.requests().await, 1);
+    assert!(callers.iter().all(|progress| progress.borrow().attempts == 1));
+    drop(callers);
+    assert_eq!(setting.requests().await, 1);
+    let later = setting.join("a").unwrap();
+    assert_eq!((later.borrow().attempts, setting.count(Counter::ChecksJoined)), (1, 10));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn questions_without_callers_are_not_asked_and_leave_nothing_behind() {
     let setting = Setting::new();
-    let shares = ["a", "b", "c", "d"].map(|name| setting.join(name).unwrap());
-    let also_c = setting.join("c").unwrap();
-    let [_, _, c, d] = &shares;
-    assert_eq!(setting.requests(&shares.each_ref()), 2);
+    let [_a, _b, c, d] = ["a", "b", "c", "d"].map(|name| setting.join(name).unwrap());
+    let also_d = setting.join("d").unwrap();
+    assert_eq!(setting.requests().await, 2);
+    drop((c, also_d));
+    assert_eq!(setting.requests().await, 2);
     setting.rails.places.add_permits(1);
-    assert_eq!(setting.requests(&[d, c]), 3, "c is before d");
-    let [_, _, _, d] = shares;
-    let e = setting.join("e").unwrap();
-    assert_eq!(setting.requests(&[&d, &e]), 3);
-    drop((d, also_c));
-    setting.rails.places.add_permits(1);
-    assert_eq!(setting.requests(&[&e]), 4, "d has left the queue");
-    for number in 0..5 * MAX_WAITING {
+    assert_eq!(setting.requests().await, 3, "c has left the queue");
+    assert_eq!(d.borrow().attempts, 1, "d has a caller left");
+    for number in 0..100 {
         drop(setting.join(&number.to_string()));
     }
-    assert!(setting.rails.state().flights.len() <= 2 * MAX_WAITING);
+    assert_eq!(setting.requests().await, 3);
+    assert_eq!(setting.rails.state().flights.len(), 3);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
+async fn a_caller_may_join_a_flight_that_the_others_just_left() {
+    let setting = Setting::new();
+    setting.rails.places.forget_permits(2);
+    let first = setting.join("a").unwrap();
+    assert_eq!(setting.requests().await, 0);
+    drop(first);
+    let second = setting.join("a").unwrap();
+    assert_eq!((setting.count(Counter::ChecksJoined), setting.requests().await), (1, 0));
+    setting.rails.places.add_permits(1);
+    assert_eq!((setting.requests().await, second.borrow().attempts), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_caller_more_than_may_wait_is_refused() {
     let setting = Setting::new();
-    let waits = |caller: &mut std::pin::Pin<Box<_>>| FutureExt::now_or_never(caller).is_none();
+    let waits = |caller: &mut Pin<Box<_>>| FutureExt::now_or_never(caller).is_none();
     let caller = |name: String| {
         let rails = Arc::clone(&setting.rails);
         Box::pin(async move { rails.outcome(check(&name)).await.0.map_err(|(reason, _)| reason) })
@@ -173,13 +196,13 @@ async fn one_caller_more_than_may_wait_is_refused() {
 async fn while_the_breaker_is_open_one_request_at_a_time_is_made() {
     let setting = Setting::new();
     setting.outage();
-    let shares = ["a", "b"].map(|name| setting.join(name).unwrap());
+    let _callers = ["a", "b"].map(|name| setting.join(name).unwrap());
     advance(Duration::from_millis(100)).await;
-    assert_eq!(setting.requests(&shares.each_ref()), 0, "too early");
+    assert_eq!(setting.requests().await, 0, "too early");
     advance(Duration::from_millis(400)).await;
-    assert_eq!(setting.requests(&shares.each_ref()), 1);
+    assert_eq!(setting.requests().await, 1);
     advance(Duration::from_secs(1)).await;
-    assert_eq!(setting.requests(&shares.each_ref()), 1, "half-open");
+    assert_eq!(setting.requests().await, 1, "half-open");
 }
 
 #[tokio::test(start_paused = true)]
@@ -188,10 +211,10 @@ async fn an_answer_lets_all_pass() {
     setting.outage();
     advance(Duration::from_millis(500)).await;
     let probe = setting.permit();
-    let shares = ["a", "b"].map(|name| setting.join(name).unwrap());
-    assert_eq!(setting.requests(&shares.each_ref()), 0);
+    let _callers = ["a", "b"].map(|name| setting.join(name).unwrap());
+    assert_eq!(setting.requests().await, 0);
     setting.learn("probe", probe, Ok(Head::Status(404))).unwrap().unwrap();
-    assert_eq!(setting.requests(&shares.each_ref()), 2);
+    assert_eq!(setting.requests().await, 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -199,12 +222,13 @@ async fn while_it_is_hopeless_one_question_may_be_the_probe_and_waits_no_longer(
     let setting = Setting::new();
     setting.outage();
     advance(Duration::from_secs(10)).await;
-    let (flight, outcome) = setting.join("probe").unwrap();
-    assert_eq!(setting.count(Counter::RailsRequests), 1, "made at once, so that no caller who leaves takes it along");
+    let probe = setting.join("probe").unwrap();
     assert!(setting.join("another").is_none() && setting.join("probe").is_none());
-    let mut outcome = pin!(outcome);
-    assert_eq!((&mut outcome).now_or_never(), None);
+    drop(probe);
+    assert_eq!(setting.requests().await, 1, "a caller who leaves does not take it along");
     // The client gives up, and the breaker stays open.
-    assert!(matches!(outcome.await, Err((Reason::Down, _))));
-    assert_eq!(flight.attempts.load(Ordering::Relaxed), 1);
+    let mut progress = setting.rails.state().flights[&check("probe").key()].subscribe();
+    let ended = *progress.wait_for(|progress| progress.outcome.is_some()).await.unwrap();
+    assert!(matches!(ended, Progress { attempts: 1, outcome: Some(Err((Reason::Down, _))) }));
+    assert!(setting.rails.state().flights.is_empty());
 }
