@@ -163,7 +163,7 @@ impl<C> Admission<C> {
             return Some((arrival, None));
         }
         self.metrics.count(Counter::LookupsLate);
-        let session = arrival.returning.as_ref().map(|returning| (returning.ticket.session, returning.rooms()));
+        let session = arrival.returning.as_ref().map(|returning| (returning.ticket.session.clone(), returning.rooms()));
         let pending = Pending { lookup, vouched: arrival.user.clone(), session };
         Some((arrival, Some(pending)))
     }
@@ -177,8 +177,8 @@ impl<C> Admission<C> {
         let known = session.as_ref().map(|(_, rooms)| &**rooms);
         let (rooms, lost) = split(rooms(found.or(vouched).as_ref()), known);
         match session {
-            Some((session, _)) if lost => self.sessions.revoke(session, Instant::now()),
-            Some((session, _)) if is_told && rooms.gained.is_empty() => self.sessions.vouch(session, now_seconds()),
+            Some((session, _)) if lost => self.sessions.revoke(&session, Instant::now()),
+            Some((session, _)) if is_told && rooms.gained.is_empty() => self.sessions.vouch(&session, now_seconds()),
             _ => {}
         }
         Some(rooms)
@@ -201,7 +201,7 @@ impl<C> Admission<C> {
         });
         self.metrics.add(Counter::Replayed, joined.missed.len() as u64);
         // A browser that begins a new session leaves the connection of its old one behind.
-        let old = returning.as_ref().and_then(|returning| self.sessions.connection(returning.ticket.session));
+        let old = returning.as_ref().and_then(|returning| self.sessions.connection(&returning.ticket.session));
         let vouched = arrival.vouched;
         let recovered = returning.filter(|_| joined.complete && arrival.continues);
         let (session, ticket, offset) = if let Some(Returning { ticket, sealed, .. }) = recovered {
@@ -209,9 +209,9 @@ impl<C> Admission<C> {
         } else {
             let at = hub.seal_offset(&joined.at);
             let ticket = ticket(hub, arrival, at.clone());
-            (ticket.session, self.tickets.seal(ticket), Some(at))
+            (ticket.session.clone(), self.tickets.seal(ticket), Some(at))
         };
-        let replaced = self.sessions.enter(session, Arc::downgrade(connection), vouched).or(old);
+        let replaced = self.sessions.enter(session.clone(), Arc::downgrade(connection), vouched).or(old);
         Welcome { session, ticket, offset, replaced: replaced.and_then(|replaced| replaced.upgrade()) }
     }
 
@@ -232,7 +232,7 @@ impl<C> Admission<C> {
             return (if is_new { Since::Now } else { Since::Return(Return { started: None, served }) }, None);
         };
         let within = |since: u64, most: Duration| now_seconds().saturating_sub(since) <= most.as_secs();
-        let (is_back_in_time, learnt) = match self.sessions.known(ticket.session, Instant::now()) {
+        let (is_back_in_time, learnt) = match self.sessions.known(&ticket.session, Instant::now()) {
             Known::Recent(learnt) => (true, learnt),
             Known::Left => return (Since::Now, None),
             Known::Unknown => {
@@ -268,7 +268,7 @@ impl<C> Admission<C> {
         let known = returning.as_ref().map(Returning::rooms);
         let (rooms, lost) = split(rooms(user.as_ref()), known.as_deref());
         if let Some(returning) = returning.as_ref().filter(|_| lost) {
-            self.sessions.revoke(returning.ticket.session, Instant::now());
+            self.sessions.revoke(&returning.ticket.session, Instant::now());
         }
         let continues = !lost && rooms.gained.is_empty();
         Arrival { rooms, since, owner, user, vouched, provisional, returning, continues, _permit: permit }

@@ -149,9 +149,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn ticket(tickets: &Tickets) -> Ticket {
+        let session = postcard::from_bytes(b"\x100123456789abcdef").unwrap();
         let user = User { id: Some("45".to_owned()), groups: vec!["1".to_owned(), "2".to_owned()] };
         Ticket {
-            session: SessionId::try_from("0123456789abcdef".to_owned()).unwrap(),
+            session,
             owner: tickets.owner(Token::parse("token").as_ref()),
             user: Some(user),
             issued: 1_700_000_000,

@@ -103,14 +103,42 @@ impl Users {
         Self { link, metrics }
     }
 
+    /// Reads a key as soon as Redis answers, and reports what has to be changed if Redis refuses. Ends then, and with it
+    /// this connection.
+    pub async fn check_rights(self) {
+        if let Some(Found::Refused(denial)) = self.ask(NO_TOKEN, || true).await {
+            let mend = mend(denial);
+            tracing::error!("redis refuses lookups, every browser is served as a visitor: {mend}");
+        }
+    }
+
     /// What Redis says of the token, as soon as it answers. `None` once `is_here` no longer holds. Without a token Redis is
     /// not asked.
     pub(super) async fn lookup(&self, token: Option<Token>, is_here: impl Fn() -> bool) -> Option<Found> {
+        static REFUSALS: Throttle = Throttle::new();
         let Some(token) = token else { return Some(Found::Unreadable) };
-        let mut pause = FIRST_PAUSE;
+        let found = self.ask(token.expose(), is_here).await?;
+        if let Found::Refused(denial) = found {
+            self.metrics.count(Counter::LookupsRefused);
+            if let Some(more_since_last) = REFUSALS.allow(Instant::now()) {
+                let mend = mend(denial);
+                tracing::warn!(more_since_last, "redis refuses a lookup, the browser is served as a visitor: {mend}");
+            }
+        }
+        Some(found)
+    }
+
+    async fn ask(&self, token: &str, is_here: impl Fn() -> bool) -> Option<Found> {
+        let (key, mut pause) = (format!("{KEYS}{token}"), FIRST_PAUSE);
         loop {
-            match self.find(&token).await {
-                Ok(found) => return Some(found),
+            match self.link.get(&key).await {
+                Ok(None) => return Some(Found::Absent),
+                Ok(Some(json)) => return Some(User::parse(&json).map_or(Found::Unreadable, Found::User)),
+                // A key of another type is no user.
+                Err(ConnectionError::Redis(error)) if error.code() == Some("WRONGTYPE") => {
+                    return Some(Found::Unreadable);
+                }
+                Err(ConnectionError::Denied(denial)) => return Some(Found::Refused(denial)),
                 Err(error) => tracing::debug!(%error, "cannot look up a token yet"),
             }
             sleep(pause).await;
@@ -118,48 +146,6 @@ impl Users {
                 return None;
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-    }
-
-    async fn find(&self, token: &Token) -> Result<Found, ConnectionError> {
-        match self.link.get(&format!("{KEYS}{}", token.0)).await {
-            Ok(None) => Ok(Found::Absent),
-            Ok(Some(json)) => Ok(User::parse(&json).map_or(Found::Unreadable, Found::User)),
-            // A key of another type is no user.
-            Err(ConnectionError::Redis(error)) if error.code() == Some("WRONGTYPE") => Ok(Found::Unreadable),
-            Err(ConnectionError::Denied(denial)) => {
-                self.refused(denial);
-                Ok(Found::Refused)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Reads a key as soon as Redis answers, and reports what has to be changed if Redis refuses. Ends then, and with it
-    /// this connection.
-    pub async fn check_rights(self) {
-        let (key, mut pause) = (format!("{KEYS}{NO_TOKEN}"), FIRST_PAUSE);
-        loop {
-            match self.link.get(&key).await {
-                Ok(_) => return,
-                Err(ConnectionError::Denied(denial)) => {
-                    let mend = mend(denial);
-                    tracing::error!("redis refuses lookups, every browser is served as a visitor: {mend}");
-                    return;
-                }
-                Err(error) => tracing::debug!(%error, "cannot check the rights in redis yet"),
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-    }
-
-    fn refused(&self, denial: Denial) {
-        static REFUSALS: Throttle = Throttle::new();
-        self.metrics.count(Counter::LookupsRefused);
-        if let Some(more_since_last) = REFUSALS.allow(Instant::now()) {
-            let mend = mend(denial);
-            tracing::warn!(more_since_last, "redis refuses a lookup, the browser is served as a visitor: {mend}");
         }
     }
 }
@@ -194,7 +180,7 @@ pub(super) enum Found {
     /// The key names no user.
     Unreadable,
     /// Redis does not let this server ask, now or soon; nothing is known of the token.
-    Refused,
+    Refused(Denial),
 }
 
 impl Found {
@@ -202,7 +188,7 @@ impl Found {
     pub(super) fn or(self, vouched: Option<User>) -> Option<User> {
         match self {
             Self::User(user) => Some(user),
-            Self::Absent | Self::Refused => vouched,
+            Self::Absent | Self::Refused(_) => vouched,
             Self::Unreadable => None,
         }
     }

@@ -61,12 +61,13 @@ fn welcome(socket: &Socket, joined: &Joined<Frame>, arrival: Arrival) {
     };
     socket.prove();
     let Welcome { session, ticket, offset, replaced } = parts.admission.welcome(&parts.hub, joined, arrival, socket);
+    let connect = wire::connect(session.as_str(), &ticket);
     *phase = Phase::Connected(membership, session);
     drop(phase);
     if let Some(replaced) = replaced {
         replaced.close(CloseReason::Forced);
     }
-    let (connect, prime) = (wire::connect(session.as_str(), &ticket), offset.map(|offset| wire::prime(&offset)));
+    let prime = offset.map(|offset| wire::prime(&offset));
     let frames: Vec<&Frame> = joined.missed.iter().chain([&connect]).chain(&prime).collect();
     socket.send_excused(&frames, joined.missed.len());
 }

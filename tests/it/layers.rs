@@ -35,7 +35,7 @@ const HOMES: [(&str, &[&str]); 27] = [
     ("clap", &["cli"]),
     ("engineioxide_core", &["engineio"]),
     ("flate2", &["engineio"]),
-    ("hashlink", &["rails"]),
+    ("hashlink", &["admission", "rails"]),
     ("hyper", &["engineio", "listener"]),
     ("hyper_util", &["engineio", "listener"]),
     // The tests of two parsers hold what they accept against the client itself.
