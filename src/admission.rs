@@ -1,8 +1,9 @@
-//! Who a browser is, which rooms that gives it, and from where it is served. Every wire asks here before it joins a
-//! browser to the hub.
+//! Decides about each browser: its user, its rooms, and the position to serve it from. Every wire asks here before it
+//! joins a browser to the hub.
 //!
-//! A browser brings its `channel_token` and, when it comes back, the ticket of its session. Redis says whose the token
-//! is. While Redis is silent, or has lost the key, the ticket vouches for the browser's rooms for a limited time.
+//! A browser brings its `channel_token` and, when it comes back, the ticket of its session. Redis names the user
+//! of the token. While Redis is silent, or has lost the key, the ticket vouches for the browser's rooms for a limited
+//! time.
 //! Knows Rails' keys in Redis. Must not know any wire: neither packets nor transports.
 
 mod key;
@@ -90,7 +91,7 @@ pub struct Arrival {
     user: Option<User>,
     /// When Redis last said that these are the user's rooms, in seconds since 1970.
     vouched: u64,
-    /// Whether Redis has not said yet whose the token is.
+    /// Whether Redis has not named the user of the token yet.
     provisional: bool,
     returning: Option<Returning>,
     /// Whether the browser goes on with the session it returns to, if nothing is lost: its rooms are the same.
@@ -137,8 +138,8 @@ impl<C> Admission<C> {
         Self { users, tickets, sessions, joining, window, unvouched_max, metrics }
     }
 
-    /// Admits a browser once Redis has said whose its token is, or provisionally after two seconds without that; then
-    /// [`Admission::settle`] has the rest. `None` when `is_here` says that the browser has gone.
+    /// Admits a browser once Redis has named the user of its token, or provisionally after two seconds without that; then
+    /// [`Admission::settle`] gives the rest. `None` once `is_here` no longer holds.
     pub async fn admit<'a>(
         &'a self,
         hub: &Hub<impl Subscriber>,
@@ -168,7 +169,7 @@ impl<C> Admission<C> {
         Some((arrival, Some(pending)))
     }
 
-    /// The rooms of a browser that was admitted provisionally, once Redis has said whose its token is. `None` when the
+    /// The rooms of a browser that was admitted provisionally, once Redis has named the user of its token. `None` when the
     /// browser has gone.
     pub async fn settle(&self, pending: Pending<'_>) -> Option<Rooms> {
         let Pending { lookup, vouched, session } = pending;
@@ -246,7 +247,7 @@ impl<C> Admission<C> {
         (Since::Return(Return { started, served }), Some(Returning { ticket, sealed, learnt, vouches }))
     }
 
-    /// How a browser joins of which Redis has said `found`; `None` while Redis is silent.
+    /// How a browser joins, after what Redis has `found`; `None` while Redis is silent.
     fn arrival(
         &self,
         owner: Owner,

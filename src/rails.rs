@@ -2,7 +2,7 @@
 //!
 //! All questions share one client, one bound on concurrent requests and one circuit breaker. Identical questions share
 //! one request (single-flight), and an answer is cached for a few seconds. While Rails is down, questions wait for it.
-//! Must not know who asks, or over which protocol.
+//! Must not know the callers or their protocol.
 
 mod breaker;
 mod check;
@@ -87,7 +87,7 @@ enum Reason {
     Stopping,
 }
 
-/// The status of Rails' answer; or why there is none, and for how long at least.
+/// The status of Rails' answer; or the reason for having no answer, and how long it lasts at least.
 type Outcome = Result<u16, (Reason, Duration)>;
 
 /// Puts questions to Rails.
@@ -135,7 +135,7 @@ impl Rails {
     /// and other callers with the same question get its answer.
     ///
     /// # Errors
-    /// [`Unavailable`] if there is no answer: at once if none can be expected within the hold time of the settings, else
+    /// [`Unavailable`] without an answer: at once if no answer can be expected within the hold time of the settings, else
     /// after that time.
     pub async fn check(self: &Arc<Self>, check: Check) -> Result<Answer, Unavailable> {
         let (kind, user, started) = (check.kind(), check.user().to_owned(), Instant::now());

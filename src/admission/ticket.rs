@@ -8,7 +8,6 @@ use chacha20poly1305::{
     KeyInit, XChaCha20Poly1305,
     aead::{Aead, Payload},
 };
-use rand::Rng;
 use serde::{Deserialize, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
@@ -24,7 +23,7 @@ const PURPOSE: &[u8] = b"loomio-channels ticket 2";
 /// third.
 const MAX_SEALED: usize = 60_000;
 
-/// What is left of the keyed hash of a token, in bytes.
+/// Bytes that are kept of the keyed hash of a token.
 const OWNER: usize = 16;
 
 /// The keyed hash of the token that a ticket was made for.
@@ -44,9 +43,9 @@ pub struct Ticket {
     pub issued: u64,
     /// When Redis last said that these are the user's rooms, in seconds since 1970; 0 for never.
     pub vouched: u64,
-    /// Up to where it was served when it began, as text; empty if nothing is known of that.
+    /// The offset up to which it was served when it began; empty if that is not known.
     pub offset: String,
-    /// Whether the session began before Redis had said whose the token is. It may have got less than it should have, and
+    /// Whether the session began before Redis had named the user of the token. It may have got less than it should have, and
     /// the offset of what it got says nothing of that: it must be served from `offset` again.
     pub provisional: bool,
 }
@@ -103,9 +102,7 @@ impl Tickets {
     /// The owner of a ticket that is made for the browser with this token, or for any browser without one.
     pub fn owner(&self, token: Option<&Token>) -> Owner {
         let hash = Sha256::new().chain_update(self.owners).chain_update(token.map_or("", Token::expose)).finalize();
-        let mut owner = [0; OWNER];
-        owner.copy_from_slice(&hash[..OWNER]);
-        Owner(owner)
+        Owner(std::array::from_fn(|index| hash[index]))
     }
 
     /// The ticket as text of letters, digits, `-` and `_`. A ticket with more groups than fit, some 25,000, names none,
@@ -122,8 +119,7 @@ impl Tickets {
     }
 
     fn encrypt(&self, ticket: &Ticket) -> String {
-        let mut nonce = [0; NONCE];
-        rand::rng().fill_bytes(&mut nonce);
+        let nonce: [u8; NONCE] = rand::random();
         // Neither can fail: there are only texts and numbers, and they are far below the cipher's limit.
         let plain = postcard::to_allocvec(ticket).unwrap_or_default();
         let payload = Payload { msg: &plain, aad: PURPOSE };

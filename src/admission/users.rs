@@ -1,4 +1,4 @@
-//! Whose a token is: Rails' keys `/current_users/<token>` in Redis.
+//! The users of tokens: Rails' keys `/current_users/<token>` in Redis.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! The circuit breaker before Rails. Closed: every request may be made. Open: none may. Half-open: one request is made,
-//! the probe; its answer closes the breaker, its failure is followed by a longer pause.
+//! The circuit breaker before Rails. Closed: every request may be made. Open: no request may. Half-open: one request is
+//! made, the probe; its answer closes the breaker, its failure is followed by a longer pause.
 //!
 //! Pure: time and randomness are passed in.
 
@@ -77,7 +77,7 @@ impl Breaker {
         self.outage.as_ref().map_or(Duration::ZERO, |outage| outage.next_probe.saturating_duration_since(now))
     }
 
-    /// Leave to make a request now, if there is any. Its end must be told to [`Self::answered`] or [`Self::failed`].
+    /// Leave to make a request now, if the breaker gives it. The request's end must be told to [`Self::answered`] or [`Self::failed`].
     pub(super) fn permit(&mut self, now: Instant) -> Option<Permit> {
         let probe = self.outage.is_some();
         if let Some(outage) = &mut self.outage {
@@ -89,8 +89,8 @@ impl Breaker {
         Some(Permit { probe, outages: self.outages })
     }
 
-    /// Whether a question that may wait for so long would wait in vain, as far as is known: the next probe comes too
-    /// late, or the outage is longer already. The latter is not known when the last request was made longer ago.
+    /// Whether a question that may wait for `hold` would only time out, as far as is known: the next probe comes too late,
+    /// or the outage is longer already. The latter is not known when the last request was made longer ago.
     pub(super) fn is_hopeless(&self, hold: Duration, now: Instant) -> bool {
         self.outage.as_ref().is_some_and(|outage| {
             let known = now.saturating_duration_since(outage.last_failure) <= hold;

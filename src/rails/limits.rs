@@ -1,4 +1,4 @@
-//! How often one address and one token may ask.
+//! Rate limits of checks, for each address and each token.
 //!
 //! Each has an allowance of one minute's checks, which fills up evenly (GCRA). A denied check costs several, so that
 //! guessing is soon slower than working. Time is passed in.
@@ -19,7 +19,7 @@ const MINUTE: Duration = Duration::from_mins(1);
 /// The cost of a denied check.
 const DENIED: u32 = 3;
 
-/// Longest time to a full allowance: denials of many concurrent checks must not lock anyone out for longer.
+/// Longest time to a full allowance: denials of many concurrent checks must lock a client out no longer.
 const MAX_DEBT: Duration = Duration::from_mins(2);
 
 /// Addresses and tokens remembered, about 4 MB when full. The least recently used then goes, and has its full allowance
