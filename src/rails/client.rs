@@ -1,6 +1,9 @@
 //! One request to Rails over HTTP. Nothing of the answer is read but the head.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant, SystemTime},
+};
 
 use reqwest::{
     Client as Http, Response, Url,
@@ -9,7 +12,11 @@ use reqwest::{
 };
 
 use super::{breaker::Symptom, check::Check};
-use crate::{config::RailsEndpoint, telemetry::chain, tls};
+use crate::{
+    config::RailsEndpoint,
+    telemetry::{Throttle, chain},
+    tls,
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -22,17 +29,6 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 /// As the Node server sends it, letter by letter.
 const JSON: &str = "application/json; charset=UTF-8";
 
-/// The head of an answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Head {
-    Status(u16),
-    /// Never followed. The origin is that of the new address, if it names one.
-    Redirect {
-        status: u16,
-        origin: Option<String>,
-    },
-}
-
 /// Rails could not be asked, or could not answer.
 #[derive(Clone, Debug)]
 pub(super) struct Failure {
@@ -44,48 +40,61 @@ pub(super) struct Failure {
 /// Connections to Rails.
 pub(super) struct Client {
     endpoint: RailsEndpoint,
-    /// Without the system's certificates, which `https` needs, there is an error until the next start.
-    http: Result<Http, Failure>,
+    /// Connections kept while idle.
+    connections: usize,
+    /// Built with the first question: for `https` it holds the system's certificates, some 800 kB. An error stays until
+    /// the next start.
+    http: OnceLock<Result<Http, Failure>>,
 }
 
 impl Client {
-    /// Reads the system's certificates if the endpoint is `https`. Keeps up to `connections` while they are idle.
     pub(super) fn new(endpoint: RailsEndpoint, connections: usize) -> Self {
-        let http = build(&endpoint.url, connections);
-        Self { endpoint, http: http.map_err(|error| Failure { reason: chain(&error), symptom: Symptom::ALL }) }
+        Self { endpoint, connections, http: OnceLock::new() }
     }
 
-    /// The variable that names Rails.
-    pub(super) fn variable(&self) -> &'static str {
-        self.endpoint.variable
-    }
-
-    /// Makes one request.
+    /// Makes one request; returns the status of the answer. A redirect is reported and not followed.
     ///
     /// # Errors
     /// [`Failure`] without an answer in time, and when its status shows that Rails has not looked at the question.
-    pub(super) async fn ask(&self, check: &Check) -> Result<Head, Failure> {
+    pub(super) async fn ask(&self, check: &Check) -> Result<u16, Failure> {
         let body = serde_json::to_vec(check).unwrap_or_default();
-        let http = self.http.as_ref().map_err(Failure::clone)?;
+        let build = || {
+            let http = build(&self.endpoint.url, self.connections);
+            http.map_err(|error| Failure { reason: chain(&error), symptom: Symptom::ALL })
+        };
+        let http = self.http.get_or_init(build).as_ref().map_err(Failure::clone)?;
         let request = http.post(self.endpoint.url.clone()).header(CONTENT_TYPE, JSON).body(body);
         self.read(&request.send().await.map_err(failure)?)
     }
 
-    fn read(&self, response: &Response) -> Result<Head, Failure> {
+    fn read(&self, response: &Response) -> Result<u16, Failure> {
         let status = response.status();
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         if status.is_redirection() {
             let to = header(LOCATION).and_then(|to| self.endpoint.url.join(to).ok());
             let origin = to.map(|to| to.origin().ascii_serialization());
-            return Ok(Head::Redirect { status: status.as_u16(), origin });
+            self.report_redirect(status.as_u16(), origin.as_deref());
         }
         if is_answer(status.as_u16()) {
-            return Ok(Head::Status(status.as_u16()));
+            return Ok(status.as_u16());
         }
         let retry_after = header(RETRY_AFTER).and_then(|after| retry_after(after, SystemTime::now()));
         // A server that names a time speaks of itself, not of the document.
         let symptom = Symptom { concerns_all: retry_after.is_some(), retry_after };
         Err(Failure { reason: format!("it answers {}", status.as_u16()), symptom })
+    }
+
+    /// A redirect is a wrong setting: if followed, the question would become a GET, and any page would grant.
+    fn report_redirect(&self, status: u16, origin: Option<&str>) {
+        static REDIRECTS: Throttle = Throttle::new();
+        if let Some(more_since_last) = REDIRECTS.allow(Instant::now()) {
+            let (variable, to) = (self.endpoint.variable, origin.unwrap_or("nowhere"));
+            tracing::error!(
+                status,
+                more_since_last,
+                "nobody can edit together: rails redirects to {to}; set {variable} to an address that answers itself"
+            );
+        }
     }
 }
 

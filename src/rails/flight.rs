@@ -18,7 +18,7 @@ use super::{
     GRANTED, Outcome, Rails, Reason, SERVER_ERROR,
     breaker::{Breaker, Permit, backoff},
     check::{Check, Key},
-    client::{Client, Failure, Head},
+    client::{Client, Failure},
 };
 use crate::{
     metrics::{Counter, Timing},
@@ -128,8 +128,8 @@ impl Rails {
             self.metrics.count(Counter::RailsRequests);
             let asked = Instant::now();
             // The client's timeout is the bound.
-            let head = flight.client.ask(&flight.check).await;
-            let learnt = self.learn(&mut flight, permit, asked, head, Instant::now());
+            let answer = flight.client.ask(&flight.check).await;
+            let learnt = self.learn(&mut flight, permit, asked, answer, Instant::now());
             drop(place);
             self.ended.notify_waiters();
             let pause = match learnt {
@@ -207,16 +207,16 @@ impl Rails {
         flight: &mut Flight,
         permit: Permit,
         asked: Instant,
-        head: Result<Head, Failure>,
+        answer: Result<u16, Failure>,
         now: Instant,
     ) -> Result<Outcome, Duration> {
         static RECOVERIES: Throttle = Throttle::new();
         let mut state = self.state();
-        if head.is_ok() {
+        if answer.is_ok() {
             self.metrics.time(Timing::RailsRequest, now.saturating_duration_since(asked));
         }
-        let status = match head {
-            Ok(Head::Status(SERVER_ERROR)) => {
+        let status = match answer {
+            Ok(SERVER_ERROR) => {
                 state.breaker.undecided(permit, jitter(), now);
                 flight.server_errors += 1;
                 if flight.server_errors < MAX_SERVER_ERRORS {
@@ -224,20 +224,17 @@ impl Rails {
                 }
                 SERVER_ERROR
             }
-            Ok(head) => {
+            Ok(status) => {
                 if let Some(outage) = state.breaker.answered(permit, now)
                     && let Some(more_since_last) = RECOVERIES.allow(std::time::Instant::now())
                 {
                     tracing::info!(seconds = outage.as_secs(), more_since_last, "rails answers again");
                 }
-                match head {
-                    Head::Status(status) => status,
-                    Head::Redirect { status, origin } => {
-                        self.metrics.count(Counter::RailsRedirects);
-                        report_redirect(flight.client.variable(), status, origin.as_deref());
-                        return Ok(Err((Reason::Redirected, Duration::ZERO)));
-                    }
+                if (300..400).contains(&status) {
+                    self.metrics.count(Counter::RailsRedirects);
+                    return Ok(Err((Reason::Redirected, Duration::ZERO)));
                 }
+                status
             }
             Err(Failure { reason, symptom }) => {
                 self.metrics.count(Counter::RailsFailures);
@@ -270,19 +267,6 @@ fn report_failure(reason: &str, hold: Duration) {
     if let Some(more_since_last) = FAILURES.allow(std::time::Instant::now()) {
         let hold = hold.as_secs();
         tracing::warn!(more_since_last, "cannot ask rails, trying again; checks wait up to {hold} s: {reason}");
-    }
-}
-
-/// A redirect is a wrong setting: if followed, the question would become a GET, and any page would grant.
-fn report_redirect(variable: &str, status: u16, origin: Option<&str>) {
-    static REDIRECTS: Throttle = Throttle::new();
-    if let Some(more_since_last) = REDIRECTS.allow(std::time::Instant::now()) {
-        let to = origin.unwrap_or("nowhere");
-        tracing::error!(
-            status,
-            more_since_last,
-            "nobody can edit together: rails redirects to {to}; set {variable} to an address that answers itself"
-        );
     }
 }
 

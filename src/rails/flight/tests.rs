@@ -46,18 +46,18 @@ impl Setting {
     }
 
     /// Ends a request for this question that was made just now.
-    fn learn(&self, name: &str, permit: Permit, head: Result<Head, Symptom>) -> Result<Outcome, Duration> {
-        self.learn_again(&mut self.flight(name), permit, head)
+    fn learn(&self, name: &str, permit: Permit, answer: Result<u16, Symptom>) -> Result<Outcome, Duration> {
+        self.learn_again(&mut self.flight(name), permit, answer)
     }
 
     fn learn_again(
         &self,
         flight: &mut Flight,
         permit: Permit,
-        head: Result<Head, Symptom>,
+        answer: Result<u16, Symptom>,
     ) -> Result<Outcome, Duration> {
-        let head = head.map_err(|symptom| Failure { reason: String::new(), symptom });
-        let learnt = self.rails.learn(flight, permit, Instant::now(), head, Instant::now());
+        let answer = answer.map_err(|symptom| Failure { reason: String::new(), symptom });
+        let learnt = self.rails.learn(flight, permit, Instant::now(), answer, Instant::now());
         self.rails.ended.notify_waiters();
         learnt
     }
@@ -96,7 +96,7 @@ fn check(name: &str) -> Check {
 async fn grants_are_cached_longer_than_denials() {
     for (status, last) in [(200, 4_999), (404, 999)] {
         let setting = Setting::new();
-        assert_eq!(setting.learn("a", setting.permit(), Ok(Head::Status(status))), Ok(Ok(status)));
+        assert_eq!(setting.learn("a", setting.permit(), Ok(status)), Ok(Ok(status)));
         assert_eq!([0, last, last + 1].map(|at| setting.cached("a", at)), [Some(status), Some(status), None]);
         assert_eq!(setting.cached("another", 0), None);
     }
@@ -106,13 +106,13 @@ async fn grants_are_cached_longer_than_denials() {
 async fn no_answer_is_used_across_an_outage() {
     let setting = Setting::new();
     let (early, late) = (setting.permit(), setting.permit());
-    setting.learn("early", early, Ok(Head::Status(200))).unwrap().unwrap();
+    setting.learn("early", early, Ok(200)).unwrap().unwrap();
     assert_eq!(setting.cached("early", 0), Some(200));
     setting.outage();
     assert_eq!(setting.cached("early", 0), None, "the breaker is open");
     advance(Duration::from_secs(1)).await;
-    setting.learn("probe", setting.permit(), Ok(Head::Status(200))).unwrap().unwrap();
-    setting.learn("late", late, Ok(Head::Status(200))).unwrap().unwrap();
+    setting.learn("probe", setting.permit(), Ok(200)).unwrap().unwrap();
+    setting.learn("late", late, Ok(200)).unwrap().unwrap();
     assert_eq!(["early", "late", "probe"].map(|name| setting.cached(name, 1_000)), [None, None, Some(200)]);
 }
 
@@ -120,7 +120,7 @@ async fn no_answer_is_used_across_an_outage() {
 async fn the_cache_is_bounded() {
     let setting = Setting::new();
     for number in 0..=MAX_CACHED {
-        setting.learn(&number.to_string(), setting.permit(), Ok(Head::Status(200))).unwrap().unwrap();
+        setting.learn(&number.to_string(), setting.permit(), Ok(200)).unwrap().unwrap();
     }
     assert_eq!(["0", "1"].map(|name| setting.cached(name, 0)), [None, Some(200)]);
 }
@@ -129,7 +129,7 @@ async fn the_cache_is_bounded() {
 async fn the_second_500_is_the_answer() {
     let setting = Setting::new();
     let mut flight = setting.flight("a");
-    let learnt = [(); 2].map(|()| setting.learn_again(&mut flight, setting.permit(), Ok(Head::Status(500))));
+    let learnt = [(); 2].map(|()| setting.learn_again(&mut flight, setting.permit(), Ok(500)));
     assert!(matches!(learnt, [Err(_), Ok(Ok(500))]), "{learnt:?}");
     assert_eq!(setting.cached("a", 0), Some(500));
 }
@@ -213,7 +213,7 @@ async fn an_answer_lets_all_pass() {
     let probe = setting.permit();
     let _callers = ["a", "b"].map(|name| setting.join(name).unwrap());
     assert_eq!(setting.requests().await, 0);
-    setting.learn("probe", probe, Ok(Head::Status(404))).unwrap().unwrap();
+    setting.learn("probe", probe, Ok(404)).unwrap().unwrap();
     assert_eq!(setting.requests().await, 2);
 }
 
