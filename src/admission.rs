@@ -23,7 +23,7 @@ use tokio::{
     time::{self, sleep, timeout_at},
 };
 
-use self::sessions::{Known, Learnt, Sessions};
+use self::sessions::{Known, Learnt, SessionTable};
 use self::users::Found;
 pub use self::{
     key::Key,
@@ -108,7 +108,7 @@ pub struct Pending<'a> {
 }
 
 /// A browser's session, new or recovered.
-pub struct Welcome<C> {
+pub struct Admitted<C> {
     /// Its public id.
     pub session: SessionId,
     /// The ticket to come back with.
@@ -123,7 +123,7 @@ pub struct Welcome<C> {
 pub struct Admission<C> {
     users: Users,
     tickets: Tickets,
-    sessions: Sessions<C>,
+    sessions: SessionTable<C>,
     joining: Arc<Semaphore>,
     window: Duration,
     unvouched_max: Duration,
@@ -134,7 +134,7 @@ impl<C> Admission<C> {
     /// `window` is how long a browser may be away and still have the rooms of its ticket; `unvouched_max`, how long these
     /// rooms serve after Redis last said that they are the user's.
     pub fn new(users: Users, tickets: Tickets, window: Duration, unvouched_max: Duration, metrics: Metrics) -> Self {
-        let (sessions, joining) = (Sessions::new(window), Arc::new(Semaphore::new(MAX_JOINING)));
+        let (sessions, joining) = (SessionTable::new(window), Arc::new(Semaphore::new(MAX_JOINING)));
         Self { users, tickets, sessions, joining, window, unvouched_max, metrics }
     }
 
@@ -193,7 +193,7 @@ impl<C> Admission<C> {
         joined: &Joined<S::Message>,
         mut arrival: Arrival,
         connection: &Arc<C>,
-    ) -> Welcome<C> {
+    ) -> Admitted<C> {
         let returning = arrival.returning.take();
         self.metrics.count(match (&returning, arrival.since) {
             (Some(_), _) if joined.complete => Counter::Recovered,
@@ -213,7 +213,7 @@ impl<C> Admission<C> {
             (ticket.session.clone(), self.tickets.seal(ticket), Some(at))
         };
         let replaced = self.sessions.enter(session.clone(), Arc::downgrade(connection), vouched).or(old);
-        Welcome { session, ticket, offset, replaced: replaced.and_then(|replaced| replaced.upgrade()) }
+        Admitted { session, ticket, offset, replaced: replaced.and_then(|replaced| replaced.upgrade()) }
     }
 
     /// A connection of the session has ended; `left` if the browser took leave of the session, which cannot be recovered

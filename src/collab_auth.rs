@@ -27,13 +27,13 @@ use crate::{
     config::{Collab, Networks},
     listener::{Peer, client},
     metrics::{Counter, Metrics},
-    rails::{Answer, Limits, Names, Rails},
+    rails::{Answer, Names, Rails, RateLimits},
     telemetry::Throttle,
 };
 
 struct Endpoint {
     rails: Arc<Rails>,
-    limits: Limits,
+    limits: RateLimits,
     names: Names,
     trusted: Networks,
     metrics: Metrics,
@@ -45,7 +45,7 @@ struct Endpoint {
 pub fn routes(rails: Arc<Rails>, settings: &Collab, trusted: Networks, metrics: Metrics) -> Router {
     let endpoint = Arc::new(Endpoint {
         rails,
-        limits: Limits::new(settings.auth_per_minute),
+        limits: RateLimits::new(settings.auth_per_minute),
         names: if settings.strict_names { Names::Known } else { Names::Any },
         trusted,
         metrics,

@@ -24,9 +24,9 @@ use tokio::{
 
 pub use self::{
     check::{Check, InvalidCheck, Names},
-    limits::Limits,
+    limits::RateLimits,
 };
-use self::{client::Client, flight::State};
+use self::{client::Client, flight::Decisions};
 use crate::{
     config::{RAILS_VARIABLES, Rails as Settings},
     lifecycle::Lifecycle,
@@ -100,7 +100,7 @@ pub struct Rails {
     waiting: Semaphore,
     /// Concurrent requests. Flights wait for a place in the order of their arrival: this is the queue.
     places: Arc<Semaphore>,
-    state: Mutex<State>,
+    state: Mutex<Decisions>,
     /// Notifies flights with a place when a request has ended, as the breaker may have changed.
     ended: Notify,
     metrics: Metrics,
@@ -108,9 +108,9 @@ pub struct Rails {
 }
 
 /// Counts the end of a check on drop: as abandoned, unless another counter was set.
-struct Tally<'a>(&'a Metrics, Counter);
+struct EndCount<'a>(&'a Metrics, Counter);
 
-impl Drop for Tally<'_> {
+impl Drop for EndCount<'_> {
     fn drop(&mut self) {
         self.0.count(self.1);
     }
@@ -124,7 +124,7 @@ impl Rails {
             hold: settings.hold,
             waiting: Semaphore::new(MAX_WAITING),
             places: Arc::new(Semaphore::new(settings.max_concurrency)),
-            state: Mutex::new(State::new()),
+            state: Mutex::new(Decisions::new()),
             ended: Notify::new(),
             metrics,
             lifecycle,
@@ -139,7 +139,7 @@ impl Rails {
     /// after that time.
     pub async fn check(self: &Arc<Self>, check: Check) -> Result<Answer, Unavailable> {
         let (kind, user, started) = (check.kind(), check.user().to_owned(), Instant::now());
-        let mut tally = Tally(&self.metrics, Counter::ChecksAbandoned);
+        let mut tally = EndCount(&self.metrics, Counter::ChecksAbandoned);
         let (outcome, attempts) = self.outcome(check).await;
         let took = started.elapsed();
         self.metrics.time(Timing::Check, took);
@@ -198,7 +198,7 @@ impl Rails {
         Err((reason, self.state().breaker.next_probe_in(Instant::now())))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Decisions> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

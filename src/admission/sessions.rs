@@ -57,12 +57,12 @@ pub(super) struct Learnt {
 }
 
 /// All sessions by their id. `T` is a connection.
-pub(super) struct Sessions<T> {
+pub(super) struct SessionTable<T> {
     window: Duration,
-    inner: Mutex<Inner<T>>,
+    inner: Mutex<Tables<T>>,
 }
 
-struct Inner<T> {
+struct Tables<T> {
     connected: HashMap<SessionId, (Weak<T>, Learnt)>,
     /// Those that ended within the window, the oldest first.
     ended: LinkedHashMap<SessionId, Ended>,
@@ -74,9 +74,9 @@ struct Ended {
     learnt: Learnt,
 }
 
-impl<T> Sessions<T> {
+impl<T> SessionTable<T> {
     pub(super) fn new(window: Duration) -> Self {
-        Self { window, inner: Mutex::new(Inner { connected: HashMap::new(), ended: LinkedHashMap::new() }) }
+        Self { window, inner: Mutex::new(Tables { connected: HashMap::new(), ended: LinkedHashMap::new() }) }
     }
 
     pub(super) fn known(&self, id: &SessionId, now: Instant) -> Known {
@@ -128,12 +128,12 @@ impl<T> Sessions<T> {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner<T>> {
+    fn lock(&self) -> MutexGuard<'_, Tables<T>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<T> Inner<T> {
+impl<T> Tables<T> {
     fn learnt(&mut self, id: &SessionId) -> Option<&mut Learnt> {
         match self.connected.get_mut(id) {
             Some((_, learnt)) => Some(learnt),
@@ -166,7 +166,7 @@ mod tests {
         Learnt { vouched: 7, revoked: false }
     }
 
-    fn is_here(sessions: &Sessions<()>, id: &SessionId) -> bool {
+    fn is_here(sessions: &SessionTable<()>, id: &SessionId) -> bool {
         sessions.connection(id).is_some()
     }
 
@@ -179,7 +179,8 @@ mod tests {
 
     #[test]
     fn a_session_is_here_then_away_then_forgotten() {
-        let (sessions, session, start, id) = (Sessions::new(WINDOW), Arc::new(()), Instant::now(), SessionId::random());
+        let (sessions, session, start, id) =
+            (SessionTable::new(WINDOW), Arc::new(()), Instant::now(), SessionId::random());
         let known = |after| sessions.known(&id, start + Duration::from_secs(after));
         assert_eq!(known(0), Known::Unknown);
         assert!(sessions.enter(id.clone(), Arc::downgrade(&session), 7).is_none());
@@ -191,7 +192,8 @@ mod tests {
 
     #[test]
     fn a_session_that_was_left_is_not_away() {
-        let (sessions, session, now, id) = (Sessions::new(WINDOW), Arc::new(()), Instant::now(), SessionId::random());
+        let (sessions, session, now, id) =
+            (SessionTable::new(WINDOW), Arc::new(()), Instant::now(), SessionId::random());
         sessions.enter(id.clone(), Arc::downgrade(&session), 7);
         sessions.end(id.clone(), &Arc::downgrade(&session), true, now);
         assert_eq!(sessions.known(&id, now), Known::Left);
@@ -202,7 +204,7 @@ mod tests {
     #[test]
     fn the_end_of_a_replaced_connection_changes_nothing() {
         let (sessions, old, new, now, id) =
-            (Sessions::new(WINDOW), Arc::new(()), Arc::new(()), Instant::now(), SessionId::random());
+            (SessionTable::new(WINDOW), Arc::new(()), Arc::new(()), Instant::now(), SessionId::random());
         sessions.enter(id.clone(), Arc::downgrade(&old), 7);
         let replaced = sessions.enter(id.clone(), Arc::downgrade(&new), 7);
         assert!(replaced.is_some_and(|replaced| replaced.ptr_eq(&Arc::downgrade(&old))));
@@ -212,7 +214,8 @@ mod tests {
 
     #[test]
     fn a_session_that_was_back_is_away_for_a_whole_window() {
-        let (sessions, session, start, id) = (Sessions::new(WINDOW), Arc::new(()), Instant::now(), SessionId::random());
+        let (sessions, session, start, id) =
+            (SessionTable::new(WINDOW), Arc::new(()), Instant::now(), SessionId::random());
         let at = |seconds| start + Duration::from_secs(seconds);
         for end in [0, 50] {
             sessions.enter(id.clone(), Arc::downgrade(&session), 7);
@@ -224,7 +227,8 @@ mod tests {
 
     #[test]
     fn what_was_revoked_stays_so_for_a_window() {
-        let (sessions, session, now, id) = (Sessions::new(WINDOW), Arc::new(()), Instant::now(), SessionId::random());
+        let (sessions, session, now, id) =
+            (SessionTable::new(WINDOW), Arc::new(()), Instant::now(), SessionId::random());
         sessions.revoke(&id, now);
         assert_eq!(sessions.known(&id, now), Known::Recent(Learnt { vouched: 0, revoked: true }));
         sessions.enter(id.clone(), Arc::downgrade(&session), 6);

@@ -20,7 +20,7 @@ const MAX_FAILURES: u32 = 3;
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(5);
 
 #[derive(Debug, Default)]
-pub(super) struct Breaker {
+pub(super) struct CircuitBreaker {
     /// While open or half-open.
     outage: Option<Outage>,
     last_answer: Option<Instant>,
@@ -61,7 +61,7 @@ impl Symptom {
     pub(super) const ALL: Self = Self { concerns_all: true, retry_after: None };
 }
 
-impl Breaker {
+impl CircuitBreaker {
     /// The number of outages so far; `None` while open.
     pub(super) fn closed(&self) -> Option<u64> {
         self.outage.is_none().then_some(self.outages)
@@ -165,11 +165,11 @@ mod tests {
 
     const MIDDLE: f64 = 0.5;
 
-    struct Story(Breaker, Instant);
+    struct Story(CircuitBreaker, Instant);
 
     impl Story {
         fn new() -> Self {
-            Self(Breaker::default(), Instant::now())
+            Self(CircuitBreaker::default(), Instant::now())
         }
 
         fn at(&self, millis: u64) -> Instant {

@@ -93,14 +93,14 @@ impl Check {
     }
 
     /// Identifies the question. Neither text can hold the separator.
-    pub(super) fn key(&self) -> Key {
+    pub(super) fn key(&self) -> HashedKey {
         let hash = Sha256::new_with_prefix(&self.user_secret).chain_update([0]).chain_update(&self.document_name);
-        Key(hash.finalize().into())
+        HashedKey(hash.finalize().into())
     }
 
     /// Identifies the token.
-    pub(super) fn token_key(&self) -> Key {
-        Key(Sha256::digest(&self.user_secret).into())
+    pub(super) fn token_key(&self) -> HashedKey {
+        HashedKey(Sha256::digest(&self.user_secret).into())
     }
 }
 
@@ -113,7 +113,7 @@ impl std::fmt::Debug for Check {
 
 /// The SHA-256 of something secret.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Key([u8; 32]);
+pub(super) struct HashedKey([u8; 32]);
 
 /// Whether this is a number as Rails writes it, without leading zeros.
 fn is_id(text: &str) -> bool {

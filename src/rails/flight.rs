@@ -16,8 +16,8 @@ use tokio::{
 
 use super::{
     GRANTED, Outcome, Rails, Reason, SERVER_ERROR,
-    breaker::{Breaker, Permit, backoff},
-    check::{Check, Key},
+    breaker::{CircuitBreaker, Permit, backoff},
+    check::{Check, HashedKey},
     client::{Client, Failure},
 };
 use crate::{
@@ -39,10 +39,10 @@ const MAX_CACHED: usize = 4_096;
 const MAX_SERVER_ERRORS: u32 = 2;
 
 /// What decides about a question. Behind one short lock.
-pub(super) struct State {
-    pub(super) breaker: Breaker,
-    cache: LruCache<Key, Cached>,
-    flights: HashMap<Key, watch::Sender<Progress>>,
+pub(super) struct Decisions {
+    pub(super) breaker: CircuitBreaker,
+    cache: LruCache<HashedKey, Cached>,
+    flights: HashMap<HashedKey, watch::Sender<Progress>>,
 }
 
 /// An answer of Rails. It holds until a time, and not across an outage.
@@ -62,7 +62,7 @@ pub(super) struct Progress {
 
 struct Flight {
     client: Arc<Client>,
-    key: Key,
+    key: HashedKey,
     check: Check,
     progress: watch::Sender<Progress>,
     attempts: u32,
@@ -70,15 +70,15 @@ struct Flight {
 }
 
 /// A place among the concurrent requests, and the breaker's leave.
-type Turn = (OwnedSemaphorePermit, Permit);
+type Slot = (OwnedSemaphorePermit, Permit);
 
-impl State {
+impl Decisions {
     pub(super) fn new() -> Self {
-        Self { breaker: Breaker::default(), cache: LruCache::new(MAX_CACHED), flights: HashMap::new() }
+        Self { breaker: CircuitBreaker::default(), cache: LruCache::new(MAX_CACHED), flights: HashMap::new() }
     }
 
     /// The status of a recent answer.
-    pub(super) fn cached(&mut self, key: &Key, now: Instant) -> Option<u16> {
+    pub(super) fn cached(&mut self, key: &HashedKey, now: Instant) -> Option<u16> {
         let outages = self.breaker.closed()?;
         let cached = self.cache.get(key).filter(|cached| now < cached.until && cached.outages == outages)?;
         Some(cached.status)
@@ -91,7 +91,7 @@ impl Rails {
     pub(super) fn join(
         self: &Arc<Self>,
         client: &Arc<Client>,
-        key: Key,
+        key: HashedKey,
         check: Check,
         now: Instant,
     ) -> Option<watch::Receiver<Progress>> {
@@ -118,7 +118,7 @@ impl Rails {
 
     /// Makes requests until Rails answers or the callers would only time out. A flight that begins as a probe ends with
     /// it if Rails is still down.
-    async fn fly(&self, mut flight: Flight, mut probe: Option<Turn>) {
+    async fn fly(&self, mut flight: Flight, mut probe: Option<Slot>) {
         let only_once = probe.is_some();
         let outcome = loop {
             let turn = if probe.is_some() { probe.take() } else { self.turn(&flight).await };
@@ -167,7 +167,7 @@ impl Rails {
     }
 
     /// The flight's turn to make a request. `None` when all its callers have left, and with them the flight has ended.
-    async fn turn(&self, flight: &Flight) -> Option<Turn> {
+    async fn turn(&self, flight: &Flight) -> Option<Slot> {
         loop {
             select! {
                 biased;
@@ -178,7 +178,7 @@ impl Rails {
     }
 
     /// Waits for a place, and then for the breaker.
-    async fn permitted(&self) -> Turn {
+    async fn permitted(&self) -> Slot {
         // The semaphore is never closed.
         let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return pending().await };
         loop {

@@ -12,7 +12,7 @@ use std::{
 use hashlink::LruCache;
 use tokio::time::Instant;
 
-use super::check::{Check, Key};
+use super::check::{Check, HashedKey};
 
 const MINUTE: Duration = Duration::from_mins(1);
 
@@ -30,7 +30,7 @@ const MAX_REMEMBERED: usize = 32_768;
 const IPV6_BITS: u32 = 64;
 
 /// The allowances.
-pub struct Limits {
+pub struct RateLimits {
     /// Time in which one check is earned back.
     each: Duration,
     /// When an allowance is full again.
@@ -40,10 +40,10 @@ pub struct Limits {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Subject {
     Network(IpAddr),
-    Token(Key),
+    Token(HashedKey),
 }
 
-impl Limits {
+impl RateLimits {
     /// Allows each address and each token `per_minute` checks, at least 1.
     pub fn new(per_minute: u32) -> Self {
         Self { each: MINUTE / per_minute, full_at: Mutex::new(LruCache::new(MAX_REMEMBERED)) }
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn an_address_has_a_minutes_checks_and_earns_them_back() {
-        let (limits, start) = (Limits::new(60), Instant::now());
+        let (limits, start) = (RateLimits::new(60), Instant::now());
         for token in 0..60 {
             assert_eq!(limits.admit(Some(address(1)), &check(token), start), Ok(()), "{token}");
         }
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_token_has_the_same_from_wherever_it_comes() {
-        let (limits, now) = (Limits::new(60), Instant::now());
+        let (limits, now) = (RateLimits::new(60), Instant::now());
         let admitted = (0..100).filter(|&last| limits.admit(Some(address(last)), &check(1), now).is_ok()).count();
         assert_eq!(admitted, 60);
         // What was refused for the token's sake was not counted for the address.
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn without_an_address_only_the_token_counts() {
-        let (limits, now) = (Limits::new(1), Instant::now());
+        let (limits, now) = (RateLimits::new(1), Instant::now());
         for token in 0..100 {
             assert_eq!(limits.admit(None, &check(token), now), Ok(()), "{token}");
             limits.denied(None, &check(token), now);
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn denied_checks_count_more() {
-        let (limits, now) = (Limits::new(60), Instant::now());
+        let (limits, now) = (RateLimits::new(60), Instant::now());
         let admitted = (0..100).filter(|&token| {
             let admitted = limits.admit(Some(address(1)), &check(token), now).is_ok();
             limits.denied(Some(address(1)), &check(token), now);
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn guessing_stays_slow_for_as_long_as_it_lasts() {
-        let (limits, start) = (Limits::new(60), Instant::now());
+        let (limits, start) = (RateLimits::new(60), Instant::now());
         let admitted = (0..6_000).filter(|&tenth| {
             let now = start + Duration::from_millis(100) * tenth;
             let admitted = limits.admit(Some(address(1)), &check(1), now).is_ok();
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn an_ipv6_network_is_one_address() {
-        let (limits, now) = (Limits::new(1), Instant::now());
+        let (limits, now) = (RateLimits::new(1), Instant::now());
         let of = |text: &str| Some(text.parse::<IpAddr>().unwrap());
         assert!(limits.admit(of("2001:db8::1"), &check(1), now).is_ok());
         assert!(limits.admit(of("2001:db8::2"), &check(2), now).is_err());
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn memory_is_bounded() {
-        let (limits, now) = (Limits::new(1), Instant::now());
+        let (limits, now) = (RateLimits::new(1), Instant::now());
         for token in 0..=MAX_REMEMBERED {
             let from = Ipv6Addr::from_bits((token as u128) << 64).into();
             assert!(limits.admit(Some(from), &check(token), now).is_ok());

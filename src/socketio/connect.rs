@@ -11,7 +11,7 @@ use super::{
     wire::{self, Connect},
 };
 use crate::{
-    admission::{Arrival, Claim, Token, Welcome},
+    admission::{Admitted, Arrival, Claim, Token},
     engineio::{CloseReason, Frame, Session},
     hub::Joined,
 };
@@ -60,7 +60,7 @@ fn welcome(socket: &Socket, joined: &Joined<Frame>, arrival: Arrival) {
         other => return *phase = other,
     };
     socket.prove();
-    let Welcome { session, ticket, offset, replaced } = parts.admission.welcome(&parts.hub, joined, arrival, socket);
+    let Admitted { session, ticket, offset, replaced } = parts.admission.welcome(&parts.hub, joined, arrival, socket);
     let connect = wire::connect(session.as_str(), &ticket);
     *phase = Phase::Connected(membership, session);
     drop(phase);
