@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin,
-    auth::{Answers, Key, Tickets, Users, check_rights, rails::Rails},
+    admission::{Admission, Answers, Key, Tickets, Users},
     bus::{MemoryBus, MemorySource, RedisSource},
     collab_auth,
     config::{Config, GapNotice},
@@ -33,6 +33,7 @@ use crate::{
     lifecycle::{Lifecycle, Readiness, Signals, StopReason},
     listener::{self, Capacity},
     metrics::Metrics,
+    rails::Rails,
     redis_client::{Connector, Link},
     socketio::{Parts, SocketIo},
 };
@@ -114,7 +115,7 @@ pub fn run(config: Config, mode: Mode) -> Result<(), AppError> {
 #[expect(clippy::large_enum_variant, reason = "there is one in a process")]
 enum Bus {
     /// `rights` is for the check of rights alone.
-    Redis { source: RedisSource, rights: Link },
+    Redis { source: RedisSource, rights: Users },
     /// `publisher` is for the page of the demo.
     Memory { source: MemorySource, publisher: MemoryBus },
 }
@@ -147,7 +148,7 @@ impl App {
                 let connector =
                     || Connector::new(&config.redis).map_err(|error| AppError::Config(format!("REDIS_URL: {error}")));
                 let source = RedisSource::new(connector()?, readiness.clone());
-                let rights = Link::new(connector()?);
+                let rights = Users::new(Answers::Redis(Link::new(connector()?)), metrics.clone());
                 (Bus::Redis { source, rights }, Answers::Redis(Link::new(connector()?)))
             }
             Mode::Demo => {
@@ -162,15 +163,14 @@ impl App {
         };
         let started = Hub::start(hub_options(&config, &key), || lifecycle.critical("shard"));
         let (hub, shards) = started.map_err(system("cannot start a shard"))?;
+        let (window, unvouched_max) = (config.recovery.window, config.recovery.unvouched_max);
         let parts = Parts {
             hub: hub.clone(),
-            users,
-            tickets: Tickets::new(&key),
+            admission: Admission::new(users, Tickets::new(&key), window, unvouched_max, metrics.clone()),
             metrics: metrics.clone(),
             tasks: lifecycle.tasks().clone(),
             stop: lifecycle.stop().clone(),
-            recovery_window: config.recovery.window,
-            unvouched_max: config.recovery.unvouched_max,
+            recovery_window: window,
         };
         let connections = connections(&config);
         let engine = Engine::new(
@@ -179,7 +179,7 @@ impl App {
             lifecycle.tasks().clone(),
             metrics.clone(),
         );
-        let rails = Rails::new(&config.rails, metrics.clone(), lifecycle.tasks().clone(), lifecycle.stop().clone());
+        let rails = Rails::new(&config.rails, metrics.clone(), lifecycle.clone());
         let collab_auth = collab_auth::routes(rails, &config.collab, config.http.trusted_proxies, metrics.clone());
         let gap_notice = config.recovery.gap_notice;
         Ok(Self {
@@ -255,7 +255,7 @@ impl App {
             Bus::Redis { source, rights } => {
                 let stop_check = stop.clone();
                 lifecycle.tasks().spawn(async move {
-                    stop_check.run_until_cancelled(check_rights(rights)).await;
+                    stop_check.run_until_cancelled(rights.check_rights()).await;
                 });
                 dispatch.run(source, stop.clone()).boxed()
             }

@@ -1,7 +1,7 @@
 //! `POST /api/hocuspocus`: what a Hocuspocus server asks before it opens a document, in the words in which it would ask
 //! Rails.
 //!
-//! Answers for who may ask, how often and in which form. Must not know how Rails is asked.
+//! Answers for the form of a question and the rate limits. Must not know how Rails is asked.
 
 mod body;
 
@@ -12,32 +12,32 @@ use std::{
 };
 
 use axum::{
-    Extension, Router,
+    Extension, Json, Router,
     body::Body,
     response::{IntoResponse, Response},
     routing::post,
 };
 use http::{
     HeaderMap, HeaderValue, StatusCode,
-    header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER},
+    header::{CACHE_CONTROL, RETRY_AFTER},
 };
 use tokio::time::Instant;
 
 use crate::{
-    auth::rails::{Check, Limits, Names, Rails, Verdict},
     config::{CollabConfig, Networks},
     listener::{Peer, client},
     metrics::{Counter, Metrics},
+    rails::{Answer, Names, Rails, RateLimits},
     telemetry::Throttle,
 };
 
 struct Endpoint {
     rails: Arc<Rails>,
-    limits: Limits,
+    limits: RateLimits,
     names: Names,
     trusted: Networks,
     metrics: Metrics,
-    /// That nobody is named has been said.
+    /// Whether it was reported that requests name no client.
     nameless: Once,
 }
 
@@ -45,7 +45,7 @@ struct Endpoint {
 pub fn routes(rails: Arc<Rails>, settings: &CollabConfig, trusted: Networks, metrics: Metrics) -> Router {
     let endpoint = Arc::new(Endpoint {
         rails,
-        limits: Limits::new(settings.auth_per_minute),
+        limits: RateLimits::new(settings.auth_per_minute),
         names: if settings.strict_names { Names::Known } else { Names::Any },
         trusted,
         metrics,
@@ -64,17 +64,23 @@ pub fn routes(rails: Arc<Rails>, settings: &CollabConfig, trusted: Networks, met
 
 impl Endpoint {
     async fn answer(&self, peer: IpAddr, headers: &HeaderMap, body: Body) -> Response {
-        let question = match body::read(body).await {
-            Ok(question) => question,
-            Err(bad) => return self.malformed(&bad),
-        };
-        let check = match Check::new(question.user_secret, question.document_name, self.names) {
+        let check = match body::read(body, self.names).await {
             Ok(check) => check,
-            Err(bad) => return self.malformed(&bad),
+            Err(error) => {
+                self.metrics.count(Counter::ChecksMalformed);
+                let error = serde_json::json!({ "error": error.to_string() });
+                return (StatusCode::BAD_REQUEST, Json(error)).into_response();
+            }
         };
         let client = client::address(peer, headers, &self.trusted);
         if client.is_none() {
-            self.report_nameless(peer);
+            // Once, as it is a matter of the setting.
+            self.nameless.call_once(|| {
+                tracing::warn!(
+                    %peer,
+                    "checks name no client, so only tokens are limited, not addresses: have X-Forwarded-For sent along"
+                );
+            });
         }
         if let Err(wait) = self.limits.admit(client, &check, Instant::now()) {
             self.metrics.count(Counter::ChecksLimited);
@@ -82,41 +88,23 @@ impl Endpoint {
             return later(StatusCode::TOO_MANY_REQUESTS, wait);
         }
         match self.rails.check(check.clone()).await {
-            Verdict::Granted => StatusCode::OK.into_response(),
-            Verdict::Denied => {
+            Ok(Answer::Granted) => StatusCode::OK.into_response(),
+            Ok(Answer::Denied) => {
                 self.limits.denied(client, &check, Instant::now());
                 StatusCode::UNAUTHORIZED.into_response()
             }
-            // Rails has not said that the person may not, so this is no guess that missed.
-            Verdict::Stumbled => StatusCode::UNAUTHORIZED.into_response(),
-            Verdict::Unavailable { retry_after } => later(StatusCode::SERVICE_UNAVAILABLE, retry_after),
+            // Rails has not said that the user may not, so this does not count as a wrong guess.
+            Ok(Answer::ServerError) => StatusCode::UNAUTHORIZED.into_response(),
+            Err(unavailable) => later(StatusCode::SERVICE_UNAVAILABLE, unavailable.retry_after),
         }
-    }
-
-    fn malformed(&self, error: &dyn std::error::Error) -> Response {
-        self.metrics.count(Counter::ChecksMalformed);
-        let body = serde_json::json!({ "error": error.to_string() }).to_string();
-        (StatusCode::BAD_REQUEST, [(CONTENT_TYPE, "application/json")], body).into_response()
-    }
-
-    /// Once: it is a matter of the setting, not of the moment.
-    fn report_nameless(&self, peer: IpAddr) {
-        self.nameless.call_once(|| {
-            tracing::warn!(
-                %peer,
-                "checks name no client, so only tokens are limited, not addresses: have X-Forwarded-For sent along"
-            );
-        });
     }
 }
 
 fn report_limited(client: Option<IpAddr>) {
     static LIMITED: Throttle = Throttle::new();
-    let Some(more_since_last) = LIMITED.allow(std::time::Instant::now()) else { return };
-    if let Some(client) = client {
-        tracing::warn!(more_since_last, %client, "too many checks from one address or with one token");
-    } else {
-        tracing::warn!(more_since_last, "too many checks with one token");
+    if let Some(more_since_last) = LIMITED.allow(std::time::Instant::now()) {
+        let client = client.map(tracing::field::display);
+        tracing::warn!(more_since_last, client, "too many checks from one address or with one token");
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    auth::EVERYONE,
+    admission::EVERYONE,
     bus::{Gap, Inbound, Rejected, Source, Update, decode},
     config::GapNotice,
     hub::{Hub, Kind},

@@ -1,14 +1,12 @@
-//! Socket.IO 5 on the engine: the default namespace, connection state recovery, and the way from a browser's token to
-//! its rooms in the hub.
+//! Socket.IO 5 on the engine: the default namespace and connection state recovery.
 //!
-//! Answers for what a browser is told and when: who it is and what it missed are settled before its CONNECT is
-//! acknowledged. Knows nothing of HTTP or Redis' wire; transports are [`crate::engineio`]'s, lookups
-//! [`crate::auth`]'s, delivery [`crate::hub`]'s.
+//! Answers for what a browser is told and when: its rooms and what it missed are settled before its CONNECT is
+//! acknowledged. Knows nothing of HTTP or Redis; transports are [`crate::engineio`]'s, rooms and tickets
+//! [`crate::admission`]'s, delivery [`crate::hub`]'s.
 //!
 //! Source of the protocol: `docs/socket.io-protocol/v5-current.md` in the public repository `socketio/socket.io`.
 
 mod connect;
-mod sessions;
 mod wire;
 
 use std::{
@@ -17,23 +15,21 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use engineioxide_core::Sid;
 use socketioxide_core::{
     Str, Value,
     packet::{Packet, PacketData},
     parser::{Parse, ParseError, ParserState},
 };
 use socketioxide_parser_common::CommonParser;
-use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use self::wire::Connect;
 pub use self::wire::SocketIoWire;
-use self::{sessions::Sessions, wire::Connect};
 use crate::{
-    auth::{Tickets, Token, Users},
+    admission::{Admission, SessionId, Token},
     engineio::{CloseReason, Frame, Handler, Handshake, Malformed, Message, Session},
     hub::{Event, Hub, Membership, Subscriber},
     lifecycle::Tasks,
@@ -46,9 +42,6 @@ const MAX_CONNECTS: u32 = 64;
 /// CONNECT packets for other namespaces on one connection: each draws an answer, which waits in memory while a stranger
 /// does not read. No browser of Loomio sends one.
 const MAX_REFUSED: u32 = 8;
-
-/// Newcomers that wait for their shard at a time, so that what waits for a shard is bounded.
-const MAX_JOINING: usize = 1_024;
 
 /// Longest namespace in bytes that is named in a refusal.
 const MAX_NAMESPACE: usize = 256;
@@ -73,7 +66,7 @@ impl Subscriber for Browser {
 
 /// What is kept with each connection.
 #[derive(Default)]
-pub struct Client {
+pub struct Connection {
     token: Option<Token>,
     phase: Mutex<Phase>,
     /// CONNECT packets so far, and those of them that named another namespace.
@@ -89,20 +82,20 @@ enum Phase {
     /// No CONNECT yet.
     #[default]
     Fresh,
-    /// Its user is being looked up, until the guard is dropped.
-    Connecting(Option<DropGuard>),
-    /// In its rooms; `sid` is there once the shard has acknowledged it, the guard while Redis is still asked for its user.
-    Connected {
-        membership: Membership,
-        sid: Option<Sid>,
-        asking: Option<DropGuard>,
-    },
+    /// CONNECT has come, and the browser waits for its admission, until the guard is dropped.
+    Connecting(DropGuard),
+    /// The browser is in its rooms, and its shard has not acknowledged the CONNECT yet. The guard is there while Redis is
+    /// still asked for its user.
+    Joining(Membership, Option<DropGuard>),
+    /// The CONNECT is acknowledged.
+    Connected(Membership, SessionId, Option<DropGuard>),
     /// The browser left; it may connect again.
     Left,
+    /// The connection has ended.
     Closed,
 }
 
-impl Client {
+impl Connection {
     fn phase(&self) -> MutexGuard<'_, Phase> {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -116,35 +109,28 @@ impl Client {
 pub struct Parts {
     /// Rooms and recovery.
     pub hub: Hub,
-    /// Who has which token.
-    pub users: Users,
-    /// Seals what browsers come back with.
-    pub tickets: Tickets,
+    /// From a CONNECT to rooms and a session.
+    pub admission: Admission<Session<SocketIo>>,
     /// Counts.
     pub metrics: Metrics,
-    /// Where lookups run.
+    /// Where browsers wait for their admission.
     pub tasks: Tasks,
-    /// Ends them.
+    /// Ends that.
     pub stop: CancellationToken,
-    /// How long a browser may be away and still have the rooms of its ticket.
+    /// How long a browser may be away, and so how old the offset may be that it was told last.
     pub recovery_window: Duration,
-    /// How long a ticket's rooms serve after Redis last said that they are its user's.
-    pub unvouched_max: Duration,
 }
 
 /// The namespace `/`.
 pub struct SocketIo {
     parts: Parts,
     wire: SocketIoWire,
-    sessions: Sessions<Session<Self>>,
-    joining: Arc<Semaphore>,
 }
 
 impl SocketIo {
     /// A namespace without browsers.
     pub fn new(parts: Parts) -> Self {
-        let (wire, sessions) = (SocketIoWire(parts.hub.clone()), Sessions::new(parts.recovery_window));
-        Self { parts, wire, sessions, joining: Arc::new(Semaphore::new(MAX_JOINING)) }
+        Self { wire: SocketIoWire(parts.hub.clone()), parts }
     }
 
     fn text(&self, session: &Arc<Session<Self>>, text: Str) -> Result<(), Malformed> {
@@ -179,7 +165,7 @@ impl SocketIo {
         if let PacketData::Connect(data) = &packet.inner {
             return self.connect(session, data.as_ref());
         }
-        if !matches!(*session.state().phase(), Phase::Connected { sid: Some(_), .. }) {
+        if !matches!(*session.state().phase(), Phase::Connected(..)) {
             return Err(Malformed);
         }
         let valid = match &packet.inner {
@@ -209,7 +195,7 @@ impl SocketIo {
             return Err(Malformed);
         }
         let left = self.parts.stop.child_token();
-        *phase = Phase::Connecting(Some(left.clone().drop_guard()));
+        *phase = Phase::Connecting(left.clone().drop_guard());
         let session = Arc::clone(session);
         self.parts.tasks.spawn(async move {
             // Pinned here, or the task has room for it twice.
@@ -228,19 +214,19 @@ impl SocketIo {
             }
             std::mem::replace(&mut *current, phase)
         };
-        if let Phase::Connected { sid: Some(sid), .. } = ended {
-            self.sessions.end(sid, &Arc::downgrade(session), left, Instant::now());
+        if let Phase::Connected(_, id, _) = ended {
+            self.parts.admission.end(id, &Arc::downgrade(session), left);
         }
     }
 }
 
 impl Handler for SocketIo {
-    type State = Client;
+    type State = Connection;
 
-    fn open(&self, handshake: &Handshake<'_>) -> Client {
+    fn open(&self, handshake: &Handshake<'_>) -> Connection {
         let mut parameters = url::form_urlencoded::parse(handshake.query.as_bytes());
         let token = parameters.find(|(name, _)| name == "channel_token").and_then(|(_, token)| Token::parse(&token));
-        Client { token, ..Client::default() }
+        Connection { token, ..Connection::default() }
     }
 
     fn message(&self, session: &Arc<Session<Self>>, message: Message) -> Result<(), Malformed> {

@@ -7,24 +7,25 @@ use http_body_util::BodyExt;
 use serde::Deserialize;
 use tokio::time::timeout;
 
+use crate::rails::{Check, InvalidCheck, Names};
+
 /// Longest body in bytes: a token and a name of the greatest lengths fit in several times.
 const MAX_BODY: usize = 8 * 1024;
 
-/// How much of a body that is too long is still read, and thrown away: who sends before reading would otherwise find
-/// the connection reset in the place of an answer.
+/// How much of a body that is too long is still read, and thrown away: a client that sends before it reads would
+/// otherwise find the connection reset in place of an answer.
 const MAX_DISCARDED: usize = 4 * 1024 * 1024;
 
 /// How long a body may take.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is asked, not looked at yet.
 #[derive(Deserialize)]
-pub(super) struct Question {
-    pub(super) user_secret: String,
-    pub(super) document_name: String,
+struct Question {
+    user_secret: String,
+    document_name: String,
 }
 
-/// Why there is no question. The texts are for whoever sent the request, and repeat nothing of it.
+/// Why a body holds no question. The texts are for the client, and repeat nothing of its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BadBody {
     #[error("the body has to have at most {MAX_BODY} bytes")]
@@ -37,12 +38,18 @@ pub(super) enum BadBody {
     NotJson,
     #[error("the body has to be an object with user_secret and document_name, each once and a string")]
     WrongForm,
+    #[error(transparent)]
+    Invalid(#[from] InvalidCheck),
 }
 
 /// Reads the question.
-pub(super) async fn read(body: Body) -> Result<Question, BadBody> {
+///
+/// # Errors
+/// [`BadBody`] when the body is too long or too slow, ends early, or holds no question in a permitted form.
+pub(super) async fn read(body: Body, names: Names) -> Result<Check, BadBody> {
     let bytes = timeout(READ_TIMEOUT, collect(body)).await.unwrap_or(Err(BadBody::TooSlow))?;
-    parse(&bytes)
+    let Question { user_secret, document_name } = parse(&bytes)?;
+    Ok(Check::new(user_secret, document_name, names)?)
 }
 
 async fn collect(mut body: Body) -> Result<Vec<u8>, BadBody> {
@@ -65,7 +72,7 @@ async fn collect(mut body: Body) -> Result<Vec<u8>, BadBody> {
 fn parse(bytes: &[u8]) -> Result<Question, BadBody> {
     let parsed: Result<Question, _> = serde_json::from_slice(bytes);
     match parsed {
-        // A list of two texts would do for the parser.
+        // An array of two strings would pass for a struct.
         Ok(question) if bytes.trim_ascii_start().starts_with(b"{") => Ok(question),
         Err(error) if !error.is_data() => Err(BadBody::NotJson),
         _ => Err(BadBody::WrongForm),
@@ -124,9 +131,9 @@ mod tests {
         let endless = stream::repeat_with(|| Ok::<_, Infallible>(Bytes::from_static(&[b' '; 1_024])));
         assert_eq!(collect(Body::from_stream(endless)).await, Err(BadBody::TooLong));
         let silent = Body::from_stream(stream::pending::<Result<Bytes, Infallible>>());
-        assert_eq!(read(silent).await.err(), Some(BadBody::TooSlow));
+        assert_eq!(read(silent, Names::Any).await.err(), Some(BadBody::TooSlow));
         let broken = Body::from_stream(stream::iter([Err::<Bytes, _>(std::io::Error::other("gone"))]));
-        assert_eq!(read(broken).await.err(), Some(BadBody::Broken));
+        assert_eq!(read(broken, Names::Any).await.err(), Some(BadBody::Broken));
     }
 
     proptest! {

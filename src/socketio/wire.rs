@@ -39,7 +39,7 @@ impl Wire for SocketIoWire {
         let offset = self.0.seal_offset(&event.offset);
         let frame = Frame::message(&[b"2[\"", name, b"\",", payload, b",\"", offset.as_bytes(), b"\"]"]);
         let start = b"42[\"".len() + name.len() + b"\",".len();
-        let shared = frame.polled().map(|packet| packet.slice(start..start + payload.len()));
+        let shared = frame.text_data().map(|packet| packet.slice(start..start + payload.len()));
         (frame, shared)
     }
 }

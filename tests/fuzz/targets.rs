@@ -13,7 +13,7 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use loomio_channels::{
-    auth::{Key, Ticket, Tickets, Token, User},
+    admission::{Key, SessionId, Ticket, Tickets, Token, User},
     bus::{
         self, MAX_PAYLOAD, Rejected, Update, decode,
         resp::{Reply, ReplyDecoder},
@@ -175,9 +175,9 @@ pub fn ticket(data: &[u8]) {
     let token = Token::parse(&text);
     assert!(token.is_none_or(|token| !format!("{token:?}").contains(&*text) || text.len() < 12));
     let user = User { id: Some(text.clone().into_owned()), groups: vec![text.clone().into_owned()] };
-    let (session, provisional) = (text.clone().into_owned(), text.len().is_multiple_of(2));
+    let provisional = text.len().is_multiple_of(2);
     let ticket = Ticket {
-        session,
+        session: SessionId::random(),
         owner: tickets.owner(Token::parse(&text).as_ref()),
         user: Some(user),
         issued: 1,

@@ -21,10 +21,7 @@ use tokio::{
 };
 
 use self::echo::{echo, shared};
-use crate::{
-    harness::within,
-    raw::{BINARY, CLOSE, PING, TEXT, frame},
-};
+use crate::harness::{BINARY, CLOSE, PING, TEXT, frame, within};
 
 #[path = "../conformance/echo.rs"]
 mod echo;

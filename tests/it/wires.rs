@@ -64,7 +64,7 @@ impl Text for String {
 
 impl Text for Frame {
     fn text(&self) -> String {
-        Frame::text(self).unwrap().to_owned()
+        String::from_utf8(self.text_data().unwrap().into()).unwrap()
     }
 }
 

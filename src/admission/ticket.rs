@@ -1,18 +1,17 @@
-//! The ticket: what a browser hands back as `pid` to be served as the one it was.
+//! The ticket: what a browser brings to go on with its session.
 //!
-//! Sealed, so that any node with the key can open it and nobody can make or read one; there is no session store. It
-//! serves only together with the `channel_token` it was made for.
+//! Sealed, so that any node with the key can open it and no browser can make or read one; there is no session store. A
+//! ticket serves only together with the `channel_token` it was made for.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chacha20poly1305::{
     KeyInit, XChaCha20Poly1305,
     aead::{Aead, Payload},
 };
-use rand::Rng;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
-use super::{Key, Token, User, key::KEY};
+use super::{Key, SessionId, Token, User, key::KEY};
 
 /// Bytes of XChaCha20-Poly1305's nonce, which is random.
 const NONCE: usize = 24;
@@ -20,10 +19,11 @@ const NONCE: usize = 24;
 /// Bound into every seal, so that the key of another purpose or version opens nothing.
 const PURPOSE: &[u8] = b"loomio-channels ticket 2";
 
-/// Longest ticket in characters. A CONNECT packet, in which it comes back, may have 64 kB; 10,000 groups take a third.
+/// Longest ticket in characters. A browser's first message, in which it comes back, may have 64 kB; 10,000 groups take a
+/// third.
 const MAX_SEALED: usize = 60_000;
 
-/// What is left of the keyed hash of a token, in bytes.
+/// Bytes that are kept of the keyed hash of a token.
 const OWNER: usize = 16;
 
 /// The keyed hash of the token that a ticket was made for.
@@ -31,39 +31,28 @@ const OWNER: usize = 16;
 pub struct Owner([u8; OWNER]);
 
 /// A browser's session as it was when it began.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ticket {
     /// The session's public id.
-    pub session: String,
+    pub session: SessionId,
     /// The browser that it was made for.
     pub owner: Owner,
-    /// Whose session it was, `None` for a visitor's.
+    /// The session's user, `None` for a visitor's.
     pub user: Option<User>,
-    /// When it began, in seconds since 1970.
+    /// When the session began, in seconds since 1970.
     pub issued: u64,
     /// When Redis last said that these are the user's rooms, in seconds since 1970; 0 for never.
     pub vouched: u64,
-    /// Up to where it was served when it began, as text; empty if nothing is known of that.
+    /// The offset up to which it was served when it began; empty if that is not known.
     pub offset: String,
-    /// Whether the session began before Redis had said whose it is. It may have got less than it should have, and what
-    /// it got says nothing of that: it must be served from `offset` again.
+    /// Whether the session began before Redis had named the user of the token. It may have got less than it should have, and
+    /// the offset of what it got says nothing of that: it must be served from `offset` again.
     pub provisional: bool,
 }
 
-/// A ticket as it is sealed.
+/// A [`User`] in few bytes.
 #[derive(Serialize, Deserialize)]
-struct Wire {
-    session: String,
-    owner: Owner,
-    user: Option<WireUser>,
-    issued: u64,
-    vouched: u64,
-    offset: String,
-    provisional: bool,
-}
-
-#[derive(Serialize, Deserialize)]
-struct WireUser {
+pub(super) struct Compact {
     id: Option<String>,
     /// Ids that are numbers, ascending, each as its distance from the one before: a byte or two.
     steps: Vec<u64>,
@@ -71,25 +60,30 @@ struct WireUser {
     names: Vec<String>,
 }
 
-impl WireUser {
-    fn new(user: User) -> Self {
-        let number = |id: &String| id.parse::<u64>().ok().filter(|number| number.to_string() == *id);
-        let (numbers, names): (Vec<_>, Vec<_>) = user.groups.into_iter().partition(|id| number(id).is_some());
-        let mut numbers: Vec<u64> = numbers.iter().filter_map(number).collect();
+impl Serialize for User {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (mut numbers, mut names) = (Vec::new(), Vec::new());
+        for id in &self.groups {
+            match id.parse::<u64>() {
+                Ok(number) if number.to_string() == *id => numbers.push(number),
+                _ => names.push(id.clone()),
+            }
+        }
         numbers.sort_unstable();
         let mut last = 0;
         let steps = numbers.into_iter().map(|number| number - std::mem::replace(&mut last, number));
-        Self { id: user.id, steps: steps.collect(), names }
+        Compact { id: self.id.clone(), steps: steps.collect(), names }.serialize(serializer)
     }
+}
 
-    fn read(self) -> User {
+impl From<Compact> for User {
+    fn from(compact: Compact) -> Self {
         let mut last = 0_u64;
-        let numbers = self.steps.into_iter().map(|step| {
+        let numbers = compact.steps.into_iter().map(|step| {
             last = last.wrapping_add(step);
             last.to_string()
         });
-        let groups = numbers.collect::<Vec<_>>().into_iter().chain(self.names).collect();
-        User { id: self.id, groups }
+        Self { id: compact.id, groups: numbers.chain(compact.names).collect() }
     }
 }
 
@@ -105,39 +99,32 @@ impl Tickets {
         Self { cipher: XChaCha20Poly1305::new(&key.part("tickets").into()), owners: key.part("owners of tickets") }
     }
 
-    /// Whom a ticket is made for: the browser with this token, or any without one.
+    /// The owner of a ticket that is made for the browser with this token, or for any browser without one.
     pub fn owner(&self, token: Option<&Token>) -> Owner {
         let hash = Sha256::new().chain_update(self.owners).chain_update(token.map_or("", Token::expose)).finalize();
-        let mut owner = [0; OWNER];
-        owner.copy_from_slice(&hash[..OWNER]);
-        Owner(owner)
+        Owner(std::array::from_fn(|index| hash[index]))
     }
 
-    /// The ticket as text of letters, digits, `-` and `_`. One with more groups than fit, some 25,000, names none, so
-    /// that its user's rooms are those that Redis names.
-    pub fn seal(&self, ticket: Ticket) -> String {
-        let Ticket { session, owner, user, issued, vouched, offset, provisional } = ticket;
-        let user = user.map(WireUser::new);
-        let mut wire = Wire { session, owner, user, issued, vouched, offset, provisional };
-        let sealed = self.encrypt(&wire);
+    /// The ticket as text of letters, digits, `-` and `_`. A ticket with more groups than fit, some 25,000, names none,
+    /// so that its user's rooms are those that Redis names.
+    pub fn seal(&self, mut ticket: Ticket) -> String {
+        let sealed = self.encrypt(&ticket);
         if sealed.len() <= MAX_SEALED {
             return sealed;
         }
-        if let Some(user) = &mut wire.user {
-            (user.steps, user.names) = (Vec::new(), Vec::new());
+        if let Some(user) = &mut ticket.user {
+            user.groups = Vec::new();
         }
-        self.encrypt(&wire)
+        self.encrypt(&ticket)
     }
 
-    fn encrypt(&self, wire: &Wire) -> String {
-        let mut sealed = vec![0; NONCE];
-        rand::rng().fill_bytes(&mut sealed);
-        let nonce: [u8; NONCE] = sealed.as_slice().try_into().unwrap_or_default();
+    fn encrypt(&self, ticket: &Ticket) -> String {
+        let nonce: [u8; NONCE] = rand::random();
         // Neither can fail: there are only texts and numbers, and they are far below the cipher's limit.
-        let plain = postcard::to_allocvec(wire).unwrap_or_default();
+        let plain = postcard::to_allocvec(ticket).unwrap_or_default();
         let payload = Payload { msg: &plain, aad: PURPOSE };
-        sealed.extend(self.cipher.encrypt(&nonce.into(), payload).unwrap_or_default());
-        URL_SAFE_NO_PAD.encode(sealed)
+        let sealed = self.cipher.encrypt(&nonce.into(), payload).unwrap_or_default();
+        URL_SAFE_NO_PAD.encode([&nonce[..], &sealed].concat())
     }
 
     /// The ticket in `text`, if it was sealed with the same key and not touched since.
@@ -148,8 +135,7 @@ impl Tickets {
         let sealed = URL_SAFE_NO_PAD.decode(text).ok()?;
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE>()?;
         let plain = self.cipher.decrypt(&(*nonce).into(), Payload { msg: sealed, aad: PURPOSE }).ok()?;
-        let Wire { session, owner, user, issued, vouched, offset, provisional } = postcard::from_bytes(&plain).ok()?;
-        Some(Ticket { session, owner, user: user.map(WireUser::read), issued, vouched, offset, provisional })
+        postcard::from_bytes(&plain).ok()
     }
 }
 
@@ -159,9 +145,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn ticket(tickets: &Tickets) -> Ticket {
+        let session = postcard::from_bytes(b"\x100123456789abcdef").unwrap();
         let user = User { id: Some("45".to_owned()), groups: vec!["1".to_owned(), "2".to_owned()] };
         Ticket {
-            session: "abc".to_owned(),
+            session,
             owner: tickets.owner(Token::parse("token").as_ref()),
             user: Some(user),
             issued: 1_700_000_000,

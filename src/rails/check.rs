@@ -1,4 +1,4 @@
-//! What is asked of Rails, `may this person edit this document?`, and which forms a question may have.
+//! The question `may this user edit this document?` and its permitted forms.
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -12,25 +12,22 @@ const MAX_SECRET: usize = 1_024;
 /// Longest id of a user: as many digits as a number of 64 bits has at most.
 const MAX_ID: usize = 20;
 
-/// What Loomio can edit together today.
+/// Types of documents that Loomio can edit together today.
 const KINDS: [&str; 9] =
     ["comment", "discussion", "poll", "stance", "outcome", "pollTemplate", "discussionTemplate", "group", "user"];
 
-/// In the place of what must not be logged.
-const OTHER: &str = "other";
-
-/// Which names of documents Rails is asked about.
+/// Which document names Rails is asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Names {
-    /// Any: Rails may have learnt new ones.
+    /// Any, as a newer Rails may know more.
     Any,
     /// Those of the forms in use today: `<type>-<id>-<field>` and `<type>-new-…-<field>`.
     Known,
 }
 
-/// Why a question is none. The texts are for whoever sent it, and repeat nothing of it.
+/// Why a question is not put to Rails. The texts are for its sender and repeat nothing of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
+pub enum InvalidCheck {
     /// The token is empty or too long.
     #[error("user_secret has to have 1 to {MAX_SECRET} bytes")]
     SecretLength,
@@ -48,7 +45,7 @@ pub enum Malformed {
     ControlCharacters,
 }
 
-/// A question that may be asked. Serialized, it is what Rails expects.
+/// May this user edit this document? Serialized, it is the body that Rails expects.
 #[derive(Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
     user_secret: String,
@@ -56,30 +53,30 @@ pub struct Check {
 }
 
 impl Check {
-    /// The question, if it has the form of one.
+    /// A question in a permitted form.
     ///
     /// # Errors
-    /// Says what is wrong with it.
-    pub fn new(user_secret: String, document_name: String, names: Names) -> Result<Self, Malformed> {
+    /// [`InvalidCheck`] for the first rule that a field breaks: its length, control characters, its form.
+    pub fn new(user_secret: String, document_name: String, names: Names) -> Result<Self, InvalidCheck> {
         if !(1..=MAX_SECRET).contains(&user_secret.len()) {
-            return Err(Malformed::SecretLength);
+            return Err(InvalidCheck::SecretLength);
         }
         if document_name.len() > MAX_NAME || document_name.trim().is_empty() {
-            return Err(Malformed::NameLength);
+            return Err(InvalidCheck::NameLength);
         }
         // A NUL would end the name in the protocol between browser and Hocuspocus.
         if user_secret.chars().chain(document_name.chars()).any(char::is_control) {
-            return Err(Malformed::ControlCharacters);
+            return Err(InvalidCheck::ControlCharacters);
         }
-        // Rails ignores what follows a second comma and reads ids leniently: with either, one token could be written in
-        // endless ways, each with an allowance and an answer of its own. An empty secret becomes `nil` there, which
-        // could match a user without one.
+        // Rails ignores what follows a second comma and reads ids leniently. With either, one token could be written in
+        // endless ways, each with an allowance and a cached answer. An empty secret becomes `nil` in Rails, which could
+        // match a user without a secret.
         match user_secret.split_once(',') {
             Some((id, secret)) if is_id(id) && !secret.is_empty() && !secret.contains(',') => {}
-            _ => return Err(Malformed::SecretForm),
+            _ => return Err(InvalidCheck::SecretForm),
         }
         if names == Names::Known && !is_known(&document_name) {
-            return Err(Malformed::NameForm);
+            return Err(InvalidCheck::NameForm);
         }
         Ok(Self { user_secret, document_name })
     }
@@ -87,7 +84,7 @@ impl Check {
     /// The document's type if it is one of Loomio's, else `other`: the rest of a name is not for the log.
     pub fn kind(&self) -> &'static str {
         let kind = self.document_name.split('-').next().unwrap_or_default();
-        KINDS.into_iter().find(|known| *known == kind).unwrap_or(OTHER)
+        KINDS.into_iter().find(|known| *known == kind).unwrap_or("other")
     }
 
     /// The user's id, `0` for a visitor.
@@ -95,30 +92,30 @@ impl Check {
         self.user_secret.split(',').next().unwrap_or_default()
     }
 
-    /// Stands for the whole question. Neither text holds the separator.
-    pub(super) fn key(&self) -> Key {
+    /// Identifies the question. Neither text can hold the separator.
+    pub(super) fn key(&self) -> HashedKey {
         let hash = Sha256::new_with_prefix(&self.user_secret).chain_update([0]).chain_update(&self.document_name);
-        Key(hash.finalize().into())
+        HashedKey(hash.finalize().into())
     }
 
-    /// Stands for the token.
-    pub(super) fn token_key(&self) -> Key {
-        Key(Sha256::digest(&self.user_secret).into())
+    /// Identifies the token.
+    pub(super) fn token_key(&self) -> HashedKey {
+        HashedKey(Sha256::digest(&self.user_secret).into())
     }
 }
 
-/// Type and user id only.
+/// Shows type and user id only.
 impl std::fmt::Debug for Check {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Check").field("kind", &self.kind()).field("user", &self.user()).finish_non_exhaustive()
     }
 }
 
-/// SHA-256 of something secret.
+/// The SHA-256 of something secret.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Key([u8; 32]);
+pub(super) struct HashedKey([u8; 32]);
 
-/// A number as Rails writes it, so without zeros in front.
+/// Whether this is a number as Rails writes it, without leading zeros.
 fn is_id(text: &str) -> bool {
     let digits = (1..=MAX_ID).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
     digits && (text == "0" || !text.starts_with('0'))
@@ -145,7 +142,7 @@ mod tests {
 
     use super::*;
 
-    fn check(secret: &str, name: &str) -> Result<Check, Malformed> {
+    fn check(secret: &str, name: &str) -> Result<Check, InvalidCheck> {
         Check::new(secret.to_owned(), name.to_owned(), Names::Any)
     }
 
@@ -173,7 +170,7 @@ mod tests {
         {
             assert!(check("1,a", name).is_ok(), "{name}");
             let strict = Check::new("1,a".to_owned(), name.to_owned(), Names::Known);
-            assert_eq!(strict, Err(Malformed::NameForm), "{name}");
+            assert_eq!(strict, Err(InvalidCheck::NameForm), "{name}");
         }
     }
 
@@ -198,16 +195,16 @@ mod tests {
             "\u{661},a",
             &long_id,
         ] {
-            assert_eq!(check(secret, "comment-1-body"), Err(Malformed::SecretForm), "{secret}");
+            assert_eq!(check(secret, "comment-1-body"), Err(InvalidCheck::SecretForm), "{secret}");
         }
-        assert_eq!(check("", "comment-1-body"), Err(Malformed::SecretLength));
-        assert_eq!(check(&format!("1,{}", long(MAX_SECRET - 1)), "n"), Err(Malformed::SecretLength));
+        assert_eq!(check("", "comment-1-body"), Err(InvalidCheck::SecretLength));
+        assert_eq!(check(&format!("1,{}", long(MAX_SECRET - 1)), "n"), Err(InvalidCheck::SecretLength));
         assert!(check(&format!("1,{}", long(MAX_SECRET - 2)), &long(MAX_NAME)).is_ok());
         for name in ["", "  ", &long(MAX_NAME + 1)] {
-            assert_eq!(check("1,a", name), Err(Malformed::NameLength));
+            assert_eq!(check("1,a", name), Err(InvalidCheck::NameLength));
         }
         for (secret, name) in [("1,a", "a\0b"), ("1,a\n", "n"), ("1,a", "\u{85}n")] {
-            assert_eq!(check(secret, name), Err(Malformed::ControlCharacters));
+            assert_eq!(check(secret, name), Err(InvalidCheck::ControlCharacters));
         }
     }
 

@@ -1,20 +1,28 @@
-//! Rails' answer to who has a token: the key `/current_users/<token>`.
+//! The users of tokens: Rails' keys `/current_users/<token>` in Redis.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tokio::time::sleep;
 
-use super::rights;
 use crate::{
     metrics::{Counter, Metrics},
     redis_client::{ConnectionError, Denial, Link},
     telemetry::Throttle,
 };
 
-/// What Rails' keys begin with; the token follows.
-pub(super) const KEYS: &str = "/current_users/";
+/// The beginning of Rails' keys; the token follows.
+const KEYS: &str = "/current_users/";
 
-/// The room that every socket is in.
+/// Follows [`KEYS`] in the key that is read to check the rights. No token has a control character, so no browser has
+/// this key, and Redis' `ACL LOG` and `MONITOR` show what it is for.
+const NO_TOKEN: &str = "\u{7f}rights";
+
+/// Backoff between two lookups while Redis does not answer, doubled up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// The room that every browser is in.
 pub const EVERYONE: &str = "notice";
 
 /// Longest token in bytes. Rails' have 32 to 64.
@@ -47,7 +55,8 @@ impl std::fmt::Debug for Token {
 }
 
 /// A signed-in user.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(from = "super::ticket::Compact")]
 pub struct User {
     /// Decimal digits, as a rule; `None` when Rails' answer has none that can be used.
     pub id: Option<String>,
@@ -115,53 +124,86 @@ impl Users {
         Self { answers, metrics }
     }
 
-    /// Who has the token.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
-    pub async fn find(&self, token: &Token) -> Result<Found, ConnectionError> {
-        match self.answers.get(&token.0).await {
-            Ok(None) => Ok(Found::Absent),
-            Ok(Some(json)) => Ok(User::parse(&json).map_or(Found::Unreadable, Found::User)),
-            // A key of another type is no user.
-            Err(ConnectionError::Redis(error)) if error.code() == Some("WRONGTYPE") => Ok(Found::Unreadable),
-            Err(ConnectionError::Denied(denial)) => {
-                self.refused(denial);
-                Ok(Found::Refused)
-            }
-            Err(error) => Err(error),
+    /// Reads a key as soon as Redis answers, and reports what has to be changed if Redis refuses. Ends then, and with it
+    /// this connection.
+    pub async fn check_rights(self) {
+        if let Found::Refused(denial) = self.ask(NO_TOKEN).await {
+            let mend = mend(denial);
+            tracing::error!("redis refuses lookups, every browser is served as a visitor: {mend}");
         }
     }
 
-    fn refused(&self, denial: Denial) {
+    /// What Redis says of the token, as soon as it answers. Without a token Redis is not asked.
+    pub(super) async fn lookup(&self, token: Option<Token>) -> Found {
         static REFUSALS: Throttle = Throttle::new();
-        self.metrics.count(Counter::LookupsRefused);
-        if let Some(more_since_last) = REFUSALS.allow(Instant::now()) {
-            let mend = rights::mend(denial);
-            tracing::warn!(more_since_last, "redis refuses a lookup, the browser is served as a visitor: {mend}");
+        let Some(token) = token else { return Found::Unreadable };
+        let found = self.ask(token.expose()).await;
+        if let Found::Refused(denial) = found {
+            self.metrics.count(Counter::LookupsRefused);
+            if let Some(more_since_last) = REFUSALS.allow(Instant::now()) {
+                let mend = mend(denial);
+                tracing::warn!(more_since_last, "redis refuses a lookup, the browser is served as a visitor: {mend}");
+            }
+        }
+        found
+    }
+
+    async fn ask(&self, token: &str) -> Found {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.answers.get(token).await {
+                Ok(None) => return Found::Absent,
+                Ok(Some(json)) => return User::parse(&json).map_or(Found::Unreadable, Found::User),
+                // A key of another type is no user.
+                Err(ConnectionError::Redis(error)) if error.code() == Some("WRONGTYPE") => return Found::Unreadable,
+                Err(ConnectionError::Denied(denial)) => return Found::Refused(denial),
+                Err(error) => tracing::debug!(%error, "cannot look up a token yet"),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+/// What has to be changed.
+fn mend(denial: Denial) -> &'static str {
+    match denial {
+        Denial::Rights => {
+            "the user of REDIS_URL may not read the keys in which Rails says who is signed in; \
+             let an administrator of Redis run ACL SETUSER <user> +get ~/current_users/* \
+             (without the last word if the user may use all keys: Redis refuses it then)"
+        }
+        Denial::Password => "Redis wants a password; add it to REDIS_URL, as in redis://:password@host:6379/0",
+        Denial::Command => {
+            "Redis does not know GET; do not rename or disable it in redis.conf, \
+             and let REDIS_URL lead to Redis itself"
+        }
+        Denial::Cluster => {
+            "REDIS_URL leads to one node of a Redis Cluster, which has only some of the keys; \
+             let it lead to a Redis that is no cluster, the same as Rails uses"
         }
     }
 }
 
 /// What Redis says of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// It is this user's.
+pub(super) enum Found {
+    /// The token is this user's.
     User(User),
-    /// There is no such key. It may have been there: keys expire, and a full Redis evicts them.
+    /// The key does not exist. It may have existed: keys expire, and a full Redis evicts them.
     Absent,
-    /// There is one, but it names no user.
+    /// The key names no user.
     Unreadable,
     /// Redis does not let this server ask, now or soon; nothing is known of the token.
-    Refused,
+    Refused(Denial),
 }
 
 impl Found {
-    /// The user; when the key is absent or may not be read, the one that is vouched for otherwise.
-    pub fn or(self, vouched: Option<User>) -> Option<User> {
+    /// The user; when the key is absent or may not be read, the user that is vouched for otherwise.
+    pub(super) fn or(self, vouched: Option<User>) -> Option<User> {
         match self {
             Self::User(user) => Some(user),
-            Self::Absent | Self::Refused => vouched,
+            Self::Absent | Self::Refused(_) => vouched,
             Self::Unreadable => None,
         }
     }
@@ -176,7 +218,7 @@ mod tests {
         for text in ["0a1b2c3d-_.~", "\u{e9} b"] {
             assert!(Token::parse(text).is_some());
         }
-        for text in ["", "a\nb", "a\0", "\u{9f}", &"a".repeat(MAX_TOKEN + 1)] {
+        for text in ["", NO_TOKEN, "a\nb", "a\0", "\u{9f}", &"a".repeat(MAX_TOKEN + 1)] {
             assert_eq!(Token::parse(text), None);
         }
     }

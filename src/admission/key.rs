@@ -1,7 +1,6 @@
 //! The key that tickets and offsets are sealed with.
 
 use argon2::{Algorithm, Argon2, Params, Version};
-use rand::Rng;
 use sha2::{Digest, Sha256};
 
 use crate::config::Secret;
@@ -9,14 +8,14 @@ use crate::config::Secret;
 /// Bytes of a key.
 pub(super) const KEY: usize = 32;
 
-/// Every node must come to the same key, so there is no salt of one's own.
+/// The same for all installations: every node must derive the same key from the secret alone.
 const SALT: &[u8] = b"loomio-channels ticket key 2";
 
-/// Argon2id with these takes about 50 ms: a browser holds something sealed with the key, and could try secrets on it.
+/// With these, Argon2id takes about 50 ms: a browser holds something sealed with the key, and could try secrets on it.
 const MEMORY_KIB: u32 = 16 * 1024;
 const PASSES: u32 = 3;
 
-/// The one key of a process, or of all nodes with the same secret. What uses it has a part of its own.
+/// The key of a process, or of all nodes with the same secret. Each use has its own part of it.
 #[derive(Clone)]
 pub struct Key([u8; KEY]);
 
@@ -24,23 +23,18 @@ impl Key {
     /// The key that every node with this secret has. Takes about 50 ms and, meanwhile, 16 MiB.
     ///
     /// # Errors
-    /// When there is no memory for it.
+    /// When the memory cannot be had.
     pub fn derive(secret: &Secret) -> Result<Self, argon2::Error> {
         let mut key = [0; KEY];
         let params = Params::new(MEMORY_KIB, PASSES, 1, Some(KEY))?;
-        Argon2::new(Algorithm::Argon2id, Version::V0x13, params).hash_password_into(
-            secret.expose().as_bytes(),
-            SALT,
-            &mut key,
-        )?;
+        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+        argon2.hash_password_into(secret.expose().as_bytes(), SALT, &mut key)?;
         Ok(Self(key))
     }
 
     /// A key that no other process has.
     pub fn random() -> Self {
-        let mut key = [0; KEY];
-        rand::rng().fill_bytes(&mut key);
-        Self(key)
+        Self(rand::random())
     }
 
     /// The part for `purpose`. Parts say nothing of each other or of the key.

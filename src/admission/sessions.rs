@@ -1,0 +1,242 @@
+//! Sessions that are connected, that ended lately, and that their browser took leave of.
+//!
+//! A ticket is enough to come back with. This adds what a ticket cannot know, as it stays the same for as long as its
+//! session: the session's connection (a newer one takes its place), when it ended, whether the browser took leave of it,
+//! and what Redis has said of its rooms since it began.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use hashlink::LinkedHashMap;
+
+/// Sessions that ended and are still remembered, about 100 bytes each. Past this number the oldest are forgotten: their
+/// tickets still work, as on a node that never saw them.
+const MAX_ENDED: usize = 100_000;
+
+/// Random bytes in a session's id.
+const RANDOM: usize = 12;
+
+/// The public id of a session: letters, digits, `-` and `_`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct SessionId(Box<str>);
+
+impl SessionId {
+    /// An id that no other session has.
+    pub fn random() -> Self {
+        Self(URL_SAFE_NO_PAD.encode(rand::random::<[u8; RANDOM]>()).into())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What is known of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    /// It is connected, or was within the window.
+    Recent(Learnt),
+    /// The browser took leave of it; it must not be recovered.
+    Left,
+    /// It ended before the window, on another node, or before a restart.
+    Unknown,
+}
+
+/// What was learnt of a session's rooms since its ticket was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Learnt {
+    /// When Redis last said that the rooms of the ticket are its user's, in seconds since 1970; 0 for not since.
+    pub(super) vouched: u64,
+    /// Whether Redis has said since that one of them is not: without the key, the ticket does not serve any more.
+    pub(super) revoked: bool,
+}
+
+/// All sessions by their id. `T` is a connection.
+pub(super) struct SessionTable<T> {
+    window: Duration,
+    inner: Mutex<Tables<T>>,
+}
+
+struct Tables<T> {
+    connected: HashMap<SessionId, (Weak<T>, Learnt)>,
+    /// Those that ended within the window, the oldest first.
+    ended: LinkedHashMap<SessionId, Ended>,
+}
+
+struct Ended {
+    at: Instant,
+    left: bool,
+    learnt: Learnt,
+}
+
+impl<T> SessionTable<T> {
+    pub(super) fn new(window: Duration) -> Self {
+        Self { window, inner: Mutex::new(Tables { connected: HashMap::new(), ended: LinkedHashMap::new() }) }
+    }
+
+    pub(super) fn known(&self, id: &SessionId, now: Instant) -> Known {
+        let mut inner = self.lock();
+        inner.forget(self.window, now);
+        if inner.ended.get(id).is_some_and(|ended| ended.left) {
+            return Known::Left;
+        }
+        inner.learnt(id).map_or(Known::Unknown, |learnt| Known::Recent(*learnt))
+    }
+
+    /// The session is connected from now on, with rooms that Redis has vouched for at `vouched`; returns the connection
+    /// it takes the place of.
+    pub(super) fn enter(&self, id: SessionId, connection: Weak<T>, vouched: u64) -> Option<Weak<T>> {
+        let mut inner = self.lock();
+        let revoked = inner.learnt(&id).is_some_and(|learnt| learnt.revoked);
+        inner.ended.remove(&id);
+        inner.connected.insert(id, (connection, Learnt { vouched, revoked })).map(|(old, _)| old)
+    }
+
+    /// Redis has said, at `now` in seconds since 1970, that the rooms of the ticket are its user's.
+    pub(super) fn vouch(&self, id: &SessionId, now: u64) {
+        if let Some(learnt) = self.lock().learnt(id) {
+            learnt.vouched = now;
+        }
+    }
+
+    /// Redis has taken a room of the ticket from the session's user.
+    pub(super) fn revoke(&self, id: &SessionId, now: Instant) {
+        let mut inner = self.lock();
+        match inner.learnt(id) {
+            Some(learnt) => learnt.revoked = true,
+            None => inner.end(id.clone(), false, Learnt { vouched: 0, revoked: true }, self.window, now),
+        }
+    }
+
+    /// The connection of a session that is connected.
+    pub(super) fn connection(&self, id: &SessionId) -> Option<Weak<T>> {
+        self.lock().connected.get(id).map(|(connection, _)| Weak::clone(connection))
+    }
+
+    /// This connection of the session ended; `left` if the browser took leave.
+    pub(super) fn end(&self, id: SessionId, connection: &Weak<T>, left: bool, now: Instant) {
+        let mut inner = self.lock();
+        if inner.connected.get(&id).is_some_and(|(current, _)| current.ptr_eq(connection))
+            && let Some((_, learnt)) = inner.connected.remove(&id)
+        {
+            inner.end(id, left, learnt, self.window, now);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tables<T>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> Tables<T> {
+    fn learnt(&mut self, id: &SessionId) -> Option<&mut Learnt> {
+        match self.connected.get_mut(id) {
+            Some((_, learnt)) => Some(learnt),
+            None => self.ended.get_mut(id).map(|ended| &mut ended.learnt),
+        }
+    }
+
+    fn end(&mut self, id: SessionId, left: bool, learnt: Learnt, window: Duration, now: Instant) {
+        self.ended.insert(id, Ended { at: now, left, learnt });
+        self.forget(window, now);
+    }
+
+    fn forget(&mut self, window: Duration, now: Instant) {
+        while let Some((_, oldest)) = self.ended.front()
+            && (self.ended.len() > MAX_ENDED || now.saturating_duration_since(oldest.at) > window)
+        {
+            self.ended.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    const WINDOW: Duration = Duration::from_mins(1);
+
+    fn learnt() -> Learnt {
+        Learnt { vouched: 7, revoked: false }
+    }
+
+    fn is_here(sessions: &SessionTable<()>, id: &SessionId) -> bool {
+        sessions.connection(id).is_some()
+    }
+
+    #[test]
+    fn ids_are_text() {
+        let id = SessionId::random();
+        assert!(id.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)));
+        assert!(id.as_str().len() == 16 && id != SessionId::random());
+    }
+
+    #[test]
+    fn a_session_is_here_then_away_then_forgotten() {
+        let (sessions, session, start, id) =
+            (SessionTable::new(WINDOW), Arc::new(()), Instant::now(), SessionId::random());
+        let known = |after| sessions.known(&id, start + Duration::from_secs(after));
+        assert_eq!(known(0), Known::Unknown);
+        assert!(sessions.enter(id.clone(), Arc::downgrade(&session), 7).is_none());
+        assert!(known(1_000) == Known::Recent(learnt()) && is_here(&sessions, &id));
+        sessions.end(id.clone(), &Arc::downgrade(&session), false, start + Duration::from_secs(1_000));
+        assert!(!is_here(&sessions, &id));
+        assert_eq!([known(1_060), known(1_061)], [Known::Recent(learnt()), Known::Unknown]);
+    }
+
+    #[test]
+    fn a_session_that_was_left_is_not_away() {
+        let (sessions, session, now, id) =
+            (SessionTable::new(WINDOW), Arc::new(()), Instant::now(), SessionId::random());
+        sessions.enter(id.clone(), Arc::downgrade(&session), 7);
+        sessions.end(id.clone(), &Arc::downgrade(&session), true, now);
+        assert_eq!(sessions.known(&id, now), Known::Left);
+        sessions.enter(id.clone(), Arc::downgrade(&session), 7);
+        assert_eq!(sessions.known(&id, now), Known::Recent(learnt()));
+    }
+
+    #[test]
+    fn the_end_of_a_replaced_connection_changes_nothing() {
+        let (sessions, old, new, now, id) =
+            (SessionTable::new(WINDOW), Arc::new(()), Arc::new(()), Instant::now(), SessionId::random());
+        sessions.enter(id.clone(), Arc::downgrade(&old), 7);
+        let replaced = sessions.enter(id.clone(), Arc::downgrade(&new), 7);
+        assert!(replaced.is_some_and(|replaced| replaced.ptr_eq(&Arc::downgrade(&old))));
+        sessions.end(id.clone(), &Arc::downgrade(&old), false, now);
+        assert!(is_here(&sessions, &id));
+    }
+
+    #[test]
+    fn a_session_that_was_back_is_away_for_a_whole_window() {
+        let (sessions, session, start, id) =
+            (SessionTable::new(WINDOW), Arc::new(()), Instant::now(), SessionId::random());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        for end in [0, 50] {
+            sessions.enter(id.clone(), Arc::downgrade(&session), 7);
+            sessions.end(id.clone(), &Arc::downgrade(&session), false, at(end));
+        }
+        let known = [70, 110, 111].map(|now| sessions.known(&id, at(now)));
+        assert_eq!(known, [Known::Recent(learnt()), Known::Recent(learnt()), Known::Unknown]);
+    }
+
+    #[test]
+    fn what_was_revoked_stays_so_for_a_window() {
+        let (sessions, session, now, id) =
+            (SessionTable::new(WINDOW), Arc::new(()), Instant::now(), SessionId::random());
+        sessions.revoke(&id, now);
+        assert_eq!(sessions.known(&id, now), Known::Recent(Learnt { vouched: 0, revoked: true }));
+        sessions.enter(id.clone(), Arc::downgrade(&session), 6);
+        sessions.vouch(&id, 7);
+        assert!(is_here(&sessions, &id));
+        sessions.revoke(&id, now);
+        sessions.end(id.clone(), &Arc::downgrade(&session), false, now);
+        assert_eq!(sessions.known(&id, now + WINDOW), Known::Recent(Learnt { vouched: 7, revoked: true }));
+        assert!(!is_here(&sessions, &id));
+    }
+}

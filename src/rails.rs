@@ -1,0 +1,212 @@
+//! Questions to Rails over HTTP: may this user edit this document?
+//!
+//! All questions share one client, one bound on concurrent requests and one circuit breaker. Identical questions share
+//! one request (single-flight), and an answer is cached for a few seconds. While Rails is down, questions wait for it.
+//! Must not know the callers or their protocol.
+
+mod breaker;
+mod check;
+mod client;
+mod flight;
+mod limits;
+
+use std::{
+    ops::RangeInclusive,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rand::RngExt;
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::{Instant, timeout},
+};
+
+pub use self::{
+    check::{Check, InvalidCheck, Names},
+    limits::RateLimits,
+};
+use self::{client::Client, flight::Decisions};
+use crate::{
+    config::{RAILS_VARIABLES, RailsConfig},
+    lifecycle::Lifecycle,
+    metrics::{Counter, Metrics, Timing},
+    telemetry::Throttle,
+};
+
+/// Callers that may wait at a time. All editors of a large installation come back at once after a restart, and a waiting
+/// caller costs about 15 kB with its connection. Any further caller is refused.
+const MAX_WAITING: usize = 2_048;
+
+/// Added to `retry_after` so that callers refused at the same time do not return together.
+const RETRY_SPREAD: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(5);
+
+/// `retry_after` when a setting has to be corrected first.
+const RETRY_CONFIGURED: Duration = Duration::from_mins(1);
+
+/// The one status that grants.
+const GRANTED: u16 = 200;
+
+/// The status of a Rails that failed over the question.
+const SERVER_ERROR: u16 = 500;
+
+/// What Rails says to a [`Check`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The user may edit the document.
+    Granted,
+    /// The user may not.
+    Denied,
+    /// Rails failed over the question each time: no grant, but no sign of a wrong token either.
+    ServerError,
+}
+
+/// A question has no answer for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("rails gives no answer for now")]
+pub struct Unavailable {
+    /// The time after which to ask again.
+    pub retry_after: Duration,
+}
+
+/// Why a question has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum Reason {
+    #[error("nobody can edit together: set {RAILS_VARIABLES} to where rails is")]
+    NotConfigured,
+    #[error("too many checks wait for rails")]
+    Overloaded,
+    #[error("rails is down for longer than checks wait")]
+    Down,
+    #[error("rails did not answer in time")]
+    TimedOut,
+    /// A redirect is not followed. It is logged with its target where it is seen.
+    #[error("rails redirects")]
+    Redirected,
+    #[error("this server stops")]
+    Stopping,
+}
+
+/// The status of Rails' answer; or the reason for having no answer, and how long it lasts at least.
+type Outcome = Result<u16, (Reason, Duration)>;
+
+/// Puts questions to Rails.
+pub struct Rails {
+    /// `None` without an address of Rails.
+    client: Option<Arc<Client>>,
+    /// How long a caller may wait.
+    hold: Duration,
+    /// Callers.
+    waiting: Semaphore,
+    /// Concurrent requests. Flights wait for a place in the order of their arrival: this is the queue.
+    places: Arc<Semaphore>,
+    state: Mutex<Decisions>,
+    /// Notifies flights with a place when a request has ended, as the breaker may have changed.
+    ended: Notify,
+    metrics: Metrics,
+    lifecycle: Lifecycle,
+}
+
+/// Counts the end of a check on drop: as abandoned, unless another counter was set.
+struct EndCount<'a>(&'a Metrics, Counter);
+
+impl Drop for EndCount<'_> {
+    fn drop(&mut self) {
+        self.0.count(self.1);
+    }
+}
+
+impl Rails {
+    /// Requests run in tasks of `lifecycle` and end with its stop. Connects with the first question.
+    pub fn new(settings: &RailsConfig, metrics: Metrics, lifecycle: Lifecycle) -> Arc<Self> {
+        Arc::new(Self {
+            client: settings.endpoint.clone().map(|endpoint| Arc::new(Client::new(endpoint, settings.max_concurrency))),
+            hold: settings.hold,
+            waiting: Semaphore::new(MAX_WAITING),
+            places: Arc::new(Semaphore::new(settings.max_concurrency)),
+            state: Mutex::new(Decisions::new()),
+            ended: Notify::new(),
+            metrics,
+            lifecycle,
+        })
+    }
+
+    /// Rails' answer. When this future is dropped, the question leaves the queue; a request that is under way goes on,
+    /// and other callers with the same question get its answer.
+    ///
+    /// # Errors
+    /// [`Unavailable`] without an answer: at once if no answer can be expected within the hold time of the settings, else
+    /// after that time.
+    pub async fn check(self: &Arc<Self>, check: Check) -> Result<Answer, Unavailable> {
+        let (kind, user, started) = (check.kind(), check.user().to_owned(), Instant::now());
+        let mut tally = EndCount(&self.metrics, Counter::ChecksAbandoned);
+        let (outcome, attempts) = self.outcome(check).await;
+        let took = started.elapsed();
+        self.metrics.time(Timing::Check, took);
+        let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        let status = outcome.map_err(|(reason, wait)| {
+            tally.1 = Counter::ChecksUnavailable;
+            if let Some(more_since_last) = reason.may_be_logged() {
+                tracing::warn!(
+                    kind,
+                    user,
+                    attempts,
+                    ms,
+                    more_since_last,
+                    "cannot check who may edit a document: {reason}"
+                );
+            }
+            let retry_after = match reason {
+                Reason::NotConfigured | Reason::Redirected => RETRY_CONFIGURED,
+                _ => wait + rand::rng().random_range(RETRY_SPREAD),
+            };
+            Unavailable { retry_after }
+        })?;
+        tracing::info!(kind, user, status, attempts, ms, "checked who may edit a document");
+        tally.1 = if status == GRANTED { Counter::ChecksGranted } else { Counter::ChecksDenied };
+        Ok(match status {
+            GRANTED => Answer::Granted,
+            SERVER_ERROR => Answer::ServerError,
+            _ => Answer::Denied,
+        })
+    }
+
+    /// The outcome for one caller, and the number of requests that were made for it.
+    async fn outcome(self: &Arc<Self>, check: Check) -> (Outcome, u32) {
+        let key = check.key();
+        let cached = self.state().cached(&key, Instant::now());
+        if let Some(status) = cached {
+            self.metrics.count(Counter::ChecksCached);
+            return (Ok(status), 0);
+        }
+        let Some(client) = &self.client else { return (self.unavailable(Reason::NotConfigured), 0) };
+        let Ok(_waiting) = self.waiting.try_acquire() else { return (self.unavailable(Reason::Overloaded), 0) };
+        let Some(mut progress) = self.join(client, key, check, Instant::now()) else {
+            return (self.unavailable(Reason::Down), 0);
+        };
+        let ended = timeout(self.hold, progress.wait_for(|progress| progress.outcome.is_some()));
+        let outcome = match self.lifecycle.stop().run_until_cancelled(ended).await {
+            Some(Ok(Ok(progress))) => progress.outcome,
+            Some(Err(_)) => Some(self.unavailable(Reason::TimedOut)),
+            // The flight ends as well.
+            None | Some(Ok(Err(_))) => None,
+        };
+        (outcome.unwrap_or_else(|| self.unavailable(Reason::Stopping)), progress.borrow().attempts)
+    }
+
+    fn unavailable(&self, reason: Reason) -> Outcome {
+        Err((reason, self.state().breaker.next_probe_in(Instant::now())))
+    }
+
+    fn state(&self) -> MutexGuard<'_, Decisions> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reason {
+    /// Once a minute for each reason, as each concerns many checks at a time; with the number not logged since.
+    fn may_be_logged(self) -> Option<u64> {
+        static THROTTLES: [Throttle; 4] = [const { Throttle::new() }; 4];
+        THROTTLES.get(self as usize)?.allow(std::time::Instant::now())
+    }
+}

@@ -1,0 +1,307 @@
+//! The circuit breaker before Rails. Closed: every request may be made. Open: no request may. Half-open: one request is
+//! made, the probe; its answer closes the breaker, its failure is followed by a longer pause.
+//!
+//! Pure: time and randomness are passed in.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+use tokio::time::Instant;
+
+/// Shortest and longest pause before a probe. In between it is a fraction of the outage so far, so that a question
+/// waits little longer than Rails takes to restart.
+const PAUSES: RangeInclusive<Duration> = Duration::from_millis(250)..=Duration::from_secs(5);
+const FRACTION: u32 = 4;
+
+/// Failures in a row that open the breaker. Fewer may be a matter of the document; more would leave many questions to
+/// find out.
+const MAX_FAILURES: u32 = 3;
+
+/// Longest pause that Rails can ask for: five minutes are the period of its own rate limit.
+const MAX_RETRY_AFTER: Duration = Duration::from_mins(5);
+
+#[derive(Debug, Default)]
+pub(super) struct CircuitBreaker {
+    /// While open or half-open.
+    outage: Option<Outage>,
+    last_answer: Option<Instant>,
+    /// Failures since the last answer, while closed.
+    failures: u32,
+    /// Outages so far.
+    outages: u64,
+}
+
+#[derive(Debug)]
+struct Outage {
+    since: Instant,
+    last_failure: Instant,
+    next_probe: Instant,
+    /// Half-open.
+    probing: bool,
+}
+
+/// Leave to make one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Permit {
+    probe: bool,
+    /// Outages before the request.
+    pub(super) outages: u64,
+}
+
+/// What a failed request tells of Rails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Symptom {
+    /// Any other request would have failed as well.
+    pub(super) concerns_all: bool,
+    /// When Rails wants to be asked again.
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl Symptom {
+    /// No request can be made.
+    pub(super) const ALL: Self = Self { concerns_all: true, retry_after: None };
+}
+
+impl CircuitBreaker {
+    /// The number of outages so far; `None` while open.
+    pub(super) fn closed(&self) -> Option<u64> {
+        self.outage.is_none().then_some(self.outages)
+    }
+
+    /// When the next probe may be made; `None` while closed or half-open.
+    pub(super) fn next_probe(&self) -> Option<Instant> {
+        self.outage.as_ref().filter(|outage| !outage.probing).map(|outage| outage.next_probe)
+    }
+
+    /// The time until the next probe; zero while closed.
+    pub(super) fn next_probe_in(&self, now: Instant) -> Duration {
+        self.outage.as_ref().map_or(Duration::ZERO, |outage| outage.next_probe.saturating_duration_since(now))
+    }
+
+    /// Leave to make a request now, if the breaker gives it. The request's end must be told to [`Self::answered`] or [`Self::failed`].
+    pub(super) fn permit(&mut self, now: Instant) -> Option<Permit> {
+        let probe = self.outage.is_some();
+        if let Some(outage) = &mut self.outage {
+            if outage.probing || outage.next_probe > now {
+                return None;
+            }
+            outage.probing = true;
+        }
+        Some(Permit { probe, outages: self.outages })
+    }
+
+    /// Whether a question that may wait for `hold` would only time out, as far as is known: the next probe comes too late,
+    /// or the outage is longer already. The latter is not known when the last request was made longer ago.
+    pub(super) fn is_hopeless(&self, hold: Duration, now: Instant) -> bool {
+        self.outage.as_ref().is_some_and(|outage| {
+            let known = now.saturating_duration_since(outage.last_failure) <= hold;
+            outage.next_probe.saturating_duration_since(now) >= hold
+                || (known && now.saturating_duration_since(outage.since) >= hold)
+        })
+    }
+
+    /// Rails answered. While open, only the answer to a probe counts: other requests may have been made before the
+    /// outage. Returns the length of the outage that this ends.
+    pub(super) fn answered(&mut self, permit: Permit, now: Instant) -> Option<Duration> {
+        self.last_answer = Some(now);
+        self.failures = 0;
+        self.outage.take_if(|_| permit.probe).map(|outage| now.saturating_duration_since(outage.since))
+    }
+
+    /// The answer shows Rails neither to be up nor to be down.
+    pub(super) fn undecided(&mut self, permit: Permit, jitter: f64, now: Instant) {
+        if permit.probe {
+            self.failed(permit, now, Symptom::default(), jitter, now);
+        }
+    }
+
+    /// Rails could not answer a request made at `asked`. `jitter` is from 0 to 1. Returns whether this opens the breaker.
+    pub(super) fn failed(
+        &mut self,
+        permit: Permit,
+        asked: Instant,
+        symptom: Symptom,
+        jitter: f64,
+        now: Instant,
+    ) -> bool {
+        let mut pause = symptom.retry_after.unwrap_or_default().min(MAX_RETRY_AFTER);
+        if let Some(outage) = &mut self.outage {
+            outage.last_failure = now;
+            if permit.probe {
+                outage.probing = false;
+                let so_far = now.saturating_duration_since(outage.since);
+                pause = pause.max(spread((so_far / FRACTION).clamp(*PAUSES.start(), *PAUSES.end()), jitter));
+            }
+            outage.next_probe = outage.next_probe.max(now + pause);
+            return false;
+        }
+        if self.last_answer.is_some_and(|answered| answered > asked) {
+            return false;
+        }
+        self.failures += 1;
+        if self.failures < MAX_FAILURES && !symptom.concerns_all {
+            return false;
+        }
+        let next_probe = now + pause.max(spread(*PAUSES.start(), jitter));
+        self.outage = Some(Outage { since: now, last_failure: now, next_probe, probing: false });
+        self.outages += 1;
+        true
+    }
+}
+
+/// The pause before a request that failed alone is made again.
+pub(super) fn backoff(failures: u32, retry_after: Option<Duration>, jitter: f64) -> Duration {
+    let doubled = *PAUSES.start() * 2_u32.saturating_pow(failures.saturating_sub(1).min(10));
+    spread(doubled.min(*PAUSES.end()), jitter).max(retry_after.unwrap_or_default().min(MAX_RETRY_AFTER))
+}
+
+/// 75 to 125 %, so that several nodes do not ask at the same time.
+fn spread(pause: Duration, jitter: f64) -> Duration {
+    pause.mul_f64(0.75 + jitter / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIDDLE: f64 = 0.5;
+
+    struct Story(CircuitBreaker, Instant);
+
+    impl Story {
+        fn new() -> Self {
+            Self(CircuitBreaker::default(), Instant::now())
+        }
+
+        fn at(&self, millis: u64) -> Instant {
+            self.1 + Duration::from_millis(millis)
+        }
+
+        fn failed(&mut self, asked: u64, probe: bool, retry_after: Option<u64>, now: u64) -> bool {
+            let (asked, now) = (self.at(asked), self.at(now));
+            let symptom = Symptom { concerns_all: true, retry_after: retry_after.map(Duration::from_secs) };
+            self.0.failed(Permit { probe, outages: 0 }, asked, symptom, MIDDLE, now)
+        }
+
+        /// A failure that may be a matter of the question.
+        fn failed_alone(&mut self, at: u64) -> bool {
+            let at = self.at(at);
+            self.0.failed(Permit { probe: false, outages: 0 }, at, Symptom::default(), MIDDLE, at)
+        }
+
+        fn answered(&mut self, probe: bool, now: u64) -> Option<u128> {
+            let now = self.at(now);
+            self.0.answered(Permit { probe, outages: 0 }, now).map(|outage| outage.as_millis())
+        }
+
+        fn permit(&mut self, now: u64) -> Option<Permit> {
+            let now = self.at(now);
+            self.0.permit(now)
+        }
+
+        fn next_probe(&self) -> Option<u128> {
+            self.0.next_probe().map(|at| (at - self.1).as_millis())
+        }
+    }
+
+    #[test]
+    fn failures_that_may_be_a_matter_of_the_question_open_when_nothing_else_is_heard() {
+        let mut story = Story::new();
+        assert_eq!([1, 2].map(|at| story.failed_alone(at)), [false; 2]);
+        story.answered(false, 3);
+        assert_eq!([4, 5, 6].map(|at| story.failed_alone(at)), [false, false, true]);
+        assert!(!story.failed_alone(7));
+        story.answered(true, 8);
+        assert!(!story.failed_alone(9), "after an outage they count anew");
+    }
+
+    #[test]
+    fn it_is_hopeless_to_wait_for_what_has_been_down_for_longer() {
+        let mut story = Story::new();
+        let hopeless = |story: &Story, at| story.0.is_hopeless(Duration::from_secs(10), story.at(at));
+        assert!(!hopeless(&story, 0));
+        story.failed(0, false, None, 0);
+        story.failed(8_000, true, None, 8_000);
+        assert_eq!([9_999, 10_000, 18_000].map(|at| hopeless(&story, at)), [false, true, true]);
+        assert!(!hopeless(&story, 18_001), "not known any more");
+        story.failed(20_000, true, Some(30), 20_000);
+        assert_eq!([40_000, 40_001].map(|at| hopeless(&story, at)), [true, false]);
+    }
+
+    #[test]
+    fn the_first_failure_that_concerns_all_opens_and_a_probes_answer_closes() {
+        let mut story = Story::new();
+        assert_eq!(story.next_probe(), None);
+        assert!(story.failed(0, false, None, 10));
+        assert_eq!(story.next_probe(), Some(260));
+        assert_eq!(story.answered(true, 270), Some(260));
+        assert_eq!(story.next_probe(), None);
+    }
+
+    #[test]
+    fn answers_to_older_requests_do_not_close() {
+        let mut story = Story::new();
+        story.failed(0, false, None, 10);
+        assert_eq!(story.answered(false, 20), None);
+        assert_eq!(story.next_probe(), Some(260));
+    }
+
+    #[test]
+    fn one_failure_among_answers_is_no_outage() {
+        let mut story = Story::new();
+        story.answered(false, 5_000);
+        assert!(!story.failed(0, false, None, 10_000));
+        assert_eq!(story.next_probe(), None);
+        assert!(story.failed(5_001, false, None, 15_001));
+    }
+
+    #[test]
+    fn pauses_grow_with_the_outage() {
+        let mut story = Story::new();
+        story.failed(0, false, None, 0);
+        for (now, next) in [(250, 500), (2_000, 2_500), (8_000, 10_000), (60_000, 65_000), (600_000, 605_000)] {
+            assert!(!story.failed(now, true, None, now));
+            assert_eq!(story.next_probe(), Some(next), "{now}");
+        }
+        // Requests that had been on their way do not hasten or delay it.
+        assert!(!story.failed(0, false, None, 600_001));
+        assert_eq!(story.next_probe(), Some(605_000));
+    }
+
+    #[test]
+    fn rails_may_ask_for_more_time_but_not_for_ever() {
+        let mut story = Story::new();
+        story.failed(0, false, Some(7), 0);
+        assert_eq!(story.next_probe(), Some(7_000));
+        story.failed(0, false, Some(9), 100);
+        assert_eq!(story.next_probe(), Some(9_100));
+        story.failed(9_100, true, Some(86_400), 9_100);
+        assert_eq!(story.next_probe(), Some(309_100));
+    }
+
+    #[test]
+    fn half_open_lets_one_request_through_until_it_ends() {
+        let mut story = Story::new();
+        assert_eq!(story.permit(0), Some(Permit { probe: false, outages: 0 }));
+        story.failed(0, false, None, 0);
+        let probe = Permit { probe: true, outages: 1 };
+        assert_eq!([249, 250, 300].map(|now| story.permit(now)), [None, Some(probe), None]);
+        story.failed(250, true, None, 300);
+        assert_eq!([549, 550].map(|now| story.permit(now)), [None, Some(probe)]);
+        let now = story.at(600);
+        story.0.undecided(probe, MIDDLE, now);
+        assert_eq!([849, 850, 851].map(|now| story.permit(now)), [None, Some(probe), None]);
+        story.answered(true, 900);
+        assert_eq!([900, 900].map(|now| story.permit(now)), [Some(Permit { probe: false, outages: 1 }); 2]);
+    }
+
+    #[test]
+    fn jitter_spreads_within_bounds() {
+        for jitter in [0.0, 0.25, 1.0] {
+            for pause in [spread(Duration::from_secs(1), jitter), backoff(3, None, jitter)] {
+                assert!((750..=1_250).contains(&pause.as_millis()), "{pause:?}");
+            }
+        }
+        assert_eq!(backoff(u32::MAX, None, MIDDLE), Duration::from_secs(5));
+        assert_eq!(backoff(1, Some(Duration::from_secs(2)), MIDDLE), Duration::from_secs(2));
+    }
+}
