@@ -30,7 +30,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    census::{Census, Permit},
+    census::{Census, SessionPermit},
     compress::Compressor,
     heartbeat::{Intervals, Wheel},
     session::Socket,
@@ -246,7 +246,7 @@ impl<H: Handler> Engine<H> {
         self: &Arc<Self>,
         handshake: &Handshake<'_>,
         socket: Option<Socket>,
-        permit: Permit<Session<H>>,
+        permit: SessionPermit<Session<H>>,
     ) -> Arc<Session<H>> {
         let state = self.handler.open(handshake);
         let session = Arc::new(Session::new(Arc::clone(self), state, socket, permit));

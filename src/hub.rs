@@ -102,7 +102,7 @@ pub struct HubOptions {
 struct MemberId(u64);
 
 /// What publishers and shards share.
-struct Shared {
+struct HubState {
     log: Mutex<EventLog>,
     /// For each shard the sequence up to which it has delivered.
     delivered: Box<[AtomicU64]>,
@@ -111,7 +111,7 @@ struct Shared {
     next_member: AtomicU64,
 }
 
-impl Shared {
+impl HubState {
     fn lock(&self) -> MutexGuard<'_, EventLog> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -154,7 +154,7 @@ impl Drop for Shards {
 /// Rooms and their subscribers. A clone is another handle to the same hub; none keeps the shards running.
 #[derive(Clone)]
 pub struct Hub {
-    shared: Arc<Shared>,
+    shared: Arc<HubState>,
     shards: Arc<[ShardHandle]>,
 }
 
@@ -167,7 +167,7 @@ impl Hub {
     pub fn start<G: Send + 'static>(options: HubOptions, guard: impl Fn() -> G) -> io::Result<(Self, Shards)> {
         let HubOptions { epoch, key, bounds, shards, clock } = options;
         let count = shards.clamp(1, MAX_SHARDS);
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(HubState {
             log: Mutex::new(EventLog::new(epoch, bounds)),
             delivered: (0..count).map(|_| AtomicU64::new(0)).collect(),
             key,

@@ -66,7 +66,7 @@ impl Subscriber for Browser {
 
 /// What is kept with each connection.
 #[derive(Default)]
-pub struct Connection {
+pub struct NamespaceState {
     token: Option<Token>,
     phase: Mutex<Phase>,
     /// CONNECT packets so far, and those of them that named another namespace.
@@ -95,7 +95,7 @@ enum Phase {
     Closed,
 }
 
-impl Connection {
+impl NamespaceState {
     fn phase(&self) -> MutexGuard<'_, Phase> {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -221,12 +221,12 @@ impl SocketIo {
 }
 
 impl Handler for SocketIo {
-    type State = Connection;
+    type State = NamespaceState;
 
-    fn open(&self, handshake: &Handshake<'_>) -> Connection {
+    fn open(&self, handshake: &Handshake<'_>) -> NamespaceState {
         let mut parameters = url::form_urlencoded::parse(handshake.query.as_bytes());
         let token = parameters.find(|(name, _)| name == "channel_token").and_then(|(_, token)| Token::parse(&token));
-        Connection { token, ..Connection::default() }
+        NamespaceState { token, ..NamespaceState::default() }
     }
 
     fn message(&self, session: &Arc<Session<Self>>, message: Message) -> Result<(), Malformed> {

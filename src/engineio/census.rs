@@ -141,7 +141,11 @@ impl<T> Census<T> {
     ///
     /// # Errors
     /// When the origin has its share or all places are taken by proven sessions.
-    pub(super) fn admit(self: &Arc<Self>, origin: Origin, now: u64) -> Result<(Permit<T>, Option<Weak<T>>), Full> {
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        origin: Origin,
+        now: u64,
+    ) -> Result<(SessionPermit<T>, Option<Weak<T>>), Full> {
         let mut counts = self.counts();
         let address = counts.tally(origin.address, |counts| &counts.addresses);
         let connection = counts.tally(origin.connection, |counts| &counts.connections);
@@ -173,7 +177,7 @@ impl<T> Census<T> {
             counts.unproven.insert(number, Candidate { session: Weak::new(), since: now, origin });
         }
         let (is_proven, left_connection) = (AtomicBool::new(!is_unproven), AtomicBool::new(false));
-        Ok((Permit { census: Arc::clone(self), number, origin, is_proven, left_connection }, oldest))
+        Ok((SessionPermit { census: Arc::clone(self), number, origin, is_proven, left_connection }, oldest))
     }
 
     /// Sessions that have been unproven for too long; they count as proven from now on.
@@ -228,7 +232,7 @@ impl<T> Counts<T> {
 
 /// The right to one session, which is in all counts until this is dropped.
 #[derive(Debug)]
-pub(super) struct Permit<T> {
+pub(super) struct SessionPermit<T> {
     census: Arc<Census<T>>,
     number: u64,
     origin: Origin,
@@ -237,7 +241,7 @@ pub(super) struct Permit<T> {
     left_connection: AtomicBool,
 }
 
-impl<T> Permit<T> {
+impl<T> SessionPermit<T> {
     /// Names the session that has to go when its place is needed; `false` when it is needed already.
     pub(super) fn attach(&self, session: Weak<T>) -> bool {
         if self.is_proven() {
@@ -274,7 +278,7 @@ impl<T> Permit<T> {
     }
 }
 
-impl<T> Drop for Permit<T> {
+impl<T> Drop for SessionPermit<T> {
     fn drop(&mut self) {
         let mut counts = self.census.counts();
         counts.prove(self.number);

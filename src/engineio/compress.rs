@@ -44,7 +44,7 @@ type Location = (usize, usize);
 
 type Job = Shared<oneshot::Receiver<Arc<Segment>>>;
 
-struct Cached {
+struct CachedSegment {
     message: Bytes,
     job: Job,
     /// When the message was first asked for.
@@ -53,7 +53,7 @@ struct Cached {
 
 #[derive(Default)]
 struct SegmentCache {
-    kept: HashMap<Location, Cached>,
+    kept: HashMap<Location, CachedSegment>,
     /// The oldest first.
     order: VecDeque<Location>,
     bytes: usize,
@@ -143,14 +143,14 @@ impl SegmentCache {
         let key = key(message);
         self.bytes += message.len() + OVERHEAD;
         self.order.push_back(key);
-        self.kept.insert(key, Cached { message: message.clone(), job: job.clone(), at });
+        self.kept.insert(key, CachedSegment { message: message.clone(), job: job.clone(), at });
         while self.bytes > KEPT_BYTES && self.order.len() > 1 {
             self.pop();
         }
         job
     }
 
-    fn oldest(&self) -> Option<&Cached> {
+    fn oldest(&self) -> Option<&CachedSegment> {
         self.kept.get(self.order.front()?)
     }
 

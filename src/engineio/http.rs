@@ -16,7 +16,7 @@ use rand::RngExt;
 
 use super::{
     Engine, Handler, Handshake, Intake, Session,
-    census::{Full, Origin, Permit},
+    census::{Full, Origin, SessionPermit},
     polling::TEXT,
 };
 use crate::{
@@ -174,7 +174,7 @@ impl<H: Handler> Engine<H> {
     }
 
     /// A permit for the session that a request opens.
-    pub(super) fn admit(&self, request: &Request<Body>, websocket: bool) -> Result<Permit<Session<H>>, Refusal> {
+    pub(super) fn admit(&self, request: &Request<Body>, websocket: bool) -> Result<SessionPermit<Session<H>>, Refusal> {
         if !matches!(self.registry().intake, Intake::Open) {
             self.metrics.count(Counter::SessionsRefused);
             return Err(Refusal::Busy);

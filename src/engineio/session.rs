@@ -13,7 +13,7 @@ use tokio::{net::TcpStream, sync::oneshot};
 
 use super::{
     CloseReason, Engine, Frame, Handler,
-    census::Permit,
+    census::SessionPermit,
     heartbeat::{Beat, Heartbeat},
     packet::next_payload,
 };
@@ -67,7 +67,7 @@ impl Polling {
     }
 }
 
-struct Link {
+struct TransportState {
     transport: Transport,
     heartbeat: Heartbeat,
 }
@@ -85,16 +85,21 @@ pub struct Session<H: Handler> {
     sid: Sid,
     engine: Arc<Engine<H>>,
     state: H::State,
-    link: Mutex<Link>,
-    permit: Permit<Self>,
+    link: Mutex<TransportState>,
+    permit: SessionPermit<Self>,
 }
 
 impl<H: Handler> Session<H> {
     /// A session that polls unless it has a `socket`.
-    pub(super) fn new(engine: Arc<Engine<H>>, state: H::State, socket: Option<Socket>, permit: Permit<Self>) -> Self {
+    pub(super) fn new(
+        engine: Arc<Engine<H>>,
+        state: H::State,
+        socket: Option<Socket>,
+        permit: SessionPermit<Self>,
+    ) -> Self {
         let transport = socket.map_or_else(|| Transport::Polling(Box::default()), Transport::WebSocket);
         let heartbeat = Heartbeat::new(engine.now(), engine.intervals);
-        Self { sid: Sid::new(), engine, state, link: Mutex::new(Link { transport, heartbeat }), permit }
+        Self { sid: Sid::new(), engine, state, link: Mutex::new(TransportState { transport, heartbeat }), permit }
     }
 
     /// The Engine.IO session id.
@@ -113,7 +118,7 @@ impl<H: Handler> Session<H> {
         self.permit.prove();
     }
 
-    pub(super) fn permit(&self) -> &Permit<Self> {
+    pub(super) fn permit(&self) -> &SessionPermit<Self> {
         &self.permit
     }
 
@@ -195,7 +200,7 @@ impl<H: Handler> Session<H> {
     /// Does what the heartbeat asks for; returns when to look again, `None` when the session is over.
     pub(super) fn beat(self: &Arc<Self>, now: u64) -> Option<u64> {
         let mut link = self.lock();
-        let Link { transport, heartbeat } = &mut *link;
+        let TransportState { transport, heartbeat } = &mut *link;
         match transport {
             Transport::Closed => return None,
             Transport::WebSocket(socket) => heartbeat.progress(socket.take_progress()),
@@ -339,7 +344,7 @@ impl<H: Handler> Session<H> {
         sent.is_ok()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Link> {
+    fn lock(&self) -> MutexGuard<'_, TransportState> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Event, Offset, Shared,
+    Event, HubState, Offset,
     log::{ENTRY_OVERHEAD, EventLog},
     rooms::RoomId,
 };
@@ -84,7 +84,7 @@ impl Bases {
     }
 }
 
-impl Shared {
+impl HubState {
     /// From now on `shard` listens to these rooms. Returns their numbers, each with the sequence after which the room is
     /// wanted, sorted and without repetitions.
     pub(super) fn listen(&self, rooms: &Rooms, bases: Bases, shard: usize) -> Vec<(RoomId, u64)> {

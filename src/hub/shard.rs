@@ -12,7 +12,7 @@ use std::{
 
 use slab::Slab;
 
-use super::{Event, Joined, MemberId, Rooms, Shared, Since, Subscriber, join::Bases, rooms::RoomId};
+use super::{Event, HubState, Joined, MemberId, Rooms, Since, Subscriber, join::Bases, rooms::RoomId};
 
 /// Events taken from the log at a time: enough to coalesce a burst into one write per subscriber, few enough that they
 /// stay in the processor's cache.
@@ -65,7 +65,7 @@ struct Due {
 
 pub(super) struct Shard {
     index: usize,
-    shared: Arc<Shared>,
+    shared: Arc<HubState>,
     commands: Receiver<ShardCommand>,
     cursor: u64,
     members: Slab<Member>,
@@ -80,7 +80,7 @@ pub(super) struct Shard {
 }
 
 impl Shard {
-    pub(super) fn new(index: usize, shared: Arc<Shared>, commands: Receiver<ShardCommand>) -> Self {
+    pub(super) fn new(index: usize, shared: Arc<HubState>, commands: Receiver<ShardCommand>) -> Self {
         Self {
             index,
             shared,

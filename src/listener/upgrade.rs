@@ -21,11 +21,11 @@ pub struct Upgraded {
     pub place: Place,
 }
 
-type Owner = Box<dyn FnOnce(Upgraded) + Send>;
+type Takeover = Box<dyn FnOnce(Upgraded) + Send>;
 
 /// As an extension of a response with status 101: takes the connection over. A response that cannot be sent drops it.
 #[derive(Clone)]
-pub struct Upgrade(Arc<Mutex<Option<Owner>>>);
+pub struct Upgrade(Arc<Mutex<Option<Takeover>>>);
 
 impl Upgrade {
     /// Calls `owner` with the connection; it must not block.

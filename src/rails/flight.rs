@@ -70,7 +70,7 @@ struct Flight {
 }
 
 /// A place among the concurrent requests, and the breaker's leave.
-type Slot = (OwnedSemaphorePermit, Permit);
+type Turn = (OwnedSemaphorePermit, Permit);
 
 impl Decisions {
     pub(super) fn new() -> Self {
@@ -118,7 +118,7 @@ impl Rails {
 
     /// Makes requests until Rails answers or the callers would only time out. A flight that begins as a probe ends with
     /// it if Rails is still down.
-    async fn fly(&self, mut flight: Flight, mut probe: Option<Slot>) {
+    async fn fly(&self, mut flight: Flight, mut probe: Option<Turn>) {
         let only_once = probe.is_some();
         let outcome = loop {
             let turn = if probe.is_some() { probe.take() } else { self.turn(&flight).await };
@@ -167,7 +167,7 @@ impl Rails {
     }
 
     /// The flight's turn to make a request. `None` when all its callers have left, and with them the flight has ended.
-    async fn turn(&self, flight: &Flight) -> Option<Slot> {
+    async fn turn(&self, flight: &Flight) -> Option<Turn> {
         loop {
             select! {
                 biased;
@@ -178,7 +178,7 @@ impl Rails {
     }
 
     /// Waits for a place, and then for the breaker.
-    async fn permitted(&self) -> Slot {
+    async fn permitted(&self) -> Turn {
         // The semaphore is never closed.
         let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return pending().await };
         loop {

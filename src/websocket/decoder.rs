@@ -74,14 +74,14 @@ pub struct Decoder(Option<Box<Unfinished>>);
 struct Unfinished {
     /// The start of a header or of a control frame, or everything that a caller left by breaking off.
     rest: Vec<u8>,
-    message: Option<Message>,
+    message: Option<PartialMessage>,
     /// When it must be finished.
     deadline: Option<Instant>,
 }
 
 /// A message of which the end is missing.
 #[derive(Debug)]
-struct Message {
+struct PartialMessage {
     opcode: u8,
     data: Buffer,
     /// Bytes at the start of a text that are known to be UTF-8.
@@ -146,7 +146,7 @@ impl Decoder {
         }
     }
 
-    fn message(&mut self) -> Option<&mut Message> {
+    fn message(&mut self) -> Option<&mut PartialMessage> {
         self.0.as_mut()?.message.as_mut()
     }
 
@@ -184,7 +184,7 @@ impl Decoder {
         if let Some(message) = self.message().filter(|message| message.frame.is_some()) {
             let Some((taken, is_whole)) = message.take(input, max, budget)? else { return Ok(None) };
             let whole = if is_whole { self.0.as_mut().and_then(|unfinished| unfinished.message.take()) } else { None };
-            let flow = whole.map(|Message { opcode, data, .. }| complete(opcode, data.bytes(), on));
+            let flow = whole.map(|PartialMessage { opcode, data, .. }| complete(opcode, data.bytes(), on));
             return Ok(Some((taken, flow.transpose()?.unwrap_or(ControlFlow::Continue(())))));
         }
         let room = max.saturating_sub(self.message().map_or(0, |message| message.data.bytes().len()));
@@ -202,7 +202,8 @@ impl Decoder {
             None if is_control => Ok(None),
             _ => {
                 let message = &mut self.0.get_or_insert_default().message;
-                let message = message.get_or_insert(Message { opcode, data: Buffer::default(), valid: 0, frame: None });
+                let message =
+                    message.get_or_insert(PartialMessage { opcode, data: Buffer::default(), valid: 0, frame: None });
                 message.frame = Some(Arriving { fin, mask, left: length });
                 Ok(Some((start, ControlFlow::Continue(()))))
             }
@@ -210,7 +211,7 @@ impl Decoder {
     }
 }
 
-impl Message {
+impl PartialMessage {
     /// Takes data of the frame that is arriving; returns how much, and whether the message is whole. `None` without any.
     fn take(&mut self, input: &mut [u8], max: usize, budget: &Budget) -> Result<Option<(usize, bool)>, Violation> {
         let Some(Arriving { fin, mask, left }) = &mut self.frame else { return Ok(None) };

@@ -15,7 +15,7 @@ fn through(connection: u64) -> Origin {
 }
 
 /// A session, its permit, and the session that had to go for it.
-type Opened = (Arc<u64>, Permit<u64>, Option<Arc<u64>>);
+type Opened = (Arc<u64>, SessionPermit<u64>, Option<Arc<u64>>);
 
 /// A session with its permit.
 fn open(census: &Arc<Census<u64>>, origin: Origin, now: u64) -> Opened {
