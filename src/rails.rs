@@ -146,15 +146,20 @@ impl Rails {
         let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         let status = outcome.map_err(|(reason, wait)| {
             tally.1 = Counter::ChecksUnavailable;
-            if let Some(more_since_last) = reason.may_be_logged() {
-                tracing::warn!(
+            match reason.may_be_logged() {
+                // Only a setting mends this; the other reasons pass.
+                Some(more_since_last) if reason == Reason::NotConfigured => {
+                    tracing::error!(more_since_last, "{reason}");
+                }
+                Some(more_since_last) => tracing::warn!(
                     kind,
                     user,
                     attempts,
                     ms,
                     more_since_last,
                     "cannot check who may edit a document: {reason}"
-                );
+                ),
+                None => {}
             }
             let retry_after = match reason {
                 Reason::NotConfigured | Reason::Redirected => RETRY_CONFIGURED,
