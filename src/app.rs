@@ -31,7 +31,7 @@ use crate::{
     engineio::{CloseReason, Cors, Engine, Options, Unproven},
     hub::{Clock, Epoch, Hub, HubOptions, LogBounds, OffsetKey, Shards},
     lifecycle::{Lifecycle, Readiness, Signals, StopReason},
-    listener::{self, Capacity},
+    listener::{self, Capacity, Site},
     metrics::Metrics,
     rails::Rails,
     redis_client::{Connector, Link},
@@ -170,7 +170,6 @@ impl App {
             metrics: metrics.clone(),
             tasks: lifecycle.tasks().clone(),
             stop: lifecycle.stop().clone(),
-            recovery_window: window,
         };
         let connections = connections(&config);
         let engine = Engine::new(
@@ -225,33 +224,21 @@ impl App {
     /// # Errors
     /// When a part ended that must not.
     pub async fn run(self) -> Result<(), AppError> {
-        let Self {
-            lifecycle,
-            listener,
-            connections,
-            engine,
-            hub,
-            shards,
-            bus,
-            gap_notice,
-            collab_auth,
-            readiness,
-            metrics,
-        } = self;
+        let (lifecycle, engine, hub) = (&self.lifecycle, &self.engine, &self.hub);
         let stop = lifecycle.stop();
         let mut signals = Signals::listen().map_err(system("cannot listen to signals"))?;
-        let is_ready = readiness.until(stop.clone());
-        let overflow = admin::routes(is_ready.clone()).fallback(refuse(&engine));
-        let mut router = admin::routes(is_ready).merge(collab_auth).merge(engine_routes(&engine));
-        if let Bus::Memory { publisher, .. } = &bus {
+        let is_ready = self.readiness.until(stop.clone());
+        let overflow = admin::routes(is_ready.clone()).fallback(refuse(engine));
+        let mut router = admin::routes(is_ready).merge(self.collab_auth).merge(engine_routes(engine));
+        if let Bus::Memory { publisher, .. } = &self.bus {
             router = router.merge(demo::routes(publisher.clone()));
         }
         // The port stays open while browsers fetch what was accepted for them: one that polls may be between two requests.
         let closing = CancellationToken::new();
-        let site = listener::Site { router, overflow, connections, metrics: metrics.clone() };
-        let dispatch = Dispatch::new(hub.clone(), &gap_notice, metrics);
+        let site = Site { router, overflow, connections: self.connections, metrics: self.metrics.clone() };
+        let dispatch = Dispatch::new(hub.clone(), &self.gap_notice, self.metrics);
         let dispatched = CancellationToken::new();
-        let dispatch = match bus {
+        let dispatch = match self.bus {
             Bus::Redis { source, rights } => {
                 let stop_check = stop.clone();
                 lifecycle.tasks().spawn(async move {
@@ -266,19 +253,19 @@ impl App {
             dispatch.await;
             drop(ended);
         });
-        lifecycle.spawn_critical("heartbeat", Arc::clone(&engine).run(stop.clone()));
+        lifecycle.spawn_critical("heartbeat", Arc::clone(engine).run(stop.clone()));
         lifecycle.spawn_critical("hub", hub.clone().tend(stop.clone()));
-        let accept = listener::serve(listener, site, lifecycle.tasks().clone(), closing.clone());
+        let accept = listener::serve(self.listener, site, lifecycle.tasks().clone(), closing.clone());
         lifecycle.spawn_critical("listener", accept);
 
         let why = lifecycle.stopped(&mut signals).await;
         engine.stop_admitting();
         let browsers = engine.sessions();
-        let flushed = lifecycle.within(FLUSH, &mut signals, flush(&dispatched, &hub, &engine)).await;
+        let flushed = lifecycle.within(FLUSH, &mut signals, flush(&dispatched, hub, engine)).await;
         engine.close_all(CloseReason::Shutdown);
         closing.cancel();
         let finished = lifecycle.finished(STOP_DEADLINE, &mut signals).await;
-        drop(shards);
+        drop(self.shards);
         tracing::info!(browsers, flushed, finished, "stopped");
         match why {
             StopReason::Requested => Ok(()),

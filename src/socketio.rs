@@ -15,7 +15,6 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
 };
 
 use socketioxide_core::{
@@ -117,8 +116,6 @@ pub struct Parts {
     pub tasks: Tasks,
     /// Ends that.
     pub stop: CancellationToken,
-    /// How long a browser may be away, and so how old the offset may be that it was told last.
-    pub recovery_window: Duration,
 }
 
 /// The namespace `/`.
