@@ -28,7 +28,7 @@ pub use self::{
         CollabConfig, EngineConfig, GapNotice, HttpConfig, LimitsConfig, LogConfig, LogFormat, RailsConfig,
         RecoveryConfig,
     },
-    variable::{VARIABLES, Variable, help_table, markdown_table},
+    variable::{VARIABLES, Variable, help_table},
 };
 
 use std::{mem, net::Ipv4Addr, ops::RangeInclusive, time::Duration};

@@ -66,15 +66,7 @@ variables! {
 
 /// The table for `--help`: two lines for each variable.
 pub fn help_table() -> String {
-    table(|Variable { name, default, help, .. }| format!("  {name} [default: {default}]\n      {help}\n"))
-}
-
-/// The table of the README, as Markdown. A test compares the two.
-pub fn markdown_table() -> String {
-    let rows = table(|Variable { name, default, help, .. }| format!("| `{name}` | {default} | {help} |\n"));
-    format!("| variable | default | meaning |\n|---|---|---|\n{rows}")
-}
-
-fn table(row: impl Fn(&Variable) -> String) -> String {
-    VARIABLES.iter().copied().map(row).collect::<Vec<_>>().concat()
+    let row =
+        |Variable { name, default, help, .. }: &Variable| format!("  {name} [default: {default}]\n      {help}\n");
+    VARIABLES.iter().copied().map(row).collect()
 }

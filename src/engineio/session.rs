@@ -192,11 +192,6 @@ impl<H: Handler> Session<H> {
         self.engine.handler.closed(self, reason);
     }
 
-    /// Whether the session is over.
-    pub fn is_closed(&self) -> bool {
-        matches!(self.lock().transport, Transport::Closed)
-    }
-
     /// Does what the heartbeat asks for; returns when to look again, `None` when the session is over.
     pub(super) fn beat(self: &Arc<Self>, now: u64) -> Option<u64> {
         let mut link = self.lock();
