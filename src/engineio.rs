@@ -20,7 +20,7 @@ mod websocket;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -43,7 +43,7 @@ pub use self::{
 pub use crate::websocket::Frame;
 use crate::{
     lifecycle::Tasks,
-    metrics::{Counter, Metrics},
+    metrics::Metrics,
     websocket::{Budget, Shared},
 };
 
@@ -159,7 +159,7 @@ pub struct Engine<H: Handler> {
     metrics: Metrics,
     started: Instant,
     registry: Mutex<Registry<H>>,
-    census: Arc<Census<Session<H>>>,
+    census: Arc<Census>,
     wheel: Mutex<Wheel<Sid>>,
 }
 
@@ -177,7 +177,7 @@ impl<H: Handler> Engine<H> {
             metrics,
             started: Instant::now(),
             registry: Mutex::new(Registry { sessions: HashMap::new(), intake: Intake::Open }),
-            census: Census::new(options.session_limits()),
+            census: Census::new(&options),
             wheel: Mutex::new(Wheel::new(tick(intervals))),
             options,
         })
@@ -218,8 +218,8 @@ impl<H: Handler> Engine<H> {
                     self.wheel().schedule(sid, next);
                 }
             }
-            for session in self.census.overdue(now) {
-                self.close_unproven(&session);
+            for sid in self.census.overdue(now) {
+                self.close_unproven(sid);
             }
         }
     }
@@ -246,7 +246,7 @@ impl<H: Handler> Engine<H> {
         self: &Arc<Self>,
         handshake: &Handshake<'_>,
         socket: Option<Socket>,
-        permit: SessionPermit<Session<H>>,
+        permit: SessionPermit,
     ) -> Arc<Session<H>> {
         let state = self.handler.open(handshake);
         let session = Arc::new(Session::new(Arc::clone(self), state, socket, permit));
@@ -258,18 +258,18 @@ impl<H: Handler> Engine<H> {
         if let Intake::Closing(reason) = intake {
             session.close(reason);
         }
-        let weak = Arc::downgrade(&session);
-        if !session.permit().attach(Weak::clone(&weak)) {
-            self.close_unproven(&weak);
+        // It may have had to make room before it was in the registry.
+        if session.permit.is_revoked() {
+            session.close(CloseReason::Unproven);
         }
         self.wheel().schedule(session.engine_sid(), self.now() + self.intervals.ping);
         session
     }
 
-    /// Closes a session that has to go, if it exists already.
-    fn close_unproven(&self, session: &Weak<Session<H>>) {
-        if let Some(session) = session.upgrade() {
-            self.metrics.count(Counter::UnprovenClosed);
+    /// Closes a session that has to make room, if it is open already.
+    fn close_unproven(&self, sid: Sid) {
+        let session = self.registry().sessions.get(&sid).cloned();
+        if let Some(session) = session {
             session.close(CloseReason::Unproven);
         }
     }
@@ -289,10 +289,6 @@ impl<H: Handler> Engine<H> {
     fn session(&self, sid: &str) -> Option<Arc<Session<H>>> {
         let session = self.registry().sessions.get(&sid.parse::<Sid>().ok()?).cloned()?;
         session.beat(self.now()).map(|_| session)
-    }
-
-    fn remove(&self, sid: Sid) {
-        self.registry().sessions.remove(&sid);
     }
 
     fn receive(&self, session: &Arc<Session<H>>, packet: Packet) -> Result<(), CloseReason> {

@@ -15,7 +15,7 @@ use http::{
 use rand::RngExt;
 
 use super::{
-    Engine, Handler, Handshake, Intake, Session,
+    Engine, Handler, Handshake, Intake,
     census::{Full, Origin, SessionPermit},
     polling::TEXT,
 };
@@ -174,7 +174,7 @@ impl<H: Handler> Engine<H> {
     }
 
     /// A permit for the session that a request opens.
-    pub(super) fn admit(&self, request: &Request<Body>, websocket: bool) -> Result<SessionPermit<Session<H>>, Refusal> {
+    pub(super) fn admit(&self, request: &Request<Body>, websocket: bool) -> Result<SessionPermit, Refusal> {
         if !matches!(self.registry().intake, Intake::Open) {
             self.metrics.count(Counter::SessionsRefused);
             return Err(Refusal::Busy);
@@ -186,7 +186,7 @@ impl<H: Handler> Engine<H> {
         match self.census.admit(Origin::new(address, connection), self.now()) {
             Ok((permit, oldest)) => {
                 if let Some(oldest) = oldest {
-                    self.close_unproven(&oldest);
+                    self.close_unproven(oldest);
                 }
                 Ok(permit)
             }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Cors, Engine, Handler, Session, census::SessionLimits};
+use super::{Cors, Engine, Handler, Session};
 use crate::{config::Networks, websocket::Allowance};
 
 /// Behaviour of an [`Engine`](super::Engine); the defaults are Node's.
@@ -61,21 +61,11 @@ pub struct Unproven {
     pub max_payload: usize,
 }
 
-impl Options {
-    pub(super) fn session_limits(&self) -> SessionLimits {
-        SessionLimits {
-            sessions: self.max_sessions,
-            per_address: self.max_sessions_per_address,
-            unproven_for: self.unproven.map(|unproven| super::milliseconds(unproven.timeout)),
-        }
-    }
-}
-
 impl<H: Handler> Engine<H> {
     /// What a client may send at the moment.
     pub(super) fn allowance(&self, session: &Arc<Session<H>>) -> Allowance {
         match self.options.unproven {
-            Some(Unproven { message_timeout, max_payload, .. }) if !session.permit().is_proven() => {
+            Some(Unproven { message_timeout, max_payload, .. }) if !session.permit.is_proven() => {
                 Allowance { max: max_payload, patience: message_timeout }
             }
             _ => Allowance { max: self.options.max_payload, patience: self.options.message_timeout },

@@ -17,7 +17,10 @@ use super::{
     heartbeat::{Beat, Heartbeat},
     packet::next_payload,
 };
-use crate::websocket::{Connection, Outbox, SendError};
+use crate::{
+    metrics::Counter,
+    websocket::{Connection, Outbox, SendError},
+};
 
 /// The WebSocket of a session.
 pub(super) type Socket = Arc<Connection<TcpStream>>;
@@ -82,29 +85,23 @@ pub(super) enum Polled {
 
 /// A connected client. [`Handler::State`] is the handler's own part.
 pub struct Session<H: Handler> {
-    sid: Sid,
     engine: Arc<Engine<H>>,
     state: H::State,
     link: Mutex<TransportState>,
-    permit: SessionPermit<Self>,
+    pub(super) permit: SessionPermit,
 }
 
 impl<H: Handler> Session<H> {
     /// A session that polls unless it has a `socket`.
-    pub(super) fn new(
-        engine: Arc<Engine<H>>,
-        state: H::State,
-        socket: Option<Socket>,
-        permit: SessionPermit<Self>,
-    ) -> Self {
+    pub(super) fn new(engine: Arc<Engine<H>>, state: H::State, socket: Option<Socket>, permit: SessionPermit) -> Self {
         let transport = socket.map_or_else(|| Transport::Polling(Box::default()), Transport::WebSocket);
         let heartbeat = Heartbeat::new(engine.now(), engine.intervals);
-        Self { sid: Sid::new(), engine, state, link: Mutex::new(TransportState { transport, heartbeat }), permit }
+        Self { engine, state, link: Mutex::new(TransportState { transport, heartbeat }), permit }
     }
 
     /// The Engine.IO session id.
     pub fn engine_sid(&self) -> Sid {
-        self.sid
+        self.permit.sid
     }
 
     /// What the handler keeps for this client.
@@ -116,10 +113,6 @@ impl<H: Handler> Session<H> {
     /// sessions no longer hold for it. Must be called before anything is sent that lets the client rely on this.
     pub fn prove(&self) {
         self.permit.prove();
-    }
-
-    pub(super) fn permit(&self) -> &SessionPermit<Self> {
-        &self.permit
     }
 
     /// The handler.
@@ -188,7 +181,10 @@ impl<H: Handler> Session<H> {
             }
             Transport::WebSocket(socket) => socket.close(code, how),
         }
-        self.engine.remove(self.sid);
+        self.engine.registry().sessions.remove(&self.engine_sid());
+        if reason == CloseReason::Unproven {
+            self.engine.metrics.count(Counter::UnprovenClosed);
+        }
         self.engine.handler.closed(self, reason);
     }
 
