@@ -43,7 +43,7 @@ pub use self::{
 pub use crate::websocket::Frame;
 use crate::{
     lifecycle::Tasks,
-    metrics::Metrics,
+    metrics::{Counter, Metrics},
     websocket::{Budget, Shared},
 };
 
@@ -100,6 +100,16 @@ impl CloseReason {
             Self::Shutdown => Some(1001),
             Self::Slow | Self::Exhausted => Some(1013),
             Self::Late => Some(1008),
+            _ => None,
+        }
+    }
+
+    /// What the engine counts; the rest is for the handler to count.
+    fn counter(self) -> Option<Counter> {
+        match self {
+            Self::Late => Some(Counter::InboundLate),
+            Self::Exhausted => Some(Counter::InboundRefused),
+            Self::Unproven => Some(Counter::UnprovenClosed),
             _ => None,
         }
     }
@@ -292,19 +302,16 @@ impl<H: Handler> Engine<H> {
     }
 
     fn receive(&self, session: &Arc<Session<H>>, packet: Packet) -> Result<(), CloseReason> {
-        match packet {
-            Packet::Message(text) => self.message(session, Message::Text(text)),
-            Packet::Binary(data) => self.message(session, Message::Binary(data)),
+        let message = match packet {
+            Packet::Message(text) => Message::Text(text),
+            Packet::Binary(data) => Message::Binary(data),
             Packet::Pong => {
                 session.pong();
-                Ok(())
+                return Ok(());
             }
-            Packet::Close => Err(CloseReason::ClientClose),
-            _ => Err(CloseReason::ParseError),
-        }
-    }
-
-    fn message(&self, session: &Arc<Session<H>>, message: Message) -> Result<(), CloseReason> {
+            Packet::Close => return Err(CloseReason::ClientClose),
+            _ => return Err(CloseReason::ParseError),
+        };
         self.handler.message(session, message).map_err(|Malformed| CloseReason::ParseError)
     }
 

@@ -65,7 +65,7 @@ impl<H: Handler> Engine<H> {
         let mut gzip = Gzip::new();
         for (place, (packet, segment)) in self.compressor.compress(packets, self.now()).await.into_iter().enumerate() {
             if place > 0 {
-                gzip.store(Bytes::from_static(SEPARATOR));
+                gzip.store(SEPARATOR.into());
             }
             match segment {
                 Some(segment) => gzip.append(&segment),
@@ -81,7 +81,7 @@ fn joined(packets: Vec<Bytes>) -> VecDeque<Bytes> {
     let mut pieces = Pieces::default();
     for (place, packet) in packets.into_iter().enumerate() {
         if place > 0 {
-            pieces.copy(SEPARATOR);
+            pieces.copy(SEPARATOR.as_bytes());
         }
         pieces.push(packet);
     }

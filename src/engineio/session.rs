@@ -17,10 +17,7 @@ use super::{
     heartbeat::{Beat, Heartbeat},
     packet::next_payload,
 };
-use crate::{
-    metrics::Counter,
-    websocket::{Connection, Outbox, SendError},
-};
+use crate::websocket::{Connection, Outbox, SendError};
 
 /// The WebSocket of a session.
 pub(super) type Socket = Arc<Connection<TcpStream>>;
@@ -182,8 +179,8 @@ impl<H: Handler> Session<H> {
             Transport::WebSocket(socket) => socket.close(code, how),
         }
         self.engine.registry().sessions.remove(&self.engine_sid());
-        if reason == CloseReason::Unproven {
-            self.engine.metrics.count(Counter::UnprovenClosed);
+        if let Some(counter) = reason.counter() {
+            self.engine.metrics.count(counter);
         }
         self.engine.handler.closed(self, reason);
     }
