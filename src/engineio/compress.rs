@@ -5,15 +5,19 @@
 //! goes away does not cancel the job for the others.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use bytes::Bytes;
-use futures_util::{FutureExt, future::Shared};
+use futures_util::{
+    FutureExt,
+    future::{OptionFuture, Shared},
+};
+use hashlink::LinkedHashMap;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::gzip::Segment;
+use super::gzip::{Gzip, Segment};
 use crate::{
     lifecycle::Tasks,
     metrics::{Counter, Metrics},
@@ -53,9 +57,8 @@ struct CachedSegment {
 
 #[derive(Default)]
 struct SegmentCache {
-    kept: HashMap<Location, CachedSegment>,
     /// The oldest first.
-    order: VecDeque<Location>,
+    kept: LinkedHashMap<Location, CachedSegment>,
     bytes: usize,
 }
 
@@ -74,24 +77,23 @@ impl Compressor {
         Self { cache: Mutex::default(), queue, jobs, tasks, metrics }
     }
 
-    /// The messages, each with its compressed form, or without when it has to go out uncompressed.
-    pub(super) async fn compress(&self, messages: Vec<Bytes>, now: u64) -> Vec<(Bytes, Option<Arc<Segment>>)> {
+    /// The messages as one gzip stream, in pieces.
+    pub(super) async fn gzip(&self, messages: Vec<Bytes>, now: u64) -> VecDeque<Bytes> {
         let jobs = self.jobs(&messages, now);
-        let mut compressed = Vec::with_capacity(messages.len());
+        let mut gzip = Gzip::new();
         for (message, job) in messages.into_iter().zip(jobs) {
-            let segment = match job {
-                Some(job) => job.await.ok(),
-                None => None,
-            };
-            compressed.push((message, segment));
+            match OptionFuture::from(job).await {
+                Some(Ok(segment)) => gzip.append(&segment),
+                _ => gzip.store(message),
+            }
         }
-        compressed
+        gzip.finish()
     }
 
     /// Drops messages that have been cached for long enough.
     pub(super) fn forget(&self, now: u64) {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        while cache.oldest().is_some_and(|oldest| oldest.at + KEPT_MS <= now) {
+        while cache.kept.front().is_some_and(|(_, oldest)| oldest.at + KEPT_MS <= now) {
             cache.pop();
         }
     }
@@ -103,7 +105,7 @@ impl Compressor {
         for message in messages {
             let job = if message.len() < SHORTEST {
                 None
-            } else if let Some(kept) = cache.kept.get(&key(message)) {
+            } else if let Some(kept) = cache.kept.get(&location(message)) {
                 Some(kept.job.clone())
             } else {
                 if place.is_none() {
@@ -140,27 +142,22 @@ impl Compressor {
 
 impl SegmentCache {
     fn keep(&mut self, message: &Bytes, job: Job, at: u64) -> Job {
-        let key = key(message);
         self.bytes += message.len() + OVERHEAD;
-        self.order.push_back(key);
-        self.kept.insert(key, CachedSegment { message: message.clone(), job: job.clone(), at });
-        while self.bytes > KEPT_BYTES && self.order.len() > 1 {
+        self.kept.insert(location(message), CachedSegment { message: message.clone(), job: job.clone(), at });
+        while self.bytes > KEPT_BYTES && self.kept.len() > 1 {
             self.pop();
         }
         job
     }
 
-    fn oldest(&self) -> Option<&CachedSegment> {
-        self.kept.get(self.order.front()?)
-    }
-
     fn pop(&mut self) {
-        let oldest = self.order.pop_front().and_then(|key| self.kept.remove(&key));
-        self.bytes -= oldest.map_or(0, |oldest| oldest.message.len() + OVERHEAD);
+        if let Some((_, oldest)) = self.kept.pop_front() {
+            self.bytes -= oldest.message.len() + OVERHEAD;
+        }
     }
 }
 
-fn key(message: &Bytes) -> Location {
+fn location(message: &Bytes) -> Location {
     (message.as_ptr().addr(), message.len())
 }
 
@@ -180,7 +177,8 @@ mod tests {
     }
 
     async fn is_compressed(compressor: &Compressor, message: &Bytes, now: u64) -> bool {
-        compressor.compress(vec![message.clone()], now).await[0].1.is_some()
+        let pieces = compressor.gzip(vec![message.clone()], now).await;
+        pieces.iter().map(Bytes::len).sum::<usize>() < message.len()
     }
 
     #[tokio::test]
@@ -188,10 +186,9 @@ mod tests {
         let (compressor, metrics) = compressor();
         let (message, other) = (message(300_000), message(300_000));
         // The first to ask goes away at once.
-        assert!(compressor.compress(vec![message.clone()], 0).now_or_never().is_none());
-        let all = join_all((0..100).map(|_| compressor.compress(vec![message.clone(), other.clone()], 0))).await;
-        let first = all[0][0].1.as_ref().unwrap();
-        assert!(all.iter().all(|messages| Arc::ptr_eq(messages[0].1.as_ref().unwrap(), first)));
+        assert!(compressor.gzip(vec![message.clone()], 0).now_or_never().is_none());
+        let all = join_all((0..100).map(|_| compressor.gzip(vec![message.clone(), other.clone()], 0))).await;
+        assert!(all.iter().all(|pieces| pieces == &all[0]));
         assert_eq!(metrics.get(Counter::Compressed), 2);
     }
 
@@ -214,7 +211,7 @@ mod tests {
         }
         compressor.forget(2 * KEPT_MS);
         let cache = compressor.cache.lock().unwrap();
-        assert_eq!((cache.bytes, cache.order.len(), cache.kept.len()), (0, 0, 0));
+        assert_eq!((cache.bytes, cache.kept.len()), (0, 0));
     }
 
     #[tokio::test]
@@ -242,11 +239,11 @@ mod tests {
         let turns = compressor.jobs.acquire_many(u32::try_from(JOBS).unwrap()).await.unwrap();
         let messages: Vec<Bytes> = (0..QUEUE).map(|_| message(1_000)).collect();
         let mut waiting: Vec<_> =
-            messages.iter().map(|message| Box::pin(compressor.compress(vec![message.clone()], 0))).collect();
+            messages.iter().map(|message| Box::pin(is_compressed(&compressor, message, 0))).collect();
         assert!(waiting.iter_mut().all(|job| job.now_or_never().is_none()));
         assert!(!is_compressed(&compressor, &message(1_000), 0).await);
         drop(turns);
-        assert!(join_all(waiting).await.iter().all(|messages| messages[0].1.is_some()));
+        assert!(join_all(waiting).await.into_iter().all(|compressed| compressed));
         assert_eq!(metrics.get(Counter::Compressed), QUEUE as u64);
         assert!(is_compressed(&compressor, &message(1_000), 0).await);
     }

@@ -7,7 +7,7 @@ use engineioxide_core::{Packet, ProtocolVersion};
 use crate::websocket::{Frame, Outbox};
 
 /// Between the packets of a polling payload (Engine.IO protocol 4, "HTTP long-polling").
-pub(super) const SEPARATOR: &str = "\x1e";
+const SEPARATOR: &str = "\x1e";
 
 /// Packets in one POST; a browser sends a handful. Each takes memory beyond its bytes until all are handled.
 const MAX_PACKETS: usize = 1_000;
@@ -33,11 +33,15 @@ impl Frame {
     }
 }
 
-/// The packets of the next payload from what waits. Of a lot that waits, the rest stays for later payloads.
+/// The packets of the next payload from what waits, and the separators between them. Of a lot that waits, the rest stays
+/// for later payloads.
 pub(super) fn next_payload(outbox: &mut Outbox) -> Vec<Bytes> {
     let (mut packets, mut length) = (Vec::new(), 0);
     while outbox.front().is_some_and(|next| length == 0 || length + next.len() <= PAYLOAD) {
         if let Some(packet) = outbox.pop().and_then(|frame| frame.polled()) {
+            if !packets.is_empty() {
+                packets.push(SEPARATOR.into());
+            }
             length += packet.len() + SEPARATOR.len();
             packets.push(packet);
         }
@@ -88,8 +92,10 @@ mod tests {
         let frame = Frame::message(&[&vec![b'x'; 400_000]]);
         outbox.extend(&[&frame; 5], 0);
         let payloads: Vec<_> = std::iter::from_fn(|| (!outbox.is_empty()).then(|| next_payload(&mut outbox))).collect();
-        assert_eq!(payloads.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 1]);
-        assert!(payloads.concat().iter().all(|packet| packet.as_ptr() == frame.polled().unwrap().as_ptr()));
+        let (packet, separator) = (frame.polled().unwrap(), Bytes::from_static(SEPARATOR.as_bytes()));
+        let two = vec![packet.clone(), separator, packet.clone()];
+        assert_eq!(payloads, [two.clone(), two, vec![packet.clone()]]);
+        assert!(payloads.iter().all(|shared| shared[0].as_ptr() == packet.as_ptr()));
     }
 
     #[test]

@@ -18,9 +18,8 @@ use hyper::body::{Frame as BodyFrame, SizeHint};
 
 use super::{
     CloseReason, Engine, Handler, Session,
-    gzip::{Gzip, Pieces},
+    gzip::joined,
     http::{Refusal, respond},
-    packet::SEPARATOR,
     session::Polled,
 };
 
@@ -37,55 +36,22 @@ const CHUNK: usize = 64 * 1024;
 impl<H: Handler> Engine<H> {
     /// A GET: what waits for the client, or the next thing to come.
     pub(super) async fn poll(&self, session: &Arc<Session<H>>, headers: &HeaderMap) -> Result<Response<Body>, Refusal> {
-        let polled = session.poll();
-        if matches!(polled, Polled::Refused) {
-            return Err(Refusal::BadRequest);
-        }
+        let polled = session.poll().ok_or(Refusal::BadRequest)?;
         // From here on the session ends when its client goes away, as what is sent to it could be lost.
-        let delivery = Delivery::to(session);
+        let delivery = Delivery { session: Arc::clone(session), pieces: None, yields: false };
         let packets = match polled {
             Polled::Now(packets) => packets,
             Polled::Later(packets) => packets.await.map_err(|_| Refusal::BadRequest)?,
-            Polled::Refused => return Err(Refusal::BadRequest),
         };
-        let separators = packets.len().saturating_sub(1) * SEPARATOR.len();
-        let length = separators + packets.iter().map(Bytes::len).sum::<usize>();
-        if length < COMPRESS_FROM || !accepts_gzip(headers) {
+        if packets.iter().map(Bytes::len).sum::<usize>() < COMPRESS_FROM || !accepts_gzip(headers) {
             return Ok(respond(StatusCode::OK, TEXT, Body::new(delivery.of(joined(packets)))));
         }
-        let compressed = self.gzipped(packets).await;
-        let mut response = respond(StatusCode::OK, TEXT, Body::new(delivery.of(compressed)));
+        let pieces = self.compressor.gzip(packets, self.now()).await;
+        let mut response = respond(StatusCode::OK, TEXT, Body::new(delivery.of(pieces)));
         response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         response.headers_mut().append(VARY, HeaderValue::from_static("Accept-Encoding"));
         Ok(response)
     }
-
-    /// A payload as a gzip stream, of which each packet is compressed once for all clients.
-    async fn gzipped(&self, packets: Vec<Bytes>) -> VecDeque<Bytes> {
-        let mut gzip = Gzip::new();
-        for (place, (packet, segment)) in self.compressor.compress(packets, self.now()).await.into_iter().enumerate() {
-            if place > 0 {
-                gzip.store(SEPARATOR.into());
-            }
-            match segment {
-                Some(segment) => gzip.append(&segment),
-                None => gzip.store(packet),
-            }
-        }
-        gzip.finish()
-    }
-}
-
-/// A payload as it is.
-fn joined(packets: Vec<Bytes>) -> VecDeque<Bytes> {
-    let mut pieces = Pieces::default();
-    for (place, packet) in packets.into_iter().enumerate() {
-        if place > 0 {
-            pieces.copy(SEPARATOR.as_bytes());
-        }
-        pieces.push(packet);
-    }
-    pieces.finish()
 }
 
 fn accepts_gzip(request: &HeaderMap) -> bool {
@@ -100,22 +66,16 @@ fn accepts_gzip(request: &HeaderMap) -> bool {
 
 /// A response to a GET, complete or still waited for. Its messages have left the outbox: if the client goes away before
 /// all of it was taken, the session ends, as they could be lost.
-pub(super) struct Delivery<H: Handler> {
+struct Delivery<H: Handler> {
     session: Arc<Session<H>>,
     /// `None` while the packets are not known yet.
     pieces: Option<VecDeque<Bytes>>,
-    length: u64,
     /// Others run before the next chunk.
     yields: bool,
 }
 
 impl<H: Handler> Delivery<H> {
-    pub(super) fn to(session: &Arc<Session<H>>) -> Self {
-        Self { session: Arc::clone(session), pieces: None, length: 0, yields: false }
-    }
-
-    pub(super) fn of(mut self, pieces: VecDeque<Bytes>) -> Self {
-        self.length = pieces.iter().map(|piece| piece.len() as u64).sum();
+    fn of(mut self, pieces: VecDeque<Bytes>) -> Self {
         if pieces.is_empty() {
             self.session.answered();
         }
@@ -146,7 +106,6 @@ impl<H: Handler> HttpBody for Delivery<H> {
                 self.session.answered();
             }
         }
-        self.length -= chunk.len() as u64;
         self.yields = chunk.len() == CHUNK;
         self.session.progress(chunk.len());
         Poll::Ready(Some(Ok(BodyFrame::data(chunk))))
@@ -157,7 +116,7 @@ impl<H: Handler> HttpBody for Delivery<H> {
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.length)
+        SizeHint::with_exact(self.pieces.iter().flatten().map(|piece| piece.len() as u64).sum())
     }
 }
 

@@ -72,12 +72,10 @@ struct TransportState {
     heartbeat: Heartbeat,
 }
 
-/// Answer to a GET of a polling client.
+/// The payload that answers a GET of a polling client, in pieces.
 pub(super) enum Polled {
     Now(Vec<Bytes>),
     Later(oneshot::Receiver<Vec<Bytes>>),
-    /// Not a polling session (any more).
-    Refused,
 }
 
 /// A connected client. [`Handler::State`] is the handler's own part.
@@ -241,8 +239,8 @@ impl<H: Handler> Session<H> {
         self.polling(|_| ()).is_some()
     }
 
-    /// A GET of the polling transport.
-    pub(super) fn poll(self: &Arc<Self>) -> Polled {
+    /// A GET; `None` when the transport is not polling (any more), or another GET is under way.
+    pub(super) fn poll(self: &Arc<Self>) -> Option<Polled> {
         let polled = self.polling(|polling| {
             if matches!(polling.get, Get::Waiting(_) | Get::Answering) {
                 return None;
@@ -260,12 +258,11 @@ impl<H: Handler> Session<H> {
             let (sender, receiver) = oneshot::channel();
             polling.get = Get::Waiting(sender);
             Some(Polled::Later(receiver))
-        });
-        if let Some(None) = polled {
-            // Two at a time.
+        })?;
+        if polled.is_none() {
             self.close(CloseReason::TransportError);
         }
-        polled.flatten().unwrap_or(Polled::Refused)
+        polled
     }
 
     /// Resolves with the next GET; `None` while a GET is under way, or when the transport is another.
@@ -277,8 +274,7 @@ impl<H: Handler> Session<H> {
             let (sender, receiver) = oneshot::channel();
             polling.get = Get::Awaited(sender);
             Some(receiver)
-        })
-        .flatten()
+        })?
     }
 
     /// The response to the last GET has been given to the HTTP server.
