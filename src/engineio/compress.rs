@@ -1,12 +1,11 @@
 //! Compresses each polled message once, whatever the number of clients that get it.
 //!
-//! Answers for this: the first request for a message starts the job, all others wait for the same one (single-flight),
-//! and the result is kept for a while for those that come later. Jobs run on threads of their own, and a client that
-//! goes away does not cancel the job for the others.
+//! The first request for a message starts the job, all others wait for the same one (single-flight), and the result is
+//! cached for a while. Jobs run on threads of their own; a client that goes away does not cancel the job for the others.
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
@@ -92,33 +91,32 @@ impl Compressor {
 
     /// Drops messages that have been cached for long enough.
     pub(super) fn forget(&self, now: u64) {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        while cache.kept.front().is_some_and(|(_, oldest)| oldest.at + KEPT_MS <= now) {
-            cache.pop();
-        }
+        self.cache().trim(now);
     }
 
     /// The jobs of these messages; all that are not cached become one new job together.
     fn jobs(&self, messages: &[Bytes], now: u64) -> Vec<Option<Job>> {
-        let (mut jobs, mut new, mut place) = (Vec::with_capacity(messages.len()), Vec::new(), None);
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        for message in messages {
-            let job = if message.len() < SHORTEST {
-                None
-            } else if let Some(kept) = cache.kept.get(&location(message)) {
-                Some(kept.job.clone())
-            } else {
-                if place.is_none() {
-                    place = Arc::clone(&self.queue).try_acquire_owned().ok();
-                }
-                place.as_ref().map(|_| {
-                    let (sender, receiver) = oneshot::channel();
-                    new.push((message.clone(), sender));
-                    cache.keep(message, receiver.shared(), now)
-                })
-            };
-            jobs.push(job);
-        }
+        let (mut new, mut place) = (Vec::new(), None);
+        let mut cache = self.cache();
+        let job = |message: &Bytes| {
+            if message.len() < SHORTEST {
+                return None;
+            }
+            let location = (message.as_ptr().addr(), message.len());
+            if let Some(kept) = cache.kept.get(&location) {
+                return Some(kept.job.clone());
+            }
+            place = place.take().or_else(|| Arc::clone(&self.queue).try_acquire_owned().ok());
+            place.as_ref()?;
+            let (sender, receiver) = oneshot::channel();
+            let (message, job) = (message.clone(), receiver.shared());
+            new.push((message.clone(), sender));
+            cache.bytes += message.len() + OVERHEAD;
+            cache.kept.insert(location, CachedSegment { message, job: job.clone(), at: now });
+            Some(job)
+        };
+        let jobs = messages.iter().map(job).collect();
+        cache.trim(now);
         drop(cache);
         if let Some(place) = place {
             let (turns, tasks, metrics) = (Arc::clone(&self.jobs), self.tasks.clone(), self.metrics.clone());
@@ -138,27 +136,22 @@ impl Compressor {
         }
         jobs
     }
+
+    fn cache(&self) -> MutexGuard<'_, SegmentCache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl SegmentCache {
-    fn keep(&mut self, message: &Bytes, job: Job, at: u64) -> Job {
-        self.bytes += message.len() + OVERHEAD;
-        self.kept.insert(location(message), CachedSegment { message: message.clone(), job: job.clone(), at });
-        while self.bytes > KEPT_BYTES && self.kept.len() > 1 {
-            self.pop();
-        }
-        job
-    }
-
-    fn pop(&mut self) {
-        if let Some((_, oldest)) = self.kept.pop_front() {
+    /// Drops the oldest messages that are past their time or the bound.
+    fn trim(&mut self, now: u64) {
+        while let Some((_, oldest)) = self.kept.front()
+            && (oldest.at + KEPT_MS <= now || (self.bytes > KEPT_BYTES && self.kept.len() > 1))
+        {
             self.bytes -= oldest.message.len() + OVERHEAD;
+            self.kept.pop_front();
         }
     }
-}
-
-fn location(message: &Bytes) -> Location {
-    (message.as_ptr().addr(), message.len())
 }
 
 #[cfg(test)]
