@@ -145,6 +145,7 @@ pub trait Handler: Send + Sync + Sized + 'static {
 
 struct Registry<H: Handler> {
     sessions: HashMap<Sid, Arc<Session<H>>>,
+    wheel: Wheel<Sid>,
     intake: Intake,
 }
 
@@ -170,7 +171,6 @@ pub struct Engine<H: Handler> {
     started: Instant,
     registry: Mutex<Registry<H>>,
     census: Arc<Census>,
-    wheel: Mutex<Wheel<Sid>>,
 }
 
 impl<H: Handler> Engine<H> {
@@ -178,6 +178,7 @@ impl<H: Handler> Engine<H> {
     pub fn new(handler: H, options: Options, tasks: Tasks, metrics: Metrics) -> Arc<Self> {
         let intervals =
             Intervals { ping: milliseconds(options.ping_interval), timeout: milliseconds(options.ping_timeout) };
+        let wheel = Wheel::new(tick(intervals));
         Arc::new(Self {
             handler,
             intervals,
@@ -186,9 +187,8 @@ impl<H: Handler> Engine<H> {
             shared: Arc::new(Shared { tasks, budget: Budget::default(), outbox_bytes: options.outbox_bytes }),
             metrics,
             started: Instant::now(),
-            registry: Mutex::new(Registry { sessions: HashMap::new(), intake: Intake::Open }),
+            registry: Mutex::new(Registry { sessions: HashMap::new(), wheel, intake: Intake::Open }),
             census: Census::new(&options),
-            wheel: Mutex::new(Wheel::new(tick(intervals))),
             options,
         })
     }
@@ -221,15 +221,14 @@ impl<H: Handler> Engine<H> {
         while stop.run_until_cancelled(ticker.tick()).await.is_some() {
             let now = self.now();
             self.compressor.forget(now);
-            let due = self.wheel().due(now);
+            let due = self.registry().wheel.due(now);
             for sid in due {
-                let session = self.registry().sessions.get(&sid).cloned();
-                if let Some(next) = session.and_then(|session| session.beat(now)) {
-                    self.wheel().schedule(sid, next);
+                if let Some(next) = self.session(sid).and_then(|session| session.beat(now)) {
+                    self.registry().wheel.schedule(sid, next);
                 }
             }
-            for sid in self.census.overdue(now) {
-                self.close_unproven(sid);
+            for session in self.census.overdue(now).into_iter().filter_map(|sid| self.session(sid)) {
+                session.close(CloseReason::Unproven);
             }
         }
     }
@@ -263,6 +262,7 @@ impl<H: Handler> Engine<H> {
         let intake = {
             let mut registry = self.registry();
             registry.sessions.insert(session.engine_sid(), Arc::clone(&session));
+            registry.wheel.schedule(session.engine_sid(), self.now() + self.intervals.ping);
             registry.intake
         };
         if let Intake::Closing(reason) = intake {
@@ -272,16 +272,7 @@ impl<H: Handler> Engine<H> {
         if session.permit.is_revoked() {
             session.close(CloseReason::Unproven);
         }
-        self.wheel().schedule(session.engine_sid(), self.now() + self.intervals.ping);
         session
-    }
-
-    /// Closes a session that has to make room, if it is open already.
-    fn close_unproven(&self, sid: Sid) {
-        let session = self.registry().sessions.get(&sid).cloned();
-        if let Some(session) = session {
-            session.close(CloseReason::Unproven);
-        }
     }
 
     /// The packet that opens a session; `upgrades` says whether the client may move to a WebSocket.
@@ -295,10 +286,8 @@ impl<H: Handler> Engine<H> {
         })
     }
 
-    /// The session, unless its heartbeat says that it is over.
-    fn session(&self, sid: &str) -> Option<Arc<Session<H>>> {
-        let session = self.registry().sessions.get(&sid.parse::<Sid>().ok()?).cloned()?;
-        session.beat(self.now()).map(|_| session)
+    fn session(&self, sid: Sid) -> Option<Arc<Session<H>>> {
+        self.registry().sessions.get(&sid).cloned()
     }
 
     fn receive(&self, session: &Arc<Session<H>>, packet: Packet) -> Result<(), CloseReason> {
@@ -321,10 +310,6 @@ impl<H: Handler> Engine<H> {
 
     fn registry(&self) -> MutexGuard<'_, Registry<H>> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wheel(&self) -> MutexGuard<'_, Wheel<Sid>> {
-        self.wheel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -15,7 +15,7 @@ use http::{
 use rand::RngExt;
 
 use super::{
-    Engine, Handler, Handshake, Intake,
+    CloseReason, Engine, Handler, Handshake, Intake,
     census::{Full, Origin, SessionPermit},
     polling::TEXT,
 };
@@ -114,7 +114,9 @@ impl<H: Handler> Engine<H> {
         let Some(sid) = parameter(query, "sid").filter(|sid| !sid.is_empty()) else {
             return self.handshake(request, websocket, upgrade);
         };
-        let session = self.session(&sid).ok_or(Refusal::UnknownSid)?;
+        let session = sid.parse().ok().and_then(|sid| self.session(sid));
+        // Its heartbeat may say that it is over.
+        let session = session.filter(|session| session.beat(self.now()).is_some()).ok_or(Refusal::UnknownSid)?;
         if websocket != upgrade || (!upgrade && !session.is_polling()) {
             return Err(Refusal::BadRequest);
         }
@@ -173,8 +175,8 @@ impl<H: Handler> Engine<H> {
             report_full(full);
             Refusal::Busy
         })?;
-        if let Some(oldest) = oldest {
-            self.close_unproven(oldest);
+        if let Some(oldest) = oldest.and_then(|sid| self.session(sid)) {
+            oldest.close(CloseReason::Unproven);
         }
         Ok(permit)
     }

@@ -87,25 +87,24 @@ impl<H: Handler> Engine<H> {
             && session.finish_upgrade(socket)
     }
 
-    /// Leaves the connection to a task of its own, which keeps nothing of the handshake: a task is as large as the
-    /// largest thing it ever did.
-    fn attend(self: &Arc<Self>, session: Arc<Session<H>>, socket: Socket, decoder: Decoder, place: Place) {
-        self.shared.tasks.spawn(Arc::clone(self).converse(place, session, socket, decoder));
-    }
-
-    /// Reads the client's messages until the session ends. The place is given back last, when the socket is closed.
-    async fn converse(self: Arc<Self>, _place: Place, session: Arc<Session<H>>, socket: Socket, mut decoder: Decoder) {
-        // Also when the handler panics: nothing else would notice that this client is no longer read.
-        defer! { session.close(CloseReason::TransportError) }
-        let received = |received: Received<'_>| self.received(&session, received);
-        let (reason, code) = match socket.read(&mut decoder, || self.allowance(&session), received).await {
-            Ok(reason) => (reason, reason.code()),
-            Err(disconnect) => (disconnect.into(), disconnect.code()),
-        };
-        session.close_with(reason, code, Shutdown::Write);
-        drop(decoder);
-        // Boxed, or the task of a connection that lives has room for it.
-        Box::pin(socket.linger()).await;
+    /// Reads the client's messages until the session ends, in a task of its own, which keeps nothing of the handshake: a
+    /// task is as large as the largest thing it ever did. The place is given back when the socket is closed.
+    fn attend(self: &Arc<Self>, session: Arc<Session<H>>, socket: Socket, mut decoder: Decoder, place: Place) {
+        let engine = Arc::clone(self);
+        self.shared.tasks.spawn(async move {
+            // Also when the handler panics: nothing else would notice that this client is no longer read.
+            defer! { session.close(CloseReason::TransportError) }
+            let received = |received: Received<'_>| engine.received(&session, received);
+            let (reason, code) = match socket.read(&mut decoder, || engine.allowance(&session), received).await {
+                Ok(reason) => (reason, reason.code()),
+                Err(disconnect) => (disconnect.into(), disconnect.code()),
+            };
+            session.close_with(reason, code, Shutdown::Write);
+            drop(decoder);
+            // Boxed, or the task of a connection that lives has room for it.
+            Box::pin(socket.linger()).await;
+            drop((socket, place));
+        });
     }
 
     fn received(&self, session: &Arc<Session<H>>, received: Received<'_>) -> ControlFlow<CloseReason> {
