@@ -14,7 +14,6 @@ mod http;
 mod options;
 mod packet;
 mod polling;
-mod post;
 mod session;
 mod websocket;
 

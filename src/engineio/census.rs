@@ -247,12 +247,11 @@ impl SessionPermit {
         self.is_proven.load(Ordering::Relaxed)
     }
 
-    /// The session has moved to a connection of its own, and no longer counts for the connection that brought it.
+    /// The session has moved to a connection of its own, and no longer counts for the connection that brought it. To be
+    /// called once.
     pub(super) fn leave_connection(&self) {
         let mut counts = self.census.counts();
-        if self.left_connection.swap(true, Ordering::Relaxed) {
-            return;
-        }
+        self.left_connection.store(true, Ordering::Relaxed);
         let unproven = counts.unproven.get_mut(&self.number).map(|unproven| unproven.origin.connection = None);
         counts.each_tally(Origin { address: None, ..self.origin }, |tally| {
             tally.sessions -= 1;

@@ -182,7 +182,6 @@ fn a_session_that_has_moved_to_a_websocket_does_not_count_for_the_connection_tha
             permit.prove();
         }
         permit.leave_connection();
-        permit.leave_connection();
     }
     assert!(census.counts().connections.is_empty());
     assert_eq!(refusal(&census, through(1)), None);
