@@ -20,8 +20,7 @@ use engineioxide_core::Sid;
 
 use super::{Options, milliseconds};
 
-/// Unproven sessions in total. Browsers that return all at once after a restart prove themselves within a second or
-/// two.
+/// Unproven sessions in total. Browsers that return all at once after a restart prove themselves within two seconds.
 const UNPROVEN: usize = 16_384;
 
 /// The share of the free places that one client address may have is one in so many: about 1,000 at first, when all
@@ -83,7 +82,6 @@ pub(super) enum Full {
 }
 
 /// All sessions.
-#[derive(Debug)]
 pub(super) struct Census {
     sessions: usize,
     per_address: usize,
@@ -94,7 +92,7 @@ pub(super) struct Census {
     counts: Mutex<Counts>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Counts {
     sessions: usize,
     last: u64,
@@ -105,7 +103,6 @@ struct Counts {
 }
 
 /// A session that may have to make room.
-#[derive(Debug)]
 struct Candidate {
     sid: Sid,
     since: u64,
@@ -131,10 +128,8 @@ impl Census {
         })
     }
 
-    /// A permit for a session; and, when another has to make room, that session, which may not be open yet.
-    ///
-    /// # Errors
-    /// When the origin has its share or all places are taken by proven sessions.
+    /// A permit for a session, unless its origin has its share or all places are taken by proven sessions; and, when
+    /// another has to make room, that session, which may not be open yet.
     pub(super) fn admit(self: &Arc<Self>, origin: Origin, now: u64) -> Result<(SessionPermit, Option<Sid>), Full> {
         let mut counts = self.counts();
         let address = tally(&counts.addresses, origin.address);
@@ -218,7 +213,6 @@ impl Counts {
 }
 
 /// The right to one session, which is in all counts until this is dropped.
-#[derive(Debug)]
 pub(super) struct SessionPermit {
     /// The Engine.IO id of the session.
     pub(super) sid: Sid,

@@ -42,9 +42,6 @@ const OVERHEAD: usize = 256;
 /// How long a message is cached, in milliseconds. A client that polls comes back for the next message within seconds.
 const KEPT_MS: u64 = 10_000;
 
-/// A message, identified by where its bytes are: they stay there as long as it is cached.
-type Location = (usize, usize);
-
 type Job = Shared<oneshot::Receiver<Arc<Segment>>>;
 
 struct CachedSegment {
@@ -56,8 +53,8 @@ struct CachedSegment {
 
 #[derive(Default)]
 struct SegmentCache {
-    /// The oldest first.
-    kept: LinkedHashMap<Location, CachedSegment>,
+    /// By where the bytes of the message are, which stay there as long as it is cached; the oldest first.
+    kept: LinkedHashMap<(usize, usize), CachedSegment>,
     bytes: usize,
 }
 

@@ -34,7 +34,7 @@ pub(super) fn joined(parts: Vec<Bytes>) -> VecDeque<Bytes> {
 }
 
 /// Bytes in order, the long ones shared with their other holders.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Pieces {
     pieces: VecDeque<Bytes>,
     tail: Vec<u8>,
@@ -67,7 +67,6 @@ impl Pieces {
 }
 
 /// A part of a [`Gzip`], compressed.
-#[derive(Debug)]
 pub(super) struct Segment {
     deflated: Bytes,
     /// Checksum and length of what was compressed.
@@ -89,7 +88,6 @@ impl Segment {
 }
 
 /// A gzip stream in the making.
-#[derive(Debug)]
 pub(super) struct Gzip {
     pieces: Pieces,
     crc: Crc,

@@ -16,7 +16,7 @@ use rand::RngExt;
 
 use super::{
     CloseReason, Engine, Handler, Handshake, Intake,
-    census::{Full, Origin, SessionPermit},
+    census::{Origin, SessionPermit},
     polling::TEXT,
 };
 use crate::{
@@ -171,8 +171,11 @@ impl<H: Handler> Engine<H> {
         let address = peer.and_then(|peer| client::address(peer.address, request.headers(), trusted));
         let connection = peer.filter(|_| !websocket).map(|peer| peer.connection);
         let (permit, oldest) = self.census.admit(Origin::new(address, connection), self.now()).map_err(|full| {
+            static REFUSED: [Throttle; 3] = [const { Throttle::new() }; 3];
+            if let Some(more_since_last) = REFUSED[full as usize].allow(Instant::now()) {
+                tracing::warn!(more_since_last, "refused a session: there are {full}");
+            }
             self.metrics.count(Counter::SessionsRefused);
-            report_full(full);
             Refusal::Busy
         })?;
         if let Some(oldest) = oldest.and_then(|sid| self.session(sid)) {
@@ -201,13 +204,6 @@ fn preflight(request: &HeaderMap) -> Response<Body> {
     let wanted = request.get(ACCESS_CONTROL_REQUEST_HEADERS).cloned();
     let allowed = wanted.map(|wanted| [(ACCESS_CONTROL_ALLOW_HEADERS, wanted)]);
     (StatusCode::NO_CONTENT, headers, allowed, ()).into_response()
-}
-
-fn report_full(full: Full) {
-    static REFUSED: [Throttle; 3] = [const { Throttle::new() }; 3];
-    if let Some(more_since_last) = REFUSED[full as usize].allow(Instant::now()) {
-        tracing::warn!(more_since_last, "refused a session: there are {full}");
-    }
 }
 
 /// A whole answer that no cache may keep.

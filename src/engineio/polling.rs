@@ -74,7 +74,7 @@ impl<H: Handler> Engine<H> {
         self.receive_all(session, body).await.or_else(|reason| {
             session.close(reason);
             match reason {
-                CloseReason::ClientClose => Ok(done()),
+                CloseReason::ClientClose => Ok(respond(StatusCode::OK, "text/html", "ok")),
                 CloseReason::Exhausted => Err(Refusal::Busy),
                 _ => Err(Refusal::BadRequest),
             }
@@ -83,7 +83,7 @@ impl<H: Handler> Engine<H> {
 
     /// Handles the packets in order. A body that is too large does not close the session.
     async fn receive_all(&self, session: &Arc<Session<H>>, body: Body) -> Result<Response<Body>, CloseReason> {
-        let Allowance { max, patience } = self.allowance(session);
+        let Allowance { max, patience } = session.allowance();
         let packets = timeout(patience, packets(body, max, &self.shared.budget)).await;
         let Some(packets) = packets.map_err(|_| CloseReason::Late)?? else {
             return Ok(respond(StatusCode::PAYLOAD_TOO_LARGE, "text/html", Body::empty()));
@@ -96,7 +96,7 @@ impl<H: Handler> Engine<H> {
             }
             self.receive(session, packet)?;
         }
-        Ok(done())
+        Ok(respond(StatusCode::OK, "text/html", "ok"))
     }
 }
 
@@ -172,10 +172,6 @@ impl<H: Handler> Drop for Delivery<H> {
             self.session.close(CloseReason::TransportClose);
         }
     }
-}
-
-fn done() -> Response<Body> {
-    respond(StatusCode::OK, "text/html", "ok")
 }
 
 /// All packets of a POST, read before any is handled; `None` when the body has more than `max` bytes.

@@ -12,12 +12,12 @@ use engineioxide_core::{Packet, Sid};
 use tokio::{net::TcpStream, sync::oneshot};
 
 use super::{
-    CloseReason, Engine, Frame, Handler,
+    CloseReason, Engine, Frame, Handler, Unproven,
     census::SessionPermit,
     heartbeat::{Beat, Heartbeat},
     packet::next_payload,
 };
-use crate::websocket::{Connection, Outbox, SendError};
+use crate::websocket::{Allowance, Connection, Outbox, SendError};
 
 /// The WebSocket of a session.
 pub(super) type Socket = Arc<Connection<TcpStream>>;
@@ -110,6 +110,17 @@ impl<H: Handler> Session<H> {
         self.permit.prove();
     }
 
+    /// What the client may send at the moment.
+    pub(super) fn allowance(&self) -> Allowance {
+        let options = &self.engine.options;
+        match options.unproven {
+            Some(Unproven { message_timeout, max_payload, .. }) if !self.permit.is_proven() => {
+                Allowance { max: max_payload, patience: message_timeout }
+            }
+            _ => Allowance { max: options.max_payload, patience: options.message_timeout },
+        }
+    }
+
     /// The handler.
     pub fn handler(&self) -> &H {
         &self.engine.handler
@@ -153,10 +164,8 @@ impl<H: Handler> Session<H> {
     }
 
     fn close_unless(self: &Arc<Self>, sent: Result<(), SendError>) {
-        match sent {
-            Ok(()) => {}
-            Err(SendError::Failed) => self.close(CloseReason::TransportError),
-            Err(SendError::Slow) => self.close(CloseReason::Slow),
+        if let Err(error) = sent {
+            self.close(if error == SendError::Slow { CloseReason::Slow } else { CloseReason::TransportError });
         }
     }
 
@@ -209,8 +218,8 @@ impl<H: Handler> Session<H> {
     }
 
     pub(super) fn pong(&self) {
-        let now = self.engine.now();
-        self.lock().heartbeat.pong(now, self.engine.intervals);
+        let heartbeat = Heartbeat::new(self.engine.now(), self.engine.intervals);
+        self.lock().heartbeat = heartbeat;
     }
 
     /// Bytes that waited for a polling client have left.

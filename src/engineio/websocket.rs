@@ -95,7 +95,7 @@ impl<H: Handler> Engine<H> {
             // Also when the handler panics: nothing else would notice that this client is no longer read.
             defer! { session.close(CloseReason::TransportError) }
             let received = |received: Received<'_>| engine.received(&session, received);
-            let (reason, code) = match socket.read(&mut decoder, || engine.allowance(&session), received).await {
+            let (reason, code) = match socket.read(&mut decoder, || session.allowance(), received).await {
                 Ok(reason) => (reason, reason.code()),
                 Err(disconnect) => (disconnect.into(), disconnect.code()),
             };

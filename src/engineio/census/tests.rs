@@ -7,7 +7,7 @@ const OLD: u64 = 45_000;
 fn census(max_sessions: usize, max_sessions_per_address: usize) -> Arc<Census> {
     let unproven =
         Some(Unproven { timeout: Duration::from_millis(OLD), message_timeout: Duration::MAX, max_payload: 0 });
-    Census::new(&Options { max_sessions, max_sessions_per_address, unproven, ..Options::default() })
+    Census::new(&Options { unproven, max_sessions, max_sessions_per_address, ..Options::default() })
 }
 
 fn from(address: &str) -> Origin {
