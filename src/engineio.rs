@@ -14,13 +14,12 @@ mod http;
 mod options;
 mod packet;
 mod polling;
-mod post;
 mod session;
 mod websocket;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -103,6 +102,16 @@ impl CloseReason {
             _ => None,
         }
     }
+
+    /// What the engine counts; the rest is for the handler to count.
+    fn counter(self) -> Option<Counter> {
+        match self {
+            Self::Late => Some(Counter::InboundLate),
+            Self::Exhausted => Some(Counter::InboundRefused),
+            Self::Unproven => Some(Counter::UnprovenClosed),
+            _ => None,
+        }
+    }
 }
 
 /// The request that opened a session.
@@ -135,6 +144,7 @@ pub trait Handler: Send + Sync + Sized + 'static {
 
 struct Registry<H: Handler> {
     sessions: HashMap<Sid, Arc<Session<H>>>,
+    wheel: Wheel<Sid>,
     intake: Intake,
 }
 
@@ -159,8 +169,7 @@ pub struct Engine<H: Handler> {
     metrics: Metrics,
     started: Instant,
     registry: Mutex<Registry<H>>,
-    census: Arc<Census<Session<H>>>,
-    wheel: Mutex<Wheel<Sid>>,
+    census: Arc<Census>,
 }
 
 impl<H: Handler> Engine<H> {
@@ -168,6 +177,7 @@ impl<H: Handler> Engine<H> {
     pub fn new(handler: H, options: Options, tasks: Tasks, metrics: Metrics) -> Arc<Self> {
         let intervals =
             Intervals { ping: milliseconds(options.ping_interval), timeout: milliseconds(options.ping_timeout) };
+        let wheel = Wheel::new(tick(intervals));
         Arc::new(Self {
             handler,
             intervals,
@@ -176,9 +186,8 @@ impl<H: Handler> Engine<H> {
             shared: Arc::new(Shared { tasks, budget: Budget::default(), outbox_bytes: options.outbox_bytes }),
             metrics,
             started: Instant::now(),
-            registry: Mutex::new(Registry { sessions: HashMap::new(), intake: Intake::Open }),
-            census: Census::new(options.session_limits()),
-            wheel: Mutex::new(Wheel::new(tick(intervals))),
+            registry: Mutex::new(Registry { sessions: HashMap::new(), wheel, intake: Intake::Open }),
+            census: Census::new(&options),
             options,
         })
     }
@@ -211,15 +220,14 @@ impl<H: Handler> Engine<H> {
         while stop.run_until_cancelled(ticker.tick()).await.is_some() {
             let now = self.now();
             self.compressor.forget(now);
-            let due = self.wheel().due(now);
+            let due = self.registry().wheel.due(now);
             for sid in due {
-                let session = self.registry().sessions.get(&sid).cloned();
-                if let Some(next) = session.and_then(|session| session.beat(now)) {
-                    self.wheel().schedule(sid, next);
+                if let Some(next) = self.session(sid).and_then(|session| session.beat(now)) {
+                    self.registry().wheel.schedule(sid, next);
                 }
             }
-            for session in self.census.overdue(now) {
-                self.close_unproven(&session);
+            for session in self.census.overdue(now).into_iter().filter_map(|sid| self.session(sid)) {
+                session.close(CloseReason::Unproven);
             }
         }
     }
@@ -246,32 +254,24 @@ impl<H: Handler> Engine<H> {
         self: &Arc<Self>,
         handshake: &Handshake<'_>,
         socket: Option<Socket>,
-        permit: SessionPermit<Session<H>>,
+        permit: SessionPermit,
     ) -> Arc<Session<H>> {
         let state = self.handler.open(handshake);
         let session = Arc::new(Session::new(Arc::clone(self), state, socket, permit));
         let intake = {
             let mut registry = self.registry();
             registry.sessions.insert(session.engine_sid(), Arc::clone(&session));
+            registry.wheel.schedule(session.engine_sid(), self.now() + self.intervals.ping);
             registry.intake
         };
         if let Intake::Closing(reason) = intake {
             session.close(reason);
         }
-        let weak = Arc::downgrade(&session);
-        if !session.permit().attach(Weak::clone(&weak)) {
-            self.close_unproven(&weak);
-        }
-        self.wheel().schedule(session.engine_sid(), self.now() + self.intervals.ping);
-        session
-    }
-
-    /// Closes a session that has to go, if it exists already.
-    fn close_unproven(&self, session: &Weak<Session<H>>) {
-        if let Some(session) = session.upgrade() {
-            self.metrics.count(Counter::UnprovenClosed);
+        // It may have had to make room before it was in the registry.
+        if session.permit.is_revoked() {
             session.close(CloseReason::Unproven);
         }
+        session
     }
 
     /// The packet that opens a session; `upgrades` says whether the client may move to a WebSocket.
@@ -285,30 +285,21 @@ impl<H: Handler> Engine<H> {
         })
     }
 
-    /// The session, unless its heartbeat says that it is over.
-    fn session(&self, sid: &str) -> Option<Arc<Session<H>>> {
-        let session = self.registry().sessions.get(&sid.parse::<Sid>().ok()?).cloned()?;
-        session.beat(self.now()).map(|_| session)
-    }
-
-    fn remove(&self, sid: Sid) {
-        self.registry().sessions.remove(&sid);
+    fn session(&self, sid: Sid) -> Option<Arc<Session<H>>> {
+        self.registry().sessions.get(&sid).cloned()
     }
 
     fn receive(&self, session: &Arc<Session<H>>, packet: Packet) -> Result<(), CloseReason> {
-        match packet {
-            Packet::Message(text) => self.message(session, Message::Text(text)),
-            Packet::Binary(data) => self.message(session, Message::Binary(data)),
+        let message = match packet {
+            Packet::Message(text) => Message::Text(text),
+            Packet::Binary(data) => Message::Binary(data),
             Packet::Pong => {
                 session.pong();
-                Ok(())
+                return Ok(());
             }
-            Packet::Close => Err(CloseReason::ClientClose),
-            _ => Err(CloseReason::ParseError),
-        }
-    }
-
-    fn message(&self, session: &Arc<Session<H>>, message: Message) -> Result<(), CloseReason> {
+            Packet::Close => return Err(CloseReason::ClientClose),
+            _ => return Err(CloseReason::ParseError),
+        };
         self.handler.message(session, message).map_err(|Malformed| CloseReason::ParseError)
     }
 
@@ -318,10 +309,6 @@ impl<H: Handler> Engine<H> {
 
     fn registry(&self) -> MutexGuard<'_, Registry<H>> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wheel(&self) -> MutexGuard<'_, Wheel<Sid>> {
-        self.wheel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -11,13 +11,16 @@ use std::{
     net::IpAddr,
     num::NonZeroU64,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-/// Unproven sessions in total. Browsers that return all at once after a restart prove themselves within a second or
-/// two.
+use engineioxide_core::Sid;
+
+use super::{Options, milliseconds};
+
+/// Unproven sessions in total. Browsers that return all at once after a restart prove themselves within two seconds.
 const UNPROVEN: usize = 16_384;
 
 /// The share of the free places that one client address may have is one in so many: about 1,000 at first, when all
@@ -67,22 +70,6 @@ impl Origin {
     }
 }
 
-/// How many sessions there may be.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct SessionLimits {
-    pub(super) sessions: usize,
-    pub(super) per_address: usize,
-    /// How long a session may stay unproven, in milliseconds; `None` when each counts as proven from the start.
-    pub(super) unproven_for: Option<u64>,
-}
-
-impl SessionLimits {
-    /// Half of all places are left to those that have proven themselves.
-    fn unproven(&self) -> usize {
-        UNPROVEN.min(self.sessions.div_ceil(2))
-    }
-}
-
 /// Why a session is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Full {
@@ -94,30 +81,35 @@ pub(super) enum Full {
     Connection,
 }
 
-/// All sessions. `T` is the session, which is told when it has to go.
-#[derive(Debug)]
-pub(super) struct Census<T> {
-    limits: SessionLimits,
-    counts: Mutex<Counts<T>>,
+/// All sessions.
+pub(super) struct Census {
+    sessions: usize,
+    per_address: usize,
+    /// Most unproven sessions: half of all places are left to those that have proven themselves.
+    unproven: usize,
+    /// How long a session may stay unproven, in milliseconds; `None` when each counts as proven from the start.
+    unproven_for: Option<u64>,
+    counts: Mutex<Counts>,
 }
 
-#[derive(Debug)]
-struct Counts<T> {
+#[derive(Default)]
+struct Counts {
     sessions: usize,
     last: u64,
-    addresses: HashMap<NonZeroU64, Tally>,
-    connections: HashMap<NonZeroU64, Tally>,
+    addresses: Tallies,
+    connections: Tallies,
     /// The oldest first.
-    unproven: BTreeMap<u64, Candidate<T>>,
+    unproven: BTreeMap<u64, Candidate>,
 }
 
-#[derive(Debug)]
-struct Candidate<T> {
-    /// Without a target until the session exists.
-    session: Weak<T>,
+/// A session that may have to make room.
+struct Candidate {
+    sid: Sid,
     since: u64,
     origin: Origin,
 }
+
+type Tallies = HashMap<NonZeroU64, Tally>;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
@@ -125,34 +117,25 @@ struct Tally {
     unproven: usize,
 }
 
-impl<T> Census<T> {
-    pub(super) fn new(limits: SessionLimits) -> Arc<Self> {
-        let counts = Counts {
-            sessions: 0,
-            last: 0,
-            addresses: HashMap::new(),
-            connections: HashMap::new(),
-            unproven: BTreeMap::new(),
-        };
-        Arc::new(Self { limits, counts: Mutex::new(counts) })
+impl Census {
+    pub(super) fn new(options: &Options) -> Arc<Self> {
+        Arc::new(Self {
+            sessions: options.max_sessions,
+            per_address: options.max_sessions_per_address,
+            unproven: UNPROVEN.min(options.max_sessions.div_ceil(2)),
+            unproven_for: options.unproven.map(|unproven| milliseconds(unproven.timeout)),
+            counts: Mutex::default(),
+        })
     }
 
-    /// A permit for a session; and, when another has to make room, that session.
-    ///
-    /// # Errors
-    /// When the origin has its share or all places are taken by proven sessions.
-    pub(super) fn admit(
-        self: &Arc<Self>,
-        origin: Origin,
-        now: u64,
-    ) -> Result<(SessionPermit<T>, Option<Weak<T>>), Full> {
+    /// A permit for a session, unless its origin has its share or all places are taken by proven sessions; and, when
+    /// another has to make room, that session, which may not be open yet.
+    pub(super) fn admit(self: &Arc<Self>, origin: Origin, now: u64) -> Result<(SessionPermit, Option<Sid>), Full> {
         let mut counts = self.counts();
-        let address = counts.tally(origin.address, |counts| &counts.addresses);
-        let connection = counts.tally(origin.connection, |counts| &counts.connections);
-        let free = self.limits.unproven().saturating_sub(counts.unproven.len());
-        if address.sessions >= self.limits.per_address
-            || address.unproven >= (free / ADDRESS_SHARE).max(LEAST_OF_ADDRESS)
-        {
+        let address = tally(&counts.addresses, origin.address);
+        let connection = tally(&counts.connections, origin.connection);
+        let free = self.unproven.saturating_sub(counts.unproven.len());
+        if address.sessions >= self.per_address || address.unproven >= (free / ADDRESS_SHARE).max(LEAST_OF_ADDRESS) {
             return Err(Full::Address);
         }
         if connection.sessions >= POLLING_PER_CONNECTION
@@ -160,33 +143,32 @@ impl<T> Census<T> {
         {
             return Err(Full::Connection);
         }
-        let full = counts.sessions >= self.limits.sessions;
-        let oldest = if full || counts.unproven.len() >= self.limits.unproven() { counts.pop_oldest() } else { None };
+        let full = counts.sessions >= self.sessions;
+        let oldest = if full || counts.unproven.len() >= self.unproven { counts.pop_oldest() } else { None };
         if full && oldest.is_none() {
             return Err(Full::Everywhere);
         }
         counts.last += 1;
-        let number = counts.last;
         counts.sessions += 1;
-        let is_unproven = self.limits.unproven_for.is_some();
+        let (sid, number, is_unproven) = (Sid::new(), counts.last, self.unproven_for.is_some());
         counts.each_tally(origin, |tally| {
             tally.sessions += 1;
             tally.unproven += usize::from(is_unproven);
         });
         if is_unproven {
-            counts.unproven.insert(number, Candidate { session: Weak::new(), since: now, origin });
+            counts.unproven.insert(number, Candidate { sid, since: now, origin });
         }
         let (is_proven, left_connection) = (AtomicBool::new(!is_unproven), AtomicBool::new(false));
-        Ok((SessionPermit { census: Arc::clone(self), number, origin, is_proven, left_connection }, oldest))
+        Ok((SessionPermit { sid, census: Arc::clone(self), number, origin, is_proven, left_connection }, oldest))
     }
 
     /// Sessions that have been unproven for too long; they count as proven from now on.
-    pub(super) fn overdue(&self, now: u64) -> Vec<Weak<T>> {
-        let Some(patience) = self.limits.unproven_for else { return Vec::new() };
+    pub(super) fn overdue(&self, now: u64) -> Vec<Sid> {
+        let Some(patience) = self.unproven_for else { return Vec::new() };
         let mut counts = self.counts();
         let mut overdue = Vec::new();
         loop {
-            let crowded = counts.unproven.len() > self.limits.unproven() / 2;
+            let crowded = counts.unproven.len() > self.unproven / 2;
             let patience = if crowded { patience.min(HURRY) } else { patience };
             if counts.unproven.first_key_value().is_none_or(|(_, oldest)| oldest.since + patience > now) {
                 return overdue;
@@ -195,16 +177,16 @@ impl<T> Census<T> {
         }
     }
 
-    fn counts(&self) -> MutexGuard<'_, Counts<T>> {
+    fn counts(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<T> Counts<T> {
-    fn tally(&self, key: Option<NonZeroU64>, tallies: impl FnOnce(&Self) -> &HashMap<NonZeroU64, Tally>) -> Tally {
-        key.and_then(|key| tallies(self).get(&key)).copied().unwrap_or_default()
-    }
+fn tally(tallies: &Tallies, key: Option<NonZeroU64>) -> Tally {
+    key.and_then(|key| tallies.get(&key)).copied().unwrap_or_default()
+}
 
+impl Counts {
     /// Changes the tallies of an origin, and forgets those without sessions.
     fn each_tally(&mut self, origin: Origin, change: impl Fn(&mut Tally)) {
         for (tallies, key) in [(&mut self.addresses, origin.address), (&mut self.connections, origin.connection)] {
@@ -217,23 +199,24 @@ impl<T> Counts<T> {
         }
     }
 
-    fn pop_oldest(&mut self) -> Option<Weak<T>> {
+    fn pop_oldest(&mut self) -> Option<Sid> {
         let number = *self.unproven.first_key_value()?.0;
         self.prove(number)
     }
 
     /// The session is unproven no longer.
-    fn prove(&mut self, number: u64) -> Option<Weak<T>> {
-        let Candidate { session, origin, .. } = self.unproven.remove(&number)?;
+    fn prove(&mut self, number: u64) -> Option<Sid> {
+        let Candidate { sid, origin, .. } = self.unproven.remove(&number)?;
         self.each_tally(origin, |tally| tally.unproven -= 1);
-        Some(session)
+        Some(sid)
     }
 }
 
 /// The right to one session, which is in all counts until this is dropped.
-#[derive(Debug)]
-pub(super) struct SessionPermit<T> {
-    census: Arc<Census<T>>,
+pub(super) struct SessionPermit {
+    /// The Engine.IO id of the session.
+    pub(super) sid: Sid,
+    census: Arc<Census>,
     number: u64,
     origin: Origin,
     is_proven: AtomicBool,
@@ -241,16 +224,10 @@ pub(super) struct SessionPermit<T> {
     left_connection: AtomicBool,
 }
 
-impl<T> SessionPermit<T> {
-    /// Names the session that has to go when its place is needed; `false` when it is needed already.
-    pub(super) fn attach(&self, session: Weak<T>) -> bool {
-        if self.is_proven() {
-            return true;
-        }
-        let mut counts = self.census.counts();
-        let Some(unproven) = counts.unproven.get_mut(&self.number) else { return false };
-        unproven.session = session;
-        true
+impl SessionPermit {
+    /// Whether the session has to go, as its place is needed.
+    pub(super) fn is_revoked(&self) -> bool {
+        !self.is_proven() && !self.census.counts().unproven.contains_key(&self.number)
     }
 
     /// The handler vouches for the session.
@@ -264,12 +241,11 @@ impl<T> SessionPermit<T> {
         self.is_proven.load(Ordering::Relaxed)
     }
 
-    /// The session has moved to a connection of its own, and no longer counts for the connection that brought it.
+    /// The session has moved to a connection of its own, and no longer counts for the connection that brought it. To be
+    /// called once.
     pub(super) fn leave_connection(&self) {
         let mut counts = self.census.counts();
-        if self.left_connection.swap(true, Ordering::Relaxed) {
-            return;
-        }
+        self.left_connection.store(true, Ordering::Relaxed);
         let unproven = counts.unproven.get_mut(&self.number).map(|unproven| unproven.origin.connection = None);
         counts.each_tally(Origin { address: None, ..self.origin }, |tally| {
             tally.sessions -= 1;
@@ -278,7 +254,7 @@ impl<T> SessionPermit<T> {
     }
 }
 
-impl<T> Drop for SessionPermit<T> {
+impl Drop for SessionPermit {
     fn drop(&mut self) {
         let mut counts = self.census.counts();
         counts.prove(self.number);

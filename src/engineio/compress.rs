@@ -1,19 +1,22 @@
 //! Compresses each polled message once, whatever the number of clients that get it.
 //!
-//! Answers for this: the first request for a message starts the job, all others wait for the same one (single-flight),
-//! and the result is kept for a while for those that come later. Jobs run on threads of their own, and a client that
-//! goes away does not cancel the job for the others.
+//! The first request for a message starts the job, all others wait for the same one (single-flight), and the result is
+//! cached for a while. Jobs run on threads of their own; a client that goes away does not cancel the job for the others.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
-use futures_util::{FutureExt, future::Shared};
+use futures_util::{
+    FutureExt,
+    future::{OptionFuture, Shared},
+};
+use hashlink::LinkedHashMap;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::gzip::Segment;
+use super::gzip::{Gzip, Segment};
 use crate::{
     lifecycle::Tasks,
     metrics::{Counter, Metrics},
@@ -39,9 +42,6 @@ const OVERHEAD: usize = 256;
 /// How long a message is cached, in milliseconds. A client that polls comes back for the next message within seconds.
 const KEPT_MS: u64 = 10_000;
 
-/// A message, identified by where its bytes are: they stay there as long as it is cached.
-type Location = (usize, usize);
-
 type Job = Shared<oneshot::Receiver<Arc<Segment>>>;
 
 struct CachedSegment {
@@ -53,9 +53,8 @@ struct CachedSegment {
 
 #[derive(Default)]
 struct SegmentCache {
-    kept: HashMap<Location, CachedSegment>,
-    /// The oldest first.
-    order: VecDeque<Location>,
+    /// By where the bytes of the message are, which stay there as long as it is cached; the oldest first.
+    kept: LinkedHashMap<(usize, usize), CachedSegment>,
     bytes: usize,
 }
 
@@ -74,49 +73,47 @@ impl Compressor {
         Self { cache: Mutex::default(), queue, jobs, tasks, metrics }
     }
 
-    /// The messages, each with its compressed form, or without when it has to go out uncompressed.
-    pub(super) async fn compress(&self, messages: Vec<Bytes>, now: u64) -> Vec<(Bytes, Option<Arc<Segment>>)> {
+    /// The messages as one gzip stream, in pieces.
+    pub(super) async fn gzip(&self, messages: Vec<Bytes>, now: u64) -> VecDeque<Bytes> {
         let jobs = self.jobs(&messages, now);
-        let mut compressed = Vec::with_capacity(messages.len());
+        let mut gzip = Gzip::new();
         for (message, job) in messages.into_iter().zip(jobs) {
-            let segment = match job {
-                Some(job) => job.await.ok(),
-                None => None,
-            };
-            compressed.push((message, segment));
+            match OptionFuture::from(job).await {
+                Some(Ok(segment)) => gzip.append(&segment),
+                _ => gzip.store(message),
+            }
         }
-        compressed
+        gzip.finish()
     }
 
     /// Drops messages that have been cached for long enough.
     pub(super) fn forget(&self, now: u64) {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        while cache.oldest().is_some_and(|oldest| oldest.at + KEPT_MS <= now) {
-            cache.pop();
-        }
+        self.cache().trim(now);
     }
 
     /// The jobs of these messages; all that are not cached become one new job together.
     fn jobs(&self, messages: &[Bytes], now: u64) -> Vec<Option<Job>> {
-        let (mut jobs, mut new, mut place) = (Vec::with_capacity(messages.len()), Vec::new(), None);
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        for message in messages {
-            let job = if message.len() < SHORTEST {
-                None
-            } else if let Some(kept) = cache.kept.get(&key(message)) {
-                Some(kept.job.clone())
-            } else {
-                if place.is_none() {
-                    place = Arc::clone(&self.queue).try_acquire_owned().ok();
-                }
-                place.as_ref().map(|_| {
-                    let (sender, receiver) = oneshot::channel();
-                    new.push((message.clone(), sender));
-                    cache.keep(message, receiver.shared(), now)
-                })
-            };
-            jobs.push(job);
-        }
+        let (mut new, mut place) = (Vec::new(), None);
+        let mut cache = self.cache();
+        let job = |message: &Bytes| {
+            if message.len() < SHORTEST {
+                return None;
+            }
+            let location = (message.as_ptr().addr(), message.len());
+            if let Some(kept) = cache.kept.get(&location) {
+                return Some(kept.job.clone());
+            }
+            place = place.take().or_else(|| Arc::clone(&self.queue).try_acquire_owned().ok());
+            place.as_ref()?;
+            let (sender, receiver) = oneshot::channel();
+            let (message, job) = (message.clone(), receiver.shared());
+            new.push((message.clone(), sender));
+            cache.bytes += message.len() + OVERHEAD;
+            cache.kept.insert(location, CachedSegment { message, job: job.clone(), at: now });
+            Some(job)
+        };
+        let jobs = messages.iter().map(job).collect();
+        cache.trim(now);
         drop(cache);
         if let Some(place) = place {
             let (turns, tasks, metrics) = (Arc::clone(&self.jobs), self.tasks.clone(), self.metrics.clone());
@@ -136,32 +133,22 @@ impl Compressor {
         }
         jobs
     }
+
+    fn cache(&self) -> MutexGuard<'_, SegmentCache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl SegmentCache {
-    fn keep(&mut self, message: &Bytes, job: Job, at: u64) -> Job {
-        let key = key(message);
-        self.bytes += message.len() + OVERHEAD;
-        self.order.push_back(key);
-        self.kept.insert(key, CachedSegment { message: message.clone(), job: job.clone(), at });
-        while self.bytes > KEPT_BYTES && self.order.len() > 1 {
-            self.pop();
+    /// Drops the oldest messages that are past their time or the bound.
+    fn trim(&mut self, now: u64) {
+        while let Some((_, oldest)) = self.kept.front()
+            && (oldest.at + KEPT_MS <= now || (self.bytes > KEPT_BYTES && self.kept.len() > 1))
+        {
+            self.bytes -= oldest.message.len() + OVERHEAD;
+            self.kept.pop_front();
         }
-        job
     }
-
-    fn oldest(&self) -> Option<&CachedSegment> {
-        self.kept.get(self.order.front()?)
-    }
-
-    fn pop(&mut self) {
-        let oldest = self.order.pop_front().and_then(|key| self.kept.remove(&key));
-        self.bytes -= oldest.map_or(0, |oldest| oldest.message.len() + OVERHEAD);
-    }
-}
-
-fn key(message: &Bytes) -> Location {
-    (message.as_ptr().addr(), message.len())
 }
 
 #[cfg(test)]
@@ -180,7 +167,8 @@ mod tests {
     }
 
     async fn is_compressed(compressor: &Compressor, message: &Bytes, now: u64) -> bool {
-        compressor.compress(vec![message.clone()], now).await[0].1.is_some()
+        let pieces = compressor.gzip(vec![message.clone()], now).await;
+        pieces.iter().map(Bytes::len).sum::<usize>() < message.len()
     }
 
     #[tokio::test]
@@ -188,10 +176,9 @@ mod tests {
         let (compressor, metrics) = compressor();
         let (message, other) = (message(300_000), message(300_000));
         // The first to ask goes away at once.
-        assert!(compressor.compress(vec![message.clone()], 0).now_or_never().is_none());
-        let all = join_all((0..100).map(|_| compressor.compress(vec![message.clone(), other.clone()], 0))).await;
-        let first = all[0][0].1.as_ref().unwrap();
-        assert!(all.iter().all(|messages| Arc::ptr_eq(messages[0].1.as_ref().unwrap(), first)));
+        assert!(compressor.gzip(vec![message.clone()], 0).now_or_never().is_none());
+        let all = join_all((0..100).map(|_| compressor.gzip(vec![message.clone(), other.clone()], 0))).await;
+        assert!(all.iter().all(|pieces| pieces == &all[0]));
         assert_eq!(metrics.get(Counter::Compressed), 2);
     }
 
@@ -214,7 +201,7 @@ mod tests {
         }
         compressor.forget(2 * KEPT_MS);
         let cache = compressor.cache.lock().unwrap();
-        assert_eq!((cache.bytes, cache.order.len(), cache.kept.len()), (0, 0, 0));
+        assert_eq!((cache.bytes, cache.kept.len()), (0, 0));
     }
 
     #[tokio::test]
@@ -242,11 +229,11 @@ mod tests {
         let turns = compressor.jobs.acquire_many(u32::try_from(JOBS).unwrap()).await.unwrap();
         let messages: Vec<Bytes> = (0..QUEUE).map(|_| message(1_000)).collect();
         let mut waiting: Vec<_> =
-            messages.iter().map(|message| Box::pin(compressor.compress(vec![message.clone()], 0))).collect();
+            messages.iter().map(|message| Box::pin(is_compressed(&compressor, message, 0))).collect();
         assert!(waiting.iter_mut().all(|job| job.now_or_never().is_none()));
         assert!(!is_compressed(&compressor, &message(1_000), 0).await);
         drop(turns);
-        assert!(join_all(waiting).await.iter().all(|messages| messages[0].1.is_some()));
+        assert!(join_all(waiting).await.into_iter().all(|compressed| compressed));
         assert_eq!(metrics.get(Counter::Compressed), QUEUE as u64);
         assert!(is_compressed(&compressor, &message(1_000), 0).await);
     }

@@ -24,15 +24,24 @@ const STORED: usize = 0xffff;
 /// Pieces shorter than this are copied together: a body of thousands of tiny ones costs more than the copy.
 const COPIED: usize = 4_096;
 
+/// The parts of a body as they are, in order: the short ones joined, the long ones shared.
+pub(super) fn joined(parts: Vec<Bytes>) -> VecDeque<Bytes> {
+    let mut pieces = Pieces::default();
+    for part in parts {
+        pieces.push(part);
+    }
+    pieces.finish()
+}
+
 /// Bytes in order, the long ones shared with their other holders.
-#[derive(Debug, Default)]
-pub(super) struct Pieces {
+#[derive(Default)]
+struct Pieces {
     pieces: VecDeque<Bytes>,
     tail: Vec<u8>,
 }
 
 impl Pieces {
-    pub(super) fn push(&mut self, bytes: Bytes) {
+    fn push(&mut self, bytes: Bytes) {
         if bytes.len() < COPIED {
             self.copy(&bytes);
         } else {
@@ -41,11 +50,11 @@ impl Pieces {
         }
     }
 
-    pub(super) fn copy(&mut self, bytes: &[u8]) {
+    fn copy(&mut self, bytes: &[u8]) {
         self.tail.extend_from_slice(bytes);
     }
 
-    pub(super) fn finish(mut self) -> VecDeque<Bytes> {
+    fn finish(mut self) -> VecDeque<Bytes> {
         self.cut();
         self.pieces
     }
@@ -58,7 +67,6 @@ impl Pieces {
 }
 
 /// A part of a [`Gzip`], compressed.
-#[derive(Debug)]
 pub(super) struct Segment {
     deflated: Bytes,
     /// Checksum and length of what was compressed.
@@ -80,7 +88,6 @@ impl Segment {
 }
 
 /// A gzip stream in the making.
-#[derive(Debug)]
 pub(super) struct Gzip {
     pieces: Pieces,
     crc: Crc,
@@ -103,11 +110,8 @@ impl Gzip {
         self.crc.update(&bytes);
         while !bytes.is_empty() {
             let block = bytes.split_to(bytes.len().min(STORED));
-            #[expect(clippy::cast_possible_truncation, reason = "at most STORED")]
-            let length = block.len() as u16;
-            self.pieces.copy(&[0]);
-            self.pieces.copy(&length.to_le_bytes());
-            self.pieces.copy(&(!length).to_le_bytes());
+            let [low, high, ..] = block.len().to_le_bytes();
+            self.pieces.copy(&[0, low, high, !low, !high]);
             self.pieces.push(block);
         }
     }
@@ -176,12 +180,8 @@ mod tests {
 
     #[test]
     fn small_pieces_are_joined_and_large_ones_shared() {
-        let mut pieces = Pieces::default();
         let large = Bytes::from(vec![1; COPIED]);
-        for bytes in [&Bytes::from_static(b"a"), &Bytes::from_static(b"b"), &large, &Bytes::from_static(b"c")] {
-            pieces.push(bytes.clone());
-        }
-        let pieces = pieces.finish();
+        let pieces = joined(vec![Bytes::from("a"), Bytes::from("b"), large.clone(), Bytes::from("c")]);
         assert_eq!(pieces, [Bytes::from_static(b"ab"), large.clone(), Bytes::from_static(b"c")]);
         assert_eq!(pieces[1].as_ptr(), large.as_ptr());
     }

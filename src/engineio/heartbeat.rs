@@ -4,6 +4,13 @@
 
 use std::collections::BTreeMap;
 
+/// The engine's heartbeat options in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Intervals {
+    pub(super) ping: u64,
+    pub(super) timeout: u64,
+}
+
 /// The server's side of one session's heartbeat (Engine.IO protocol 4, "Heartbeat").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Heartbeat {
@@ -19,13 +26,6 @@ pub(super) struct Heartbeat {
 /// memory for ever by taking a byte now and then.
 const PROGRESS: usize = 16 * 1024;
 
-/// The engine's heartbeat options in milliseconds.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Intervals {
-    pub(super) ping: u64,
-    pub(super) timeout: u64,
-}
-
 /// What a session must do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Beat {
@@ -38,6 +38,7 @@ pub(super) enum Beat {
 }
 
 impl Heartbeat {
+    /// As it is at first, and after each pong.
     pub(super) fn new(now: u64, intervals: Intervals) -> Self {
         Self { due: now + intervals.ping, awaits_pong: false, taken: 0 }
     }
@@ -56,10 +57,6 @@ impl Heartbeat {
         // While a pong is late there is another ping: the client gives up when none arrives for too long.
         *self = Self { due: from + intervals.timeout, awaits_pong: true, taken: 0 };
         Beat::Ping(self.due)
-    }
-
-    pub(super) fn pong(&mut self, now: u64, intervals: Intervals) {
-        *self = Self::new(now, intervals);
     }
 
     /// The client has taken bytes that waited for it.
@@ -111,7 +108,7 @@ mod tests {
     fn a_pong_starts_over() {
         let mut heartbeat = Heartbeat::new(0, INTERVALS);
         assert_eq!(heartbeat.beat(300, INTERVALS), Beat::Ping(500));
-        heartbeat.pong(350, INTERVALS);
+        heartbeat = Heartbeat::new(350, INTERVALS);
         assert_eq!(heartbeat.beat(640, INTERVALS), Beat::Wait(650));
         assert_eq!(heartbeat.beat(650, INTERVALS), Beat::Ping(850));
     }
@@ -152,7 +149,7 @@ mod tests {
         assert_eq!(heartbeat.beat(300, INTERVALS), Beat::Ping(500));
         heartbeat.progress(PROGRESS);
         assert_eq!(heartbeat.beat(500, INTERVALS), Beat::Ping(700));
-        heartbeat.pong(510, INTERVALS);
+        heartbeat = Heartbeat::new(510, INTERVALS);
         assert_eq!(heartbeat.beat(700, INTERVALS), Beat::Wait(810));
         assert_eq!(heartbeat.beat(810, INTERVALS), Beat::Ping(1_010));
         assert_eq!(heartbeat.beat(1_010, INTERVALS), Beat::Dead);

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, ops::RangeInclusive, sync::Arc, time::Instant};
 
-use axum::body::Body;
+use axum::{body::Body, response::IntoResponse};
 use engineioxide_core::ProtocolVersion;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
@@ -15,8 +15,8 @@ use http::{
 use rand::RngExt;
 
 use super::{
-    Engine, Handler, Handshake, Intake, Session,
-    census::{Full, Origin, SessionPermit},
+    CloseReason, Engine, Handler, Handshake, Intake,
+    census::{Origin, SessionPermit},
     polling::TEXT,
 };
 use crate::{
@@ -38,48 +38,39 @@ pub struct Cors {
 }
 
 /// The errors of the protocol's reference server: a number and a text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
+    #[error("Transport unknown")]
     UnknownTransport,
+    #[error("Session ID unknown")]
     UnknownSid,
+    #[error("Bad handshake method")]
     BadHandshakeMethod,
+    #[error("Bad request")]
     BadRequest,
+    #[error("Forbidden")]
     Forbidden,
+    #[error("Unsupported protocol version")]
     UnsupportedProtocol,
     /// Not an error of the reference server, which takes every client.
+    #[error("Server is busy")]
     Busy,
 }
 
 impl Refusal {
-    fn text(self) -> &'static str {
-        match self {
-            Self::UnknownTransport => "Transport unknown",
-            Self::UnknownSid => "Session ID unknown",
-            Self::BadHandshakeMethod => "Bad handshake method",
-            Self::BadRequest => "Bad request",
-            Self::Forbidden => "Forbidden",
-            Self::UnsupportedProtocol => "Unsupported protocol version",
-            Self::Busy => "Server is busy",
-        }
-    }
-
-    fn status(self) -> StatusCode {
-        match self {
+    /// To a request: `{"code":1,"message":"Session ID unknown"}`. To an upgrade: the text.
+    fn response(self, upgrade: bool) -> Response<Body> {
+        let (kind, body) = if upgrade {
+            ("text/html", self.to_string())
+        } else {
+            ("application/json", format!(r#"{{"code":{},"message":"{self}"}}"#, self as u8))
+        };
+        let status = match self {
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::BAD_REQUEST,
-        }
-    }
-
-    /// To a request: `{"code":1,"message":"Session ID unknown"}`. To an upgrade: the text.
-    fn response(self, upgrade: bool) -> Response<Body> {
-        let text = self.text();
-        let (kind, body) = if upgrade {
-            ("text/html", text.to_owned())
-        } else {
-            ("application/json", format!(r#"{{"code":{},"message":"{text}"}}"#, self as u8))
         };
-        let mut response = respond(self.status(), kind, body.into_bytes());
+        let mut response = respond(status, kind, body);
         if self == Self::Busy {
             // A random pause, so that refused clients do not all return at the same time.
             let seconds = rand::rng().random_range(RETRY_AFTER_SECONDS);
@@ -98,25 +89,18 @@ impl<H: Handler> Engine<H> {
     /// Answers a request to the engine's path.
     pub async fn handle(self: Arc<Self>, request: Request<Body>) -> Response<Body> {
         if request.method() == Method::OPTIONS && self.options.cors.is_some() {
-            return self.preflight(request.headers());
+            return self.with_cors(preflight(request.headers()));
         }
         let upgrade = request.headers().contains_key(UPGRADE);
-        let mut response = match self.route(request, upgrade).await {
-            Ok(response) => response,
-            Err(refusal) => {
-                tracing::debug!(reason = refusal.text(), "refused a request");
-                refusal.response(upgrade)
-            }
-        };
-        self.allow_origin(response.headers_mut());
-        response
+        self.with_cors(self.route(request, upgrade).await.unwrap_or_else(|refusal| {
+            tracing::debug!(reason = %refusal, "refused a request");
+            refusal.response(upgrade)
+        }))
     }
 
     /// Refuses a request, to this path or another, for want of room.
     pub fn refuse(&self, request: &Request<Body>) -> Response<Body> {
-        let mut response = Refusal::Busy.response(request.headers().contains_key(UPGRADE));
-        self.allow_origin(response.headers_mut());
-        response
+        self.with_cors(Refusal::Busy.response(request.headers().contains_key(UPGRADE)))
     }
 
     /// The checks in the order of the reference server, so that the same error comes first.
@@ -130,7 +114,9 @@ impl<H: Handler> Engine<H> {
         let Some(sid) = parameter(query, "sid").filter(|sid| !sid.is_empty()) else {
             return self.handshake(request, websocket, upgrade);
         };
-        let session = self.session(&sid).ok_or(Refusal::UnknownSid)?;
+        let session = sid.parse().ok().and_then(|sid| self.session(sid));
+        // Its heartbeat may say that it is over.
+        let session = session.filter(|session| session.beat(self.now()).is_some()).ok_or(Refusal::UnknownSid)?;
         if websocket != upgrade || (!upgrade && !session.is_polling()) {
             return Err(Refusal::BadRequest);
         }
@@ -141,7 +127,7 @@ impl<H: Handler> Engine<H> {
             // Boxed, or every WebSocket's handshake is as large as these.
             Method::GET => Box::pin(self.poll(&session, request.headers())).await,
             Method::POST => Box::pin(self.post(&session, request.into_body())).await,
-            _ => Ok(respond(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", Vec::new())),
+            _ => Ok(respond(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", Body::empty())),
         }
     }
 
@@ -157,7 +143,8 @@ impl<H: Handler> Engine<H> {
         if websocket != upgrade {
             return Err(Refusal::BadRequest);
         }
-        if !self.may_open(request.headers()) {
+        let is_foreign = |cors: &Cors| request.headers().get(ORIGIN).is_some_and(|origin| *origin != cors.origin);
+        if self.options.cors.as_ref().is_some_and(|cors| cors.strict && is_foreign(cors)) {
             return Err(Refusal::Forbidden);
         }
         let query = request.uri().query().unwrap_or_default();
@@ -170,11 +157,11 @@ impl<H: Handler> Engine<H> {
         let handshake = Handshake { query, headers: request.headers() };
         let session = self.open(&handshake, None, self.admit(&request, false)?);
         let open = String::from(self.open_packet(session.engine_sid(), true));
-        Ok(respond(StatusCode::OK, TEXT, open.into_bytes()))
+        Ok(respond(StatusCode::OK, TEXT, open))
     }
 
     /// A permit for the session that a request opens.
-    pub(super) fn admit(&self, request: &Request<Body>, websocket: bool) -> Result<SessionPermit<Session<H>>, Refusal> {
+    pub(super) fn admit(&self, request: &Request<Body>, websocket: bool) -> Result<SessionPermit, Refusal> {
         if !matches!(self.registry().intake, Intake::Open) {
             self.metrics.count(Counter::SessionsRefused);
             return Err(Refusal::Busy);
@@ -183,66 +170,47 @@ impl<H: Handler> Engine<H> {
         let trusted = &self.options.trusted_proxies;
         let address = peer.and_then(|peer| client::address(peer.address, request.headers(), trusted));
         let connection = peer.filter(|_| !websocket).map(|peer| peer.connection);
-        match self.census.admit(Origin::new(address, connection), self.now()) {
-            Ok((permit, oldest)) => {
-                if let Some(oldest) = oldest {
-                    self.close_unproven(&oldest);
-                }
-                Ok(permit)
+        let (permit, oldest) = self.census.admit(Origin::new(address, connection), self.now()).map_err(|full| {
+            static REFUSED: [Throttle; 3] = [const { Throttle::new() }; 3];
+            if let Some(more_since_last) = REFUSED[full as usize].allow(Instant::now()) {
+                tracing::warn!(more_since_last, "refused a session: there are {full}");
             }
-            Err(full) => {
-                self.metrics.count(Counter::SessionsRefused);
-                report_full(full);
-                Err(Refusal::Busy)
-            }
+            self.metrics.count(Counter::SessionsRefused);
+            Refusal::Busy
+        })?;
+        if let Some(oldest) = oldest.and_then(|sid| self.session(sid)) {
+            oldest.close(CloseReason::Unproven);
         }
+        Ok(permit)
     }
 
-    fn may_open(&self, headers: &HeaderMap) -> bool {
-        match (&self.options.cors, headers.get(ORIGIN)) {
-            (Some(cors), Some(origin)) if cors.strict => *origin == cors.origin,
-            _ => true,
-        }
-    }
-
-    fn allow_origin(&self, headers: &mut HeaderMap) {
+    fn with_cors(&self, mut response: Response<Body>) -> Response<Body> {
         if let Some(cors) = &self.options.cors {
+            let headers = response.headers_mut();
             headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, cors.origin.clone());
             headers.append(VARY, HeaderValue::from_static("Origin"));
             headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
         }
-    }
-
-    fn preflight(&self, request: &HeaderMap) -> Response<Body> {
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = StatusCode::NO_CONTENT;
-        let headers = response.headers_mut();
-        self.allow_origin(headers);
-        let methods = HeaderValue::from_static("GET,HEAD,PUT,PATCH,POST,DELETE");
-        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, methods);
-        headers.append(VARY, HeaderValue::from_static("Access-Control-Request-Headers"));
-        if let Some(wanted) = request.get(ACCESS_CONTROL_REQUEST_HEADERS) {
-            headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
-        }
-        headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         response
     }
 }
 
-fn report_full(full: Full) {
-    static REFUSED: [Throttle; 3] = [const { Throttle::new() }; 3];
-    if let Some(more_since_last) = REFUSED[full as usize].allow(Instant::now()) {
-        tracing::warn!(more_since_last, "refused a session: there are {full}");
-    }
+fn preflight(request: &HeaderMap) -> Response<Body> {
+    let headers = [
+        (ACCESS_CONTROL_ALLOW_METHODS, "GET,HEAD,PUT,PATCH,POST,DELETE"),
+        (VARY, "Access-Control-Request-Headers"),
+        (CONTENT_LENGTH, "0"),
+    ];
+    let wanted = request.get(ACCESS_CONTROL_REQUEST_HEADERS).cloned();
+    let allowed = wanted.map(|wanted| [(ACCESS_CONTROL_ALLOW_HEADERS, wanted)]);
+    (StatusCode::NO_CONTENT, headers, allowed, ()).into_response()
 }
 
 /// A whole answer that no cache may keep.
 pub(super) fn respond(status: StatusCode, kind: &'static str, body: impl Into<Body>) -> Response<Body> {
-    let mut response = Response::new(body.into());
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+    let no_store = HeaderValue::from_static("no-store");
+    let headers = [(CONTENT_TYPE, HeaderValue::from_static(kind)), (CACHE_CONTROL, no_store)];
+    (status, headers, body.into()).into_response()
 }
 
 #[cfg(test)]

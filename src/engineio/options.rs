@@ -1,9 +1,9 @@
 //! What an [`Engine`](super::Engine) can be told.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use super::{Cors, Engine, Handler, Session, census::SessionLimits};
-use crate::{config::Networks, websocket::Allowance};
+use super::Cors;
+use crate::config::Networks;
 
 /// Behaviour of an [`Engine`](super::Engine); the defaults are Node's.
 #[derive(Clone, Debug)]
@@ -18,7 +18,7 @@ pub struct Options {
     pub message_timeout: Duration,
     /// Largest message or POST from a client, in bytes.
     pub max_payload: usize,
-    /// The limits until [`Session::prove`]; `None` when sessions have nothing to prove.
+    /// The limits until [`Session::prove`](super::Session::prove); `None` when sessions have nothing to prove.
     pub unproven: Option<Unproven>,
     /// Most sessions.
     pub max_sessions: usize,
@@ -59,26 +59,4 @@ pub struct Unproven {
     pub message_timeout: Duration,
     /// Largest message or POST, in bytes.
     pub max_payload: usize,
-}
-
-impl Options {
-    pub(super) fn session_limits(&self) -> SessionLimits {
-        SessionLimits {
-            sessions: self.max_sessions,
-            per_address: self.max_sessions_per_address,
-            unproven_for: self.unproven.map(|unproven| super::milliseconds(unproven.timeout)),
-        }
-    }
-}
-
-impl<H: Handler> Engine<H> {
-    /// What a client may send at the moment.
-    pub(super) fn allowance(&self, session: &Arc<Session<H>>) -> Allowance {
-        match self.options.unproven {
-            Some(Unproven { message_timeout, max_payload, .. }) if !session.permit().is_proven() => {
-                Allowance { max: max_payload, patience: message_timeout }
-            }
-            _ => Allowance { max: self.options.max_payload, patience: self.options.message_timeout },
-        }
-    }
 }

@@ -7,7 +7,7 @@ use engineioxide_core::{Packet, ProtocolVersion};
 use crate::websocket::{Frame, Outbox};
 
 /// Between the packets of a polling payload (Engine.IO protocol 4, "HTTP long-polling").
-pub(super) const SEPARATOR: &[u8] = b"\x1e";
+const SEPARATOR: &str = "\x1e";
 
 /// Packets in one POST; a browser sends a handful. Each takes memory beyond its bytes until all are handled.
 const MAX_PACKETS: usize = 1_000;
@@ -15,11 +15,6 @@ const MAX_PACKETS: usize = 1_000;
 /// Bytes of one polling payload, unless a single message is larger. The client acknowledges a payload by asking for the
 /// next, so a slow client gets ahead, and what it does not read is little.
 const PAYLOAD: usize = 1 << 20;
-
-/// The body of a POST is no payload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("body is not a payload")]
-pub(super) struct NotAPayload;
 
 impl Frame {
     /// A message packet with text: `4` and the parts, one after the other. A message packet with binary data is
@@ -38,11 +33,15 @@ impl Frame {
     }
 }
 
-/// The packets of the next payload from what waits. Of a lot that waits, the rest stays for later payloads.
+/// The packets of the next payload from what waits, and the separators between them. Of a lot that waits, the rest stays
+/// for later payloads.
 pub(super) fn next_payload(outbox: &mut Outbox) -> Vec<Bytes> {
     let (mut packets, mut length) = (Vec::new(), 0);
     while outbox.front().is_some_and(|next| length == 0 || length + next.len() <= PAYLOAD) {
         if let Some(packet) = outbox.pop().and_then(|frame| frame.polled()) {
+            if !packets.is_empty() {
+                packets.push(SEPARATOR.into());
+            }
             length += packet.len() + SEPARATOR.len();
             packets.push(packet);
         }
@@ -51,17 +50,17 @@ pub(super) fn next_payload(outbox: &mut Outbox) -> Vec<Bytes> {
 }
 
 /// The packets of a POST: with separators between them, and perhaps another at the end.
-pub(super) fn parse_payload(body: &[u8]) -> Result<Vec<Packet>, NotAPayload> {
-    let body = body.strip_suffix(SEPARATOR).unwrap_or(body);
-    let mut packets = Vec::new();
-    for packet in body.split(|byte| [*byte] == *SEPARATOR) {
-        if packets.len() == MAX_PACKETS {
-            return Err(NotAPayload);
-        }
-        let text = str::from_utf8(packet).map_err(|_| NotAPayload)?;
-        packets.push(Packet::parse(ProtocolVersion::V4, text.to_owned()).map_err(|_| NotAPayload)?);
+pub(super) fn parse_payload(body: &[u8]) -> Option<Vec<Packet>> {
+    let body = str::from_utf8(body).ok()?;
+    let packets = body.strip_suffix(SEPARATOR).unwrap_or(body).split(SEPARATOR);
+    if packets.clone().nth(MAX_PACKETS).is_some() {
+        return None;
     }
-    Ok(packets)
+    packets.map(parse).collect()
+}
+
+pub(super) fn parse(packet: &str) -> Option<Packet> {
+    Packet::parse(ProtocolVersion::V4, packet.to_owned()).ok()
 }
 
 #[cfg(test)]
@@ -93,8 +92,10 @@ mod tests {
         let frame = Frame::message(&[&vec![b'x'; 400_000]]);
         outbox.extend(&[&frame; 5], 0);
         let payloads: Vec<_> = std::iter::from_fn(|| (!outbox.is_empty()).then(|| next_payload(&mut outbox))).collect();
-        assert_eq!(payloads.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 1]);
-        assert!(payloads.concat().iter().all(|packet| packet.as_ptr() == frame.polled().unwrap().as_ptr()));
+        let (packet, separator) = (frame.polled().unwrap(), Bytes::from_static(SEPARATOR.as_bytes()));
+        let two = vec![packet.clone(), separator, packet.clone()];
+        assert_eq!(payloads, [two.clone(), two, vec![packet.clone()]]);
+        assert!(payloads.iter().all(|shared| shared[0].as_ptr() == packet.as_ptr()));
     }
 
     #[test]
@@ -103,10 +104,10 @@ mod tests {
         assert_eq!(packets, [Packet::Message("a".into()), Packet::Pong, Packet::Binary(vec![1, 2, 3, 4].into())]);
         assert_eq!(parse_payload(b"4a\x1e").unwrap().len(), 1);
         for malformed in ["", "abc", "\x1e", "4a\x1e\x1e", "\x1e4a", "b!!", "x"] {
-            assert_eq!(parse_payload(malformed.as_bytes()), Err(NotAPayload), "{malformed:?}");
+            assert_eq!(parse_payload(malformed.as_bytes()), None, "{malformed:?}");
         }
         assert_eq!(parse_payload(&b"3\x1e".repeat(MAX_PACKETS)).unwrap().len(), MAX_PACKETS);
-        assert_eq!(parse_payload(&b"3\x1e".repeat(MAX_PACKETS + 1)), Err(NotAPayload));
+        assert_eq!(parse_payload(&b"3\x1e".repeat(MAX_PACKETS + 1)), None);
     }
 
     proptest! {
@@ -116,7 +117,7 @@ mod tests {
             let theirs = payload::decoder(Body::from(body.clone()), None, ProtocolVersion::V4, 1_000);
             let theirs: Option<Vec<_>> =
                 theirs.collect::<Vec<_>>().now_or_never().unwrap().into_iter().map(Result::ok).collect();
-            prop_assert_eq!(parse_payload(body.as_bytes()).ok(), theirs.filter(|packets| !packets.is_empty()));
+            prop_assert_eq!(parse_payload(body.as_bytes()), theirs.filter(|packets| !packets.is_empty()));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! HTTP long-polling, the way to the client: a GET waits for packets.
+//! HTTP long-polling: a GET waits for packets to the client, a POST brings packets from it.
 
 use std::{
     collections::VecDeque,
@@ -6,23 +6,29 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::body::{Body, HttpBody};
 use bytes::Bytes;
+use engineioxide_core::Packet;
 use http::{
     HeaderMap, HeaderValue, Response, StatusCode,
     header::{ACCEPT_ENCODING, CONTENT_ENCODING, VARY},
 };
+use http_body_util::BodyExt;
 use hyper::body::{Frame as BodyFrame, SizeHint};
+use scopeguard::defer;
+use tokio::time::timeout;
 
 use super::{
     CloseReason, Engine, Handler, Session,
-    gzip::{Gzip, Pieces},
+    gzip::joined,
     http::{Refusal, respond},
-    packet::SEPARATOR,
+    packet::parse_payload,
     session::Polled,
 };
+use crate::websocket::{Allowance, Budget, Buffer, Exhausted};
 
 /// Type of a payload.
 pub(super) const TEXT: &str = "text/plain; charset=UTF-8";
@@ -34,58 +40,64 @@ const COMPRESS_FROM: usize = 1_024;
 /// hundreds of such answers do not hold up other tasks: the kernel may take megabytes at once.
 const CHUNK: usize = 64 * 1024;
 
+/// A client closes while its GET is under way. As the two have connections of their own, the close may arrive first: it
+/// then waits at most this long for the GET, so that the GET ends as it should.
+const OVERTAKE: Duration = Duration::from_millis(50);
+
 impl<H: Handler> Engine<H> {
     /// A GET: what waits for the client, or the next thing to come.
     pub(super) async fn poll(&self, session: &Arc<Session<H>>, headers: &HeaderMap) -> Result<Response<Body>, Refusal> {
-        let polled = session.poll();
-        if matches!(polled, Polled::Refused) {
-            return Err(Refusal::BadRequest);
-        }
+        let polled = session.poll().ok_or(Refusal::BadRequest)?;
         // From here on the session ends when its client goes away, as what is sent to it could be lost.
-        let delivery = Delivery::to(session);
+        let delivery = Delivery { session: Arc::clone(session), pieces: None, yields: false };
         let packets = match polled {
             Polled::Now(packets) => packets,
             Polled::Later(packets) => packets.await.map_err(|_| Refusal::BadRequest)?,
-            Polled::Refused => return Err(Refusal::BadRequest),
         };
-        let separators = packets.len().saturating_sub(1) * SEPARATOR.len();
-        let length = separators + packets.iter().map(Bytes::len).sum::<usize>();
-        if length < COMPRESS_FROM || !accepts_gzip(headers) {
+        if packets.iter().map(Bytes::len).sum::<usize>() < COMPRESS_FROM || !accepts_gzip(headers) {
             return Ok(respond(StatusCode::OK, TEXT, Body::new(delivery.of(joined(packets)))));
         }
-        let compressed = self.gzipped(packets).await;
-        let mut response = respond(StatusCode::OK, TEXT, Body::new(delivery.of(compressed)));
+        let pieces = self.compressor.gzip(packets, self.now()).await;
+        let mut response = respond(StatusCode::OK, TEXT, Body::new(delivery.of(pieces)));
         response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         response.headers_mut().append(VARY, HeaderValue::from_static("Accept-Encoding"));
         Ok(response)
     }
 
-    /// A payload as a gzip stream, of which each packet is compressed once for all clients.
-    async fn gzipped(&self, packets: Vec<Bytes>) -> VecDeque<Bytes> {
-        let mut gzip = Gzip::new();
-        for (place, (packet, segment)) in self.compressor.compress(packets, self.now()).await.into_iter().enumerate() {
-            if place > 0 {
-                gzip.store(Bytes::from_static(SEPARATOR));
-            }
-            match segment {
-                Some(segment) => gzip.append(&segment),
-                None => gzip.store(packet),
-            }
+    /// A POST: packets from the client. A session has one POST at a time.
+    pub(super) async fn post(&self, session: &Arc<Session<H>>, body: Body) -> Result<Response<Body>, Refusal> {
+        if !session.begin_post() {
+            session.close(CloseReason::TransportError);
+            return Err(Refusal::BadRequest);
         }
-        gzip.finish()
+        defer! { session.end_post() }
+        self.receive_all(session, body).await.or_else(|reason| {
+            session.close(reason);
+            match reason {
+                CloseReason::ClientClose => Ok(respond(StatusCode::OK, "text/html", "ok")),
+                CloseReason::Exhausted => Err(Refusal::Busy),
+                _ => Err(Refusal::BadRequest),
+            }
+        })
     }
-}
 
-/// A payload as it is.
-fn joined(packets: Vec<Bytes>) -> VecDeque<Bytes> {
-    let mut pieces = Pieces::default();
-    for (place, packet) in packets.into_iter().enumerate() {
-        if place > 0 {
-            pieces.copy(SEPARATOR);
+    /// Handles the packets in order. A body that is too large does not close the session.
+    async fn receive_all(&self, session: &Arc<Session<H>>, body: Body) -> Result<Response<Body>, CloseReason> {
+        let Allowance { max, patience } = session.allowance();
+        let packets = timeout(patience, packets(body, max, &self.shared.budget)).await;
+        let Some(packets) = packets.map_err(|_| CloseReason::Late)?? else {
+            return Ok(respond(StatusCode::PAYLOAD_TOO_LARGE, "text/html", Body::empty()));
+        };
+        for packet in packets {
+            if packet == Packet::Close
+                && let Some(get) = session.next_get()
+            {
+                let _ = timeout(OVERTAKE, get).await;
+            }
+            self.receive(session, packet)?;
         }
-        pieces.push(packet);
+        Ok(respond(StatusCode::OK, "text/html", "ok"))
     }
-    pieces.finish()
 }
 
 fn accepts_gzip(request: &HeaderMap) -> bool {
@@ -100,22 +112,16 @@ fn accepts_gzip(request: &HeaderMap) -> bool {
 
 /// A response to a GET, complete or still waited for. Its messages have left the outbox: if the client goes away before
 /// all of it was taken, the session ends, as they could be lost.
-pub(super) struct Delivery<H: Handler> {
+struct Delivery<H: Handler> {
     session: Arc<Session<H>>,
     /// `None` while the packets are not known yet.
     pieces: Option<VecDeque<Bytes>>,
-    length: u64,
     /// Others run before the next chunk.
     yields: bool,
 }
 
 impl<H: Handler> Delivery<H> {
-    pub(super) fn to(session: &Arc<Session<H>>) -> Self {
-        Self { session: Arc::clone(session), pieces: None, length: 0, yields: false }
-    }
-
-    pub(super) fn of(mut self, pieces: VecDeque<Bytes>) -> Self {
-        self.length = pieces.iter().map(|piece| piece.len() as u64).sum();
+    fn of(mut self, pieces: VecDeque<Bytes>) -> Self {
         if pieces.is_empty() {
             self.session.answered();
         }
@@ -146,7 +152,6 @@ impl<H: Handler> HttpBody for Delivery<H> {
                 self.session.answered();
             }
         }
-        self.length -= chunk.len() as u64;
         self.yields = chunk.len() == CHUNK;
         self.session.progress(chunk.len());
         Poll::Ready(Some(Ok(BodyFrame::data(chunk))))
@@ -157,7 +162,7 @@ impl<H: Handler> HttpBody for Delivery<H> {
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.length)
+        SizeHint::with_exact(self.pieces.iter().flatten().map(|piece| piece.len() as u64).sum())
     }
 }
 
@@ -167,6 +172,26 @@ impl<H: Handler> Drop for Delivery<H> {
             self.session.close(CloseReason::TransportClose);
         }
     }
+}
+
+/// All packets of a POST, read before any is handled; `None` when the body has more than `max` bytes.
+async fn packets(mut body: Body, max: usize, budget: &Budget) -> Result<Option<Vec<Packet>>, CloseReason> {
+    let announced = body.size_hint();
+    // Announced, so that it need not arrive.
+    if announced.lower() > max as u64 {
+        return Ok(None);
+    }
+    let whole = announced.upper().and_then(|length| usize::try_from(length).ok()).map_or(max, |length| length.min(max));
+    let mut read = Buffer::default();
+    while let Some(frame) = body.frame().await {
+        // Trailers mean nothing here.
+        let Ok(data) = frame.map_err(|_| CloseReason::ParseError)?.into_data() else { continue };
+        if read.bytes().len() + data.len() > max {
+            return Ok(None);
+        }
+        read.extend(budget, &data, whole).map_err(|Exhausted| CloseReason::Exhausted)?;
+    }
+    parse_payload(read.bytes()).map(Some).ok_or(CloseReason::ParseError)
 }
 
 #[cfg(test)]
@@ -189,5 +214,16 @@ mod tests {
             assert_eq!(accepts_gzip(&headers(encoding)), accepted, "{encoding}");
         }
         assert!(!accepts_gzip(&HeaderMap::new()));
+    }
+
+    #[tokio::test]
+    async fn a_body_has_bounds() {
+        let budget = Budget::of(10_000);
+        let read = async |length: usize| {
+            packets(Body::from("4".repeat(length)), 20_000, &budget).await.map(|packets| packets.map(|all| all.len()))
+        };
+        assert_eq!(read(10_000).await, Ok(Some(1)));
+        assert_eq!(read(20_000).await, Err(CloseReason::Exhausted));
+        assert_eq!(read(20_001).await, Ok(None));
     }
 }

@@ -12,12 +12,12 @@ use engineioxide_core::{Packet, Sid};
 use tokio::{net::TcpStream, sync::oneshot};
 
 use super::{
-    CloseReason, Engine, Frame, Handler,
+    CloseReason, Engine, Frame, Handler, Unproven,
     census::SessionPermit,
     heartbeat::{Beat, Heartbeat},
     packet::next_payload,
 };
-use crate::websocket::{Connection, Outbox, SendError};
+use crate::websocket::{Allowance, Connection, Outbox, SendError};
 
 /// The WebSocket of a session.
 pub(super) type Socket = Arc<Connection<TcpStream>>;
@@ -72,39 +72,31 @@ struct TransportState {
     heartbeat: Heartbeat,
 }
 
-/// Answer to a GET of a polling client.
+/// The payload that answers a GET of a polling client, in pieces.
 pub(super) enum Polled {
     Now(Vec<Bytes>),
     Later(oneshot::Receiver<Vec<Bytes>>),
-    /// Not a polling session (any more).
-    Refused,
 }
 
 /// A connected client. [`Handler::State`] is the handler's own part.
 pub struct Session<H: Handler> {
-    sid: Sid,
     engine: Arc<Engine<H>>,
     state: H::State,
     link: Mutex<TransportState>,
-    permit: SessionPermit<Self>,
+    pub(super) permit: SessionPermit,
 }
 
 impl<H: Handler> Session<H> {
     /// A session that polls unless it has a `socket`.
-    pub(super) fn new(
-        engine: Arc<Engine<H>>,
-        state: H::State,
-        socket: Option<Socket>,
-        permit: SessionPermit<Self>,
-    ) -> Self {
+    pub(super) fn new(engine: Arc<Engine<H>>, state: H::State, socket: Option<Socket>, permit: SessionPermit) -> Self {
         let transport = socket.map_or_else(|| Transport::Polling(Box::default()), Transport::WebSocket);
         let heartbeat = Heartbeat::new(engine.now(), engine.intervals);
-        Self { sid: Sid::new(), engine, state, link: Mutex::new(TransportState { transport, heartbeat }), permit }
+        Self { engine, state, link: Mutex::new(TransportState { transport, heartbeat }), permit }
     }
 
     /// The Engine.IO session id.
     pub fn engine_sid(&self) -> Sid {
-        self.sid
+        self.permit.sid
     }
 
     /// What the handler keeps for this client.
@@ -118,8 +110,15 @@ impl<H: Handler> Session<H> {
         self.permit.prove();
     }
 
-    pub(super) fn permit(&self) -> &SessionPermit<Self> {
-        &self.permit
+    /// What the client may send at the moment.
+    pub(super) fn allowance(&self) -> Allowance {
+        let options = &self.engine.options;
+        match options.unproven {
+            Some(Unproven { message_timeout, max_payload, .. }) if !self.permit.is_proven() => {
+                Allowance { max: max_payload, patience: message_timeout }
+            }
+            _ => Allowance { max: options.max_payload, patience: options.message_timeout },
+        }
     }
 
     /// The handler.
@@ -165,10 +164,8 @@ impl<H: Handler> Session<H> {
     }
 
     fn close_unless(self: &Arc<Self>, sent: Result<(), SendError>) {
-        match sent {
-            Ok(()) => {}
-            Err(SendError::Failed) => self.close(CloseReason::TransportError),
-            Err(SendError::Slow) => self.close(CloseReason::Slow),
+        if let Err(error) = sent {
+            self.close(if error == SendError::Slow { CloseReason::Slow } else { CloseReason::TransportError });
         }
     }
 
@@ -188,7 +185,10 @@ impl<H: Handler> Session<H> {
             }
             Transport::WebSocket(socket) => socket.close(code, how),
         }
-        self.engine.remove(self.sid);
+        self.engine.registry().sessions.remove(&self.engine_sid());
+        if let Some(counter) = reason.counter() {
+            self.engine.metrics.count(counter);
+        }
         self.engine.handler.closed(self, reason);
     }
 
@@ -218,8 +218,8 @@ impl<H: Handler> Session<H> {
     }
 
     pub(super) fn pong(&self) {
-        let now = self.engine.now();
-        self.lock().heartbeat.pong(now, self.engine.intervals);
+        let heartbeat = Heartbeat::new(self.engine.now(), self.engine.intervals);
+        self.lock().heartbeat = heartbeat;
     }
 
     /// Bytes that waited for a polling client have left.
@@ -248,8 +248,8 @@ impl<H: Handler> Session<H> {
         self.polling(|_| ()).is_some()
     }
 
-    /// A GET of the polling transport.
-    pub(super) fn poll(self: &Arc<Self>) -> Polled {
+    /// A GET; `None` when the transport is not polling (any more), or another GET is under way.
+    pub(super) fn poll(self: &Arc<Self>) -> Option<Polled> {
         let polled = self.polling(|polling| {
             if matches!(polling.get, Get::Waiting(_) | Get::Answering) {
                 return None;
@@ -267,12 +267,11 @@ impl<H: Handler> Session<H> {
             let (sender, receiver) = oneshot::channel();
             polling.get = Get::Waiting(sender);
             Some(Polled::Later(receiver))
-        });
-        if let Some(None) = polled {
-            // Two at a time.
+        })?;
+        if polled.is_none() {
             self.close(CloseReason::TransportError);
         }
-        polled.flatten().unwrap_or(Polled::Refused)
+        polled
     }
 
     /// Resolves with the next GET; `None` while a GET is under way, or when the transport is another.
@@ -284,8 +283,7 @@ impl<H: Handler> Session<H> {
             let (sender, receiver) = oneshot::channel();
             polling.get = Get::Awaited(sender);
             Some(receiver)
-        })
-        .flatten()
+        })?
     }
 
     /// The response to the last GET has been given to the HTTP server.

@@ -4,14 +4,14 @@ use std::{net::Shutdown, ops::ControlFlow, sync::Arc};
 
 use axum::body::Body;
 use bytes::Bytes;
-use engineioxide_core::{Packet, ProtocolVersion};
+use engineioxide_core::Packet;
 use http::{Request, Response};
+use scopeguard::defer;
 use tokio::time::timeout;
 
-use super::{CloseReason, Engine, Frame, Handler, Handshake, Message, Session, http::Refusal, session::Socket};
+use super::{CloseReason, Engine, Frame, Handler, Handshake, Session, http::Refusal, packet::parse, session::Socket};
 use crate::{
     listener::{Place, Upgrade, Upgraded},
-    metrics::Counter,
     websocket::{Allowance, Connection, Decoder, Disconnect, Received, Violation, handshake},
 };
 
@@ -68,7 +68,7 @@ impl<H: Handler> Engine<H> {
             return false;
         }
         let packet = |received: Received<'_>| match received {
-            Received::Text(text) => ControlFlow::Break(Packet::parse(ProtocolVersion::V4, text.to_owned()).ok()),
+            Received::Text(text) => ControlFlow::Break(parse(text)),
             Received::Pong(_) => ControlFlow::Continue(()),
             _ => ControlFlow::Break(None),
         };
@@ -78,7 +78,8 @@ impl<H: Handler> Engine<H> {
         {
             return false;
         }
-        let _probe = Probe(session);
+        // Unless the session has moved in the end, polling goes on.
+        defer! { session.abort_upgrade() }
         if socket.send(&[&Frame::packet(Packet::PongUpgrade)], 0).is_err() {
             return false;
         }
@@ -86,69 +87,45 @@ impl<H: Handler> Engine<H> {
             && session.finish_upgrade(socket)
     }
 
-    /// Leaves the connection to a task of its own, which keeps nothing of the handshake: a task is as large as the
-    /// largest thing it ever did.
-    fn attend(self: &Arc<Self>, session: Arc<Session<H>>, socket: Socket, decoder: Decoder, place: Place) {
-        self.shared.tasks.spawn(Arc::clone(self).converse(place, session, socket, decoder));
-    }
-
-    /// Reads the client's messages until the session ends. The place is given back last, when the socket is closed.
-    async fn converse(self: Arc<Self>, _place: Place, session: Arc<Session<H>>, socket: Socket, mut decoder: Decoder) {
-        // Also when the handler panics: nothing else would notice that this client is no longer read.
-        let _closer = Closer(&session);
-        let received = |received: Received<'_>| self.received(&session, received);
-        let (reason, code) = match socket.read(&mut decoder, || self.allowance(&session), received).await {
-            Ok(reason) => (reason, reason.code()),
-            Err(disconnect) => (self.reason(disconnect), disconnect.code()),
-        };
-        session.close_with(reason, code, Shutdown::Write);
-        drop(decoder);
-        // Boxed, or the task of a connection that lives has room for it.
-        Box::pin(socket.linger()).await;
-    }
-
-    fn reason(&self, disconnect: Disconnect) -> CloseReason {
-        match disconnect {
-            Disconnect::Closed(_) | Disconnect::Lost => CloseReason::TransportClose,
-            Disconnect::Failed => CloseReason::TransportError,
-            Disconnect::Late => {
-                self.metrics.count(Counter::InboundLate);
-                CloseReason::Late
-            }
-            Disconnect::Violated(Violation::Exhausted(_)) => {
-                self.metrics.count(Counter::InboundRefused);
-                CloseReason::Exhausted
-            }
-            Disconnect::Violated(violation) => CloseReason::Violation(violation.code()),
-        }
+    /// Reads the client's messages until the session ends, in a task of its own, which keeps nothing of the handshake: a
+    /// task is as large as the largest thing it ever did. The place is given back when the socket is closed.
+    fn attend(self: &Arc<Self>, session: Arc<Session<H>>, socket: Socket, mut decoder: Decoder, place: Place) {
+        let engine = Arc::clone(self);
+        self.shared.tasks.spawn(async move {
+            // Also when the handler panics: nothing else would notice that this client is no longer read.
+            defer! { session.close(CloseReason::TransportError) }
+            let received = |received: Received<'_>| engine.received(&session, received);
+            let (reason, code) = match socket.read(&mut decoder, || session.allowance(), received).await {
+                Ok(reason) => (reason, reason.code()),
+                Err(disconnect) => (disconnect.into(), disconnect.code()),
+            };
+            session.close_with(reason, code, Shutdown::Write);
+            drop(decoder);
+            // Boxed, or the task of a connection that lives has room for it.
+            Box::pin(socket.linger()).await;
+            drop((socket, place));
+        });
     }
 
     fn received(&self, session: &Arc<Session<H>>, received: Received<'_>) -> ControlFlow<CloseReason> {
-        let received = match received {
-            Received::Text(text) => Packet::parse(ProtocolVersion::V4, text.to_owned())
-                .map_err(|_| CloseReason::ParseError)
-                .and_then(|packet| self.receive(session, packet)),
-            Received::Binary(data) => self.message(session, Message::Binary(Bytes::copy_from_slice(data))),
-            Received::Ping(_) | Received::Pong(_) | Received::Close(_) => Ok(()),
+        let packet = match received {
+            Received::Text(text) => parse(text).ok_or(CloseReason::ParseError),
+            Received::Binary(data) => Ok(Packet::Binary(Bytes::copy_from_slice(data))),
+            Received::Ping(_) | Received::Pong(_) | Received::Close(_) => return ControlFlow::Continue(()),
         };
+        let received = packet.and_then(|packet| self.receive(session, packet));
         received.map_or_else(ControlFlow::Break, ControlFlow::Continue)
     }
 }
 
-/// An upgrade under way; unless the session has moved in the end, polling goes on.
-struct Probe<'a, H: Handler>(&'a Session<H>);
-
-impl<H: Handler> Drop for Probe<'_, H> {
-    fn drop(&mut self) {
-        self.0.abort_upgrade();
-    }
-}
-
-/// Closes a session when it is no longer read.
-struct Closer<'a, H: Handler>(&'a Arc<Session<H>>);
-
-impl<H: Handler> Drop for Closer<'_, H> {
-    fn drop(&mut self) {
-        self.0.close(CloseReason::TransportError);
+impl From<Disconnect> for CloseReason {
+    fn from(disconnect: Disconnect) -> Self {
+        match disconnect {
+            Disconnect::Closed(_) | Disconnect::Lost => Self::TransportClose,
+            Disconnect::Failed => Self::TransportError,
+            Disconnect::Late => Self::Late,
+            Disconnect::Violated(Violation::Exhausted(_)) => Self::Exhausted,
+            Disconnect::Violated(violation) => Self::Violation(violation.code()),
+        }
     }
 }

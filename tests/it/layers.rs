@@ -36,7 +36,7 @@ const HOMES: [(&str, &[&str]); 29] = [
     ("clap", &["cli"]),
     ("engineioxide_core", &["engineio"]),
     ("flate2", &["engineio"]),
-    ("hashlink", &["admission", "rails"]),
+    ("hashlink", &["admission", "engineio", "rails"]),
     ("hyper", &["engineio", "listener"]),
     ("hyper_util", &["listener"]),
     ("ipnet", &["config/networks"]),
