@@ -31,7 +31,7 @@ use crate::{
     engineio::{CloseReason, Cors, Engine, Options, Unproven},
     hub::{Clock, Epoch, Hub, HubOptions, LogBounds, OffsetKey, Shards},
     lifecycle::{Lifecycle, Readiness, Signals, StopReason},
-    listener::{self, Capacity, Site},
+    listener::{self, Site},
     metrics::Metrics,
     rails::Rails,
     redis_client::{Connector, Link},
@@ -334,8 +334,7 @@ fn connections(config: &Config) -> usize {
     // Without a limit that can be read there is none.
     let open_files = rlimit::Resource::NOFILE.get_soft().unwrap_or(u64::MAX);
     let wanted = config.limits.connections;
-    let Capacity { connections, needs_open_files } =
-        listener::capacity(open_files, wanted, config.rails.max_concurrency);
+    let (connections, needs_open_files) = listener::capacity(open_files, wanted, config.rails.max_concurrency);
     if let Some(needed) = needs_open_files {
         tracing::warn!(
             "{connections} connections are served: more need a limit of {needed} open files, which is {open_files}; \

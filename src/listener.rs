@@ -14,13 +14,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{
-    Router,
-    http::{HeaderValue, Request, header::CONNECTION},
-    middleware::map_response,
-    response::Response,
+use axum::{Router, http::Request};
+use futures_util::{
+    FutureExt,
+    future::{AbortHandle, Abortable},
 };
-use futures_util::future::{AbortHandle, Abortable};
 use hyper::{
     body::Incoming,
     server::conn::http1::{self, Parts},
@@ -37,11 +35,11 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use self::{
-    places::Places,
+    places::{OVERFLOW, Places},
     upgrade::{LeavesHttp, Leaving},
 };
 pub use self::{
-    places::{Capacity, Place, capacity},
+    places::{Place, capacity},
     upgrade::{Upgrade, Upgraded},
 };
 use crate::{
@@ -130,26 +128,38 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// Serves `site` until `stop`; then lets requests end.
 pub async fn serve(listener: TcpListener, site: Site, tasks: Tasks, stop: CancellationToken) {
     static FAILED: Throttle = Throttle::new();
-    let server = Server::new(site, stop.clone());
+    static REFUSED: Throttle = Throttle::new();
+    let Site { router, overflow, connections, metrics } = site;
+    let zone = |most, router, head_timeout, keep_alive| {
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(HEAD_BYTES).keep_alive(keep_alive);
+        Zone { http, router, places: Places::new(most, metrics.clone()), stop: stop.clone() }
+    };
+    let regular = zone(connections, router, HEAD_TIMEOUT, true);
+    let overflow = zone(OVERFLOW, overflow, OVERFLOW_HEAD_TIMEOUT, false);
+    let mut connection = 0;
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, address)) => {
+                connection += 1;
+                let peer = Peer { address: address.ip().to_canonical(), connection };
                 let (handle, registration) = AbortHandle::new_pair();
-                let Some((place, displaces)) = server.places.take(handle) else {
-                    server.refused();
-                    yield_now().await;
-                    continue;
-                };
-                let is_regular = place.is_regular();
-                let connection = Abortable::new(server.connection(stream, address, place), registration);
-                tasks.spawn(async move {
-                    // A displaced connection is dropped as it is.
-                    let _ = connection.await;
-                });
-                if !is_regular {
-                    server.refused();
+                let (mut zone, mut taken) = (&regular, regular.places.take(connection, &handle));
+                let is_refused = taken.is_none();
+                if is_refused {
+                    metrics.count(Counter::ConnectionsRefused);
+                    if let Some(more_since_last) = REFUSED.allow(Instant::now()) {
+                        tracing::warn!(more_since_last, connections, "refused a connection: all places are taken");
+                    }
+                    (zone, taken) = (&overflow, overflow.places.take(connection, &handle));
                 }
-                if displaces || !is_regular {
+                let displaces = taken.as_ref().is_some_and(|(_, displaces)| *displaces);
+                if let Some((place, _)) = taken {
+                    let connection = Abortable::new(zone.connection(stream, peer, place), registration);
+                    // A displaced connection is dropped as it is.
+                    tasks.spawn(connection.map(drop));
+                }
+                if displaces || is_refused {
                     // The displaced connection must end, and the short response go out, before the next is accepted.
                     yield_now().await;
                 }
@@ -160,7 +170,7 @@ pub async fn serve(listener: TcpListener, site: Site, tasks: Tasks, stop: Cancel
                 if FAILED.allow(Instant::now()).is_some() {
                     tracing::warn!(%error, "cannot accept connections; is the limit of open files too low?");
                 }
-                if server.places.displace() {
+                if regular.places.displace() || overflow.places.displace() {
                     yield_now().await;
                 } else {
                     sleep(ACCEPT_PAUSE).await;
@@ -170,61 +180,20 @@ pub async fn serve(listener: TcpListener, site: Site, tasks: Tasks, stop: Cancel
     }
 }
 
-/// What all connections share.
-struct Server {
-    regular: (http1::Builder, Router),
-    overflow: (http1::Builder, Router),
+/// Connections that are served alike.
+struct Zone {
+    http: http1::Builder,
+    router: Router,
     places: Arc<Places>,
-    connections: usize,
-    metrics: Metrics,
     stop: CancellationToken,
 }
 
-impl Server {
-    fn new(site: Site, stop: CancellationToken) -> Self {
-        let Site { router, overflow, connections, metrics } = site;
-        let http = |head_timeout: Duration| {
-            let mut http = http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(HEAD_BYTES);
-            http
-        };
-        let places = Places::new(connections, metrics.clone());
-        let overflow = overflow.layer(map_response(end_connection));
-        Self {
-            regular: (http(HEAD_TIMEOUT), router),
-            overflow: (http(OVERFLOW_HEAD_TIMEOUT), overflow),
-            places,
-            connections,
-            metrics,
-            stop,
-        }
-    }
-
-    /// Counts and logs a connection for which there was no place.
-    fn refused(&self) {
-        static REFUSED: Throttle = Throttle::new();
-        self.metrics.count(Counter::ConnectionsRefused);
-        if let Some(more_since_last) = REFUSED.allow(Instant::now()) {
-            tracing::warn!(
-                more_since_last,
-                connections = self.connections,
-                "refused a connection: all places are taken"
-            );
-        }
-    }
-
+impl Zone {
     /// Serves a connection until it ends or leaves HTTP.
-    fn connection(
-        &self,
-        stream: TcpStream,
-        address: SocketAddr,
-        place: Place,
-    ) -> impl Future<Output = ()> + Send + use<> {
-        let (http, router) = if place.is_regular() { &self.regular } else { &self.overflow };
-        let peer = Peer { address: address.ip().to_canonical(), connection: place.number() };
+    fn connection(&self, stream: TcpStream, peer: Peer, place: Place) -> impl Future<Output = ()> + Send + use<> {
         let (place, leaving) = (Arc::new(place), Arc::new(Leaving::default()));
         let service = {
-            let (router, place, leaving) = (router.clone(), Arc::clone(&place), Arc::clone(&leaving));
+            let (router, place, leaving) = (self.router.clone(), Arc::clone(&place), Arc::clone(&leaving));
             service_fn(move |mut request: Request<Incoming>| {
                 let is_first = place.heard();
                 request.extensions_mut().insert(peer);
@@ -245,7 +214,7 @@ impl Server {
                 }
             })
         };
-        let connection = http.serve_connection(TokioIo::new(stream), service);
+        let connection = self.http.serve_connection(TokioIo::new(stream), service);
         let stop = self.stop.clone();
         async move {
             // Dropped in the reverse order: the place is free when the socket is closed.
@@ -267,11 +236,6 @@ impl Server {
             }
         }
     }
-}
-
-async fn end_connection(mut response: Response) -> Response {
-    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    response
 }
 
 fn is_of_peer(error: &io::Error) -> bool {
