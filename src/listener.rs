@@ -10,7 +10,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::Pin,
-    sync::{Arc, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -34,10 +34,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use self::{
-    places::{OVERFLOW, Places},
-    upgrade::{LeavesHttp, Leaving},
-};
+use self::places::{OVERFLOW, Places};
 pub use self::{
     places::{Place, capacity},
     upgrade::{Upgrade, Upgraded},
@@ -98,15 +95,11 @@ pub struct Site {
 pub fn bind(address: Option<IpAddr>, port: u16) -> io::Result<TcpListener> {
     match address {
         Some(address) => listen((address, port).into()),
-        // Where IPv6 is switched off, IPv4 is all there is.
-        None => match listen((Ipv6Addr::UNSPECIFIED, port).into()) {
-            Err(error)
-                if error.kind() != io::ErrorKind::AddrInUse && error.kind() != io::ErrorKind::PermissionDenied =>
-            {
-                listen((Ipv4Addr::UNSPECIFIED, port).into())
-            }
-            result => result,
-        },
+        None => listen((Ipv6Addr::UNSPECIFIED, port).into()).or_else(|error| match error.kind() {
+            io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => Err(error),
+            // Where IPv6 is switched off, IPv4 is all there is.
+            _ => listen((Ipv4Addr::UNSPECIFIED, port).into()),
+        }),
     }
 }
 
@@ -191,7 +184,7 @@ struct Zone {
 impl Zone {
     /// Serves a connection until it ends or leaves HTTP.
     fn connection(&self, stream: TcpStream, peer: Peer, place: Place) -> impl Future<Output = ()> + Send + use<> {
-        let (place, leaving) = (Arc::new(place), Arc::new(Leaving::default()));
+        let (place, leaving) = (Arc::new(place), Arc::new(Mutex::new(None)));
         let service = {
             let (router, place, leaving) = (self.router.clone(), Arc::clone(&place), Arc::clone(&leaving));
             service_fn(move |mut request: Request<Incoming>| {
@@ -205,7 +198,7 @@ impl Zone {
                     // it together with its own first bytes: one packet and one wake-up of the client less. Before a
                     // later one, hyper may still have to send the end of an earlier response.
                     let (head, response) = if is_first {
-                        (upgrade::encoded(response.headers()), Err(LeavesHttp))
+                        (upgrade::encoded(response.headers()), Err("the connection leaves HTTP"))
                     } else {
                         (Vec::new(), Ok(response))
                     };

@@ -41,14 +41,6 @@ impl Upgrade {
     }
 }
 
-/// An upgrade under way, with the response when hyper does not send it.
-pub(super) type Leaving = Mutex<Option<(Upgrade, Vec<u8>)>>;
-
-/// Ends the service of a connection without a response from hyper.
-#[derive(Debug, thiserror::Error)]
-#[error("the connection leaves HTTP")]
-pub(super) struct LeavesHttp;
-
 /// A response with status 101 as it is sent: it has no length (RFC 9110, section 8.6), which axum adds all the same.
 pub(super) fn encoded(headers: &HeaderMap) -> Vec<u8> {
     let mut head = b"HTTP/1.1 101 Switching Protocols\r\n".to_vec();
