@@ -30,7 +30,7 @@ use crate::{
     dispatch::Dispatch,
     engineio::{CloseReason, Cors, Engine, Options, Unproven},
     hub::{Clock, Epoch, Hub, HubOptions, LogBounds, OffsetKey, Shards},
-    lifecycle::{Lifecycle, Readiness, Signals, StopReason},
+    lifecycle::{Lifecycle, Readiness, Signals},
     listener::{self, Site},
     metrics::Metrics,
     rails::Rails,
@@ -101,7 +101,7 @@ pub fn run(config: Config, mode: Mode) -> Result<(), AppError> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(system("cannot start"))?;
     let result = runtime.block_on(async {
-        let lifecycle = Lifecycle::new();
+        let lifecycle = Lifecycle::current();
         let bound = App::bind(config, mode, lifecycle)?;
         bound.announce();
         bound.run().await
@@ -258,7 +258,7 @@ impl App {
         let accept = listener::serve(self.listener, site, lifecycle.tasks().clone(), closing.clone());
         lifecycle.spawn_critical("listener", accept);
 
-        let why = lifecycle.stopped(&mut signals).await;
+        let crashed = lifecycle.stopped(&mut signals).await;
         engine.stop_admitting();
         let browsers = engine.sessions();
         let flushed = lifecycle.within(FLUSH, &mut signals, flush(&dispatched, hub, engine)).await;
@@ -267,10 +267,7 @@ impl App {
         let finished = lifecycle.finished(STOP_DEADLINE, &mut signals).await;
         drop(self.shards);
         tracing::info!(browsers, flushed, finished, "stopped");
-        match why {
-            StopReason::Requested => Ok(()),
-            StopReason::Crashed(task) => Err(AppError::Crashed(task)),
-        }
+        crashed.map_or(Ok(()), |task| Err(AppError::Crashed(task)))
     }
 }
 

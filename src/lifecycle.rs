@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use tokio::{runtime::Handle, signal::unix, sync::watch, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -39,20 +40,6 @@ impl Tasks {
     pub fn spawn_blocking(&self, work: impl FnOnce() + Send + 'static) {
         self.tracker.spawn_blocking_on(work, &self.runtime);
     }
-
-    /// The tracker, for parts that bring their own tasks.
-    pub fn tracker(&self) -> TaskTracker {
-        self.tracker.clone()
-    }
-}
-
-/// Why the program ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopReason {
-    /// A signal or the token asked for it.
-    Requested,
-    /// A critical task has ended.
-    Crashed(&'static str),
 }
 
 /// The two stages, and the tasks.
@@ -69,7 +56,7 @@ impl Lifecycle {
     ///
     /// # Panics
     /// Outside of a runtime.
-    pub fn new() -> Self {
+    pub fn current() -> Self {
         Self { tasks: Tasks::current(), stop: CancellationToken::new(), crash: watch::Sender::new(None) }
     }
 
@@ -86,10 +73,7 @@ impl Lifecycle {
     /// Spawns a task that the program cannot do without: its end before the first stage is a crash.
     pub fn spawn_critical(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let critical = self.critical(name);
-        self.tasks.spawn(async move {
-            task.await;
-            drop(critical);
-        });
+        self.tasks.spawn(task.map(move |()| drop(critical)));
     }
 
     /// A guard for a thread that the program cannot do without: dropping it before the first stage, be it in a panic,
@@ -98,22 +82,23 @@ impl Lifecycle {
         Critical { lifecycle: self.clone(), name }
     }
 
-    /// Waits for a signal, a crash or the stop token, then begins the first stage.
-    pub async fn stopped(&self, signals: &mut Signals) -> StopReason {
+    /// Waits for a signal, a crash or the stop token, then begins the first stage. Returns the name of the critical task
+    /// that ended, if one did.
+    pub async fn stopped(&self, signals: &mut Signals) -> Option<&'static str> {
         let mut crash = self.crash.subscribe();
-        let reason = tokio::select! {
+        let crashed = tokio::select! {
             signal = signals.next() => {
                 tracing::info!(signal, "stopping; a second signal stops at once");
-                StopReason::Requested
+                None
             }
-            () = self.stop.cancelled() => StopReason::Requested,
-            Ok(name) = crash.wait_for(Option::is_some) => StopReason::Crashed(name.unwrap_or_default()),
+            () = self.stop.cancelled() => None,
+            Ok(name) = crash.wait_for(Option::is_some) => *name,
         };
-        if let StopReason::Crashed(task) = reason {
+        if let Some(task) = crashed {
             tracing::error!(task, "a task that must not end has ended");
         }
         self.stop.cancel();
-        reason
+        crashed
     }
 
     /// Waits for `future`, at most for `deadline` or until a second signal; returns whether it ended.
@@ -133,12 +118,6 @@ impl Lifecycle {
     pub async fn finished(&self, deadline: Duration, signals: &mut Signals) -> bool {
         self.tasks.tracker.close();
         self.within(deadline, signals, self.tasks.tracker.wait()).await
-    }
-}
-
-impl Default for Lifecycle {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

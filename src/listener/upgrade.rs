@@ -78,7 +78,7 @@ mod tests {
 
     /// Everything that a client gets which sends this.
     async fn talk(request: &str) -> String {
-        let lifecycle = Lifecycle::new();
+        let lifecycle = Lifecycle::current();
         let router = Router::new().route("/", get(upgrade)).route("/page", get(async || "page"));
         let site = Site { router, overflow: Router::new(), connections: 1, metrics: Metrics::new() };
         let listener = bind(Some([127, 0, 0, 1].into()), 0).unwrap();
