@@ -1,9 +1,8 @@
 //! WebSocket (RFC 6455), the server's side.
 //!
-//! Answers for the handshake with the selection of a subprotocol, frames in both directions, fragments, control frames,
-//! UTF-8, close codes, the bounds of what a peer may send and of what may wait for it, slow readers, and the end of a
-//! connection. Negotiates no extension. Generic over the [`Socket`]; knows nothing of what messages mean, and of how
-//! sockets are accepted.
+//! Answers for the handshake, frames in both directions, fragments, control frames, UTF-8, close codes, the bounds of
+//! what a peer may send and of what may wait for it, slow readers, and the end of a connection. Negotiates no extension
+//! and no subprotocol. Generic over the [`Socket`]; knows nothing of what messages mean, and of how sockets are accepted.
 
 mod budget;
 mod connection;

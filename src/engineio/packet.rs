@@ -41,7 +41,7 @@ impl Frame {
 /// The packets of the next payload from what waits. Of a lot that waits, the rest stays for later payloads.
 pub(super) fn next_payload(outbox: &mut Outbox) -> Vec<Bytes> {
     let (mut packets, mut length) = (Vec::new(), 0);
-    while outbox.front().is_some_and(|next| length == 0 || length + next.len() <= PAYLOAD) {
+    while outbox.front().is_some_and(|next| length == 0 || length + next.wire().len() <= PAYLOAD) {
         if let Some(packet) = outbox.pop().and_then(|frame| frame.polled()) {
             length += packet.len() + SEPARATOR.len();
             packets.push(packet);

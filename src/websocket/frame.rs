@@ -74,12 +74,6 @@ impl Frame {
         &self.0
     }
 
-    /// Length on the wire, in bytes.
-    #[expect(clippy::len_without_is_empty, reason = "a frame is never empty")]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
     /// The data of a text message; shares the frame's memory.
     pub fn text_data(&self) -> Option<Bytes> {
         self.data(OPCODE_TEXT)
@@ -126,7 +120,7 @@ mod tests {
     fn headers_fit_their_lengths() {
         for (length, expected) in [(0, 2), (125, 2), (126, 4), (0xffff, 4), (0x1_0000, 10)] {
             let frame = Frame::binary(&vec![7; length]);
-            assert_eq!(frame.len(), expected + length);
+            assert_eq!(frame.wire().len(), expected + length);
             assert_eq!(frame.binary_data().unwrap(), vec![7; length]);
         }
     }

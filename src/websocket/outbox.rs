@@ -115,8 +115,8 @@ impl Outbox {
             while done < frames.len() {
                 let Some(written) = write(socket, frames[done..].iter().copied(), sent)? else { break };
                 sent += written;
-                while let Some(first) = frames.get(done).filter(|first| sent >= first.len()) {
-                    sent -= first.len();
+                while let Some(first) = frames.get(done).filter(|first| sent >= first.wire().len()) {
+                    sent -= first.wire().len();
                     done += 1;
                 }
             }
@@ -134,7 +134,8 @@ impl Outbox {
             let Some(written) = write(socket, frames, self.sent)? else { break };
             taken += written;
             self.sent += written;
-            while let Some(length) = self.front().map(Frame::len).filter(|&length| self.sent >= length) {
+            while let Some(length) = self.front().map(|frame| frame.wire().len()).filter(|&length| self.sent >= length)
+            {
                 self.sent -= length;
                 self.pop();
             }
@@ -144,7 +145,7 @@ impl Outbox {
 }
 
 fn weight(frame: &Frame) -> usize {
-    frame.len() + FRAME_OVERHEAD
+    frame.wire().len() + FRAME_OVERHEAD
 }
 
 /// Writes the first frames, without the first `skip` bytes; `None` when the socket takes nothing now.

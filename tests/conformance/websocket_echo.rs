@@ -24,7 +24,7 @@ use self::echo::{echo, shared};
 const CONNECTIONS: usize = 50;
 
 fn accept(request: &Request<Body>, shared: &Arc<Shared>) -> Response {
-    let Ok(mut response) = handshake::accept::<_, Body>(request, &[]) else {
+    let Ok(mut response) = handshake::accept::<_, Body>(request) else {
         return StatusCode::BAD_REQUEST.into_response();
     };
     let shared = Arc::clone(shared);
