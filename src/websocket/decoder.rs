@@ -86,16 +86,8 @@ struct PartialMessage {
     data: Buffer,
     /// Bytes at the start of a text that are known to be UTF-8.
     valid: usize,
-    /// The frame whose data is arriving.
-    frame: Option<Arriving>,
-}
-
-/// A frame of which the end is missing.
-#[derive(Debug)]
-struct Arriving {
-    fin: bool,
-    mask: [u8; MASK_LENGTH],
-    left: usize,
+    /// The frame whose data is arriving, with the length that is missing.
+    frame: Option<Header>,
 }
 
 impl Decoder {
@@ -125,15 +117,24 @@ impl Decoder {
         budget: &Budget,
         mut on: impl FnMut(Received<'_>) -> ControlFlow<B>,
     ) -> Result<ControlFlow<B>, Violation> {
-        let mut rest = self.0.as_mut().map(|unfinished| std::mem::take(&mut unfinished.rest)).unwrap_or_default();
-        if rest.is_empty() {
-            let (used, flow) = self.read(input, max, budget, &mut on)?;
-            self.keep(input[used..].to_vec());
-            return Ok(flow);
+        let mut joined = self.0.as_mut().map(|unfinished| std::mem::take(&mut unfinished.rest)).unwrap_or_default();
+        let input = if joined.is_empty() {
+            input
+        } else {
+            joined.extend_from_slice(input);
+            &mut joined
+        };
+        let (mut used, mut flow) = (0, ControlFlow::Continue(()));
+        while flow.is_continue()
+            && let Some((taken, next)) = self.step(&mut input[used..], max, budget, &mut on)?
+        {
+            (used, flow) = (used + taken, next);
+            if let Some(unfinished) = self.0.as_mut().filter(|unfinished| unfinished.message.is_none()) {
+                // What comes next has a deadline of its own.
+                unfinished.deadline = None;
+            }
         }
-        rest.extend_from_slice(input);
-        let (used, flow) = self.read(&mut rest, max, budget, &mut on)?;
-        self.keep(rest.split_off(used));
+        self.keep(input[used..].to_vec());
         Ok(flow)
     }
 
@@ -150,28 +151,6 @@ impl Decoder {
         self.0.as_mut()?.message.as_mut()
     }
 
-    /// Reads all that is there; returns how many bytes that was.
-    fn read<B>(
-        &mut self,
-        input: &mut [u8],
-        max: usize,
-        budget: &Budget,
-        on: &mut impl FnMut(Received<'_>) -> ControlFlow<B>,
-    ) -> Result<(usize, ControlFlow<B>), Violation> {
-        let mut used = 0;
-        while let Some((taken, flow)) = self.step(&mut input[used..], max, budget, on)? {
-            used += taken;
-            if let Some(unfinished) = self.0.as_mut().filter(|unfinished| unfinished.message.is_none()) {
-                // What comes next has a deadline of its own.
-                unfinished.deadline = None;
-            }
-            if flow.is_break() {
-                return Ok((used, flow));
-            }
-        }
-        Ok((used, ControlFlow::Continue(())))
-    }
-
     /// Reads a whole frame, the header of one that has not arrived as a whole, or a piece of its data. `None` when
     /// nothing can be done without more input.
     fn step<B>(
@@ -184,27 +163,28 @@ impl Decoder {
         if let Some(message) = self.message().filter(|message| message.frame.is_some()) {
             let Some((taken, is_whole)) = message.take(input, max, budget)? else { return Ok(None) };
             let whole = if is_whole { self.0.as_mut().and_then(|unfinished| unfinished.message.take()) } else { None };
-            let flow = whole.map(|PartialMessage { opcode, data, .. }| complete(opcode, data.bytes(), on));
-            return Ok(Some((taken, flow.transpose()?.unwrap_or(ControlFlow::Continue(())))));
+            let flow = match whole {
+                Some(message) => on(received(message.opcode, message.data.bytes())?),
+                None => ControlFlow::Continue(()),
+            };
+            return Ok(Some((taken, flow)));
         }
         let room = max.saturating_sub(self.message().map_or(0, |message| message.data.bytes().len()));
-        let Some(Header { opcode, fin, mask, start, length }) = Header::read(input, room)? else { return Ok(None) };
-        let continues = opcode == OPCODE_CONTINUATION;
-        let is_control = opcode >= OPCODE_CLOSE;
+        let Some(header) = Header::read(input, room)? else { return Ok(None) };
+        let Header { opcode, fin, mask, start, length } = header;
+        let (continues, is_control) = (opcode == OPCODE_CONTINUATION, opcode >= OPCODE_CLOSE);
         if !is_control && continues != self.message().is_some() {
             return Err(Violation::Protocol);
         }
         match input.get_mut(start..start.saturating_add(length)) {
             Some(data) if is_control || (fin && !continues) => {
                 unmask(data, mask);
-                Ok(Some((start + length, complete(opcode, data, on)?)))
+                Ok(Some((start + length, on(received(opcode, data)?))))
             }
             None if is_control => Ok(None),
             _ => {
                 let message = &mut self.0.get_or_insert_default().message;
-                let message =
-                    message.get_or_insert(PartialMessage { opcode, data: Buffer::default(), valid: 0, frame: None });
-                message.frame = Some(Arriving { fin, mask, left: length });
+                message.get_or_insert_with(|| PartialMessage::new(opcode)).frame = Some(header);
                 Ok(Some((start, ControlFlow::Continue(()))))
             }
         }
@@ -212,19 +192,23 @@ impl Decoder {
 }
 
 impl PartialMessage {
+    fn new(opcode: u8) -> Self {
+        Self { opcode, data: Buffer::default(), valid: 0, frame: None }
+    }
+
     /// Takes data of the frame that is arriving; returns how much, and whether the message is whole. `None` without any.
     fn take(&mut self, input: &mut [u8], max: usize, budget: &Budget) -> Result<Option<(usize, bool)>, Violation> {
-        let Some(Arriving { fin, mask, left }) = &mut self.frame else { return Ok(None) };
-        let length = (*left).min(input.len());
-        let piece = &mut input[..length];
-        if piece.is_empty() && *left > 0 {
+        let Some(Header { fin, mask, length, .. }) = &mut self.frame else { return Ok(None) };
+        let taken = input.len().min(*length);
+        if taken == 0 && *length > 0 {
             return Ok(None);
         }
+        let piece = &mut input[..taken];
         unmask(piece, *mask);
-        mask.rotate_left(piece.len() % MASK_LENGTH);
-        let whole = if *fin { self.data.bytes().len() + *left } else { max };
-        *left -= piece.len();
-        let (is_last, fin) = (*left == 0, *fin);
+        mask.rotate_left(taken % MASK_LENGTH);
+        let whole = if *fin { self.data.bytes().len() + *length } else { max };
+        *length -= taken;
+        let (is_last, fin) = (*length == 0, *fin);
         self.data.extend(budget, piece, whole)?;
         if self.opcode == OPCODE_TEXT {
             self.valid += match str::from_utf8(&self.data.bytes()[self.valid..]) {
@@ -236,11 +220,12 @@ impl PartialMessage {
         if is_last {
             self.frame = None;
         }
-        Ok(Some((piece.len(), is_last && fin)))
+        Ok(Some((taken, is_last && fin)))
     }
 }
 
 /// A frame's header.
+#[derive(Debug)]
 struct Header {
     opcode: u8,
     fin: bool,
@@ -288,19 +273,15 @@ fn unmask(data: &mut [u8], mask: [u8; MASK_LENGTH]) {
     }
 }
 
-/// Hands over a control frame or a whole message.
-fn complete<B>(
-    opcode: u8,
-    data: &[u8],
-    on: &mut impl FnMut(Received<'_>) -> ControlFlow<B>,
-) -> Result<ControlFlow<B>, Violation> {
-    Ok(on(match opcode {
+/// A control frame or a whole message.
+fn received(opcode: u8, data: &[u8]) -> Result<Received<'_>, Violation> {
+    Ok(match opcode {
         OPCODE_TEXT => Received::Text(str::from_utf8(data).map_err(|_| Violation::Encoding)?),
         OPCODE_BINARY => Received::Binary(data),
         OPCODE_PING => Received::Ping(data),
         OPCODE_PONG => Received::Pong(data),
         _ => Received::Close(close_code(data)?),
-    }))
+    })
 }
 
 /// The code in a close frame (RFC 6455, sections 5.5.1 and 7.4).
