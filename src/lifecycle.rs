@@ -5,14 +5,14 @@
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use futures_util::FutureExt;
-use tokio::{runtime::Handle, signal::unix, sync::watch, time::sleep};
+use tokio::{runtime::Handle, signal::unix, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Spawns tasks that are waited for at the end. Works from any thread.
@@ -47,8 +47,8 @@ impl Tasks {
 pub struct Lifecycle {
     tasks: Tasks,
     stop: CancellationToken,
-    /// Name of the critical task that ended.
-    crash: watch::Sender<Option<&'static str>>,
+    /// Name of the critical task that ended before the first stage.
+    crash: Arc<OnceLock<&'static str>>,
 }
 
 impl Lifecycle {
@@ -57,7 +57,7 @@ impl Lifecycle {
     /// # Panics
     /// Outside of a runtime.
     pub fn current() -> Self {
-        Self { tasks: Tasks::current(), stop: CancellationToken::new(), crash: watch::Sender::new(None) }
+        Self { tasks: Tasks::current(), stop: CancellationToken::new(), crash: Arc::default() }
     }
 
     /// The tasks.
@@ -85,19 +85,15 @@ impl Lifecycle {
     /// Waits for a signal, a crash or the stop token, then begins the first stage. Returns the name of the critical task
     /// that ended, if one did.
     pub async fn stopped(&self, signals: &mut Signals) -> Option<&'static str> {
-        let mut crash = self.crash.subscribe();
-        let crashed = tokio::select! {
-            signal = signals.next() => {
-                tracing::info!(signal, "stopping; a second signal stops at once");
-                None
-            }
-            () = self.stop.cancelled() => None,
-            Ok(name) = crash.wait_for(Option::is_some) => *name,
-        };
+        tokio::select! {
+            signal = signals.next() => tracing::info!(signal, "stopping; a second signal stops at once"),
+            () = self.stop.cancelled() => {}
+        }
+        self.stop.cancel();
+        let crashed = self.crash.get().copied();
         if let Some(task) = crashed {
             tracing::error!(task, "a task that must not end has ended");
         }
-        self.stop.cancel();
         crashed
     }
 
@@ -131,7 +127,9 @@ pub struct Critical {
 impl Drop for Critical {
     fn drop(&mut self) {
         if !self.lifecycle.stop.is_cancelled() {
-            self.lifecycle.crash.send_replace(Some(self.name));
+            // Another task may have crashed a moment before.
+            let _ = self.lifecycle.crash.set(self.name);
+            self.lifecycle.stop.cancel();
         }
     }
 }
