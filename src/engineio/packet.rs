@@ -84,7 +84,7 @@ mod tests {
         let packet = text.polled().unwrap();
         assert_eq!((&packet[..], packet.as_ptr()), (&b"4a"[..], text.wire()[2..].as_ptr()));
         assert_eq!(Frame::binary(&[1, 2, 3, 4]).polled().unwrap(), "bAQIDBA==");
-        assert_eq!(Frame::ping(b"x").polled(), None);
+        assert_eq!(Frame::verbatim(b"\x89\x01x".to_vec()).polled(), None);
     }
 
     #[test]

@@ -14,16 +14,17 @@ use std::{
 
 use socket2::SockRef;
 use tokio::{
+    io::Interest,
     task::yield_now,
     time::{Instant, timeout, timeout_at},
 };
 
 use super::{
+    Socket,
     budget::Budget,
     decoder::{Decoder, Received, Violation},
     frame::Frame,
     outbox::Outbox,
-    socket::Socket,
 };
 use crate::lifecycle::Tasks;
 
@@ -213,10 +214,10 @@ impl<S: Socket> Connection<S> {
     /// Sends what waits as the socket takes it.
     async fn flush(self: Arc<Self>) {
         loop {
-            let is_ready = self.socket.writable().await;
+            let is_ready = self.socket.ready(Interest::WRITABLE).await;
             let mut lock = self.lock();
             let Some(out) = &mut *lock else { return };
-            let Ok(taken) = is_ready.and_then(|()| out.outbox.flush(&self.socket)) else {
+            let Ok(taken) = is_ready.and_then(|_| out.outbox.flush(&self.socket)) else {
                 // The task that reads finds out.
                 return self.shutdown(Shutdown::Both);
             };
@@ -277,11 +278,11 @@ impl<S: Socket> Connection<S> {
             }
             is_first = false;
             match decoder.deadline(|| Instant::now() + allowance().patience) {
-                None => self.socket.readable().await,
+                None => self.socket.ready(Interest::READABLE).await,
                 // Boxed, or the task of a connection that has nothing unfinished has room for it.
-                Some(deadline) => {
-                    Box::pin(timeout_at(deadline, self.socket.readable())).await.map_err(|_| Disconnect::Late)?
-                }
+                Some(deadline) => Box::pin(timeout_at(deadline, self.socket.ready(Interest::READABLE)))
+                    .await
+                    .map_err(|_| Disconnect::Late)?,
             }
             .map_err(|_| Disconnect::Failed)?;
         }
@@ -340,7 +341,8 @@ impl<S: Socket> Connection<S> {
     /// and the peer might never see the close frame.
     pub async fn linger(&self) {
         let read_on = async {
-            while self.socket.readable().await.is_ok() && BUFFER.with_borrow_mut(|buffer| self.try_read(buffer)).is_ok()
+            while self.socket.ready(Interest::READABLE).await.is_ok()
+                && BUFFER.with_borrow_mut(|buffer| self.try_read(buffer)).is_ok()
             {
                 yield_now().await;
             }

@@ -27,11 +27,6 @@ impl Frame {
         Self::new(OPCODE_BINARY, &[data])
     }
 
-    /// A ping with at most 125 bytes of data.
-    pub fn ping(data: &[u8]) -> Self {
-        Self::new(OPCODE_PING, &[data])
-    }
-
     pub(super) fn pong(data: &[u8]) -> Self {
         Self::new(OPCODE_PONG, &[data])
     }
@@ -129,7 +124,7 @@ mod tests {
     fn data_is_shared_and_of_messages_only() {
         let text = Frame::text(&[b"a"]);
         assert_eq!(text.text_data().unwrap().as_ptr(), text.wire()[2..].as_ptr());
-        for frame in [Frame::ping(b"x"), Frame::pong(b"x"), Frame::close(None)] {
+        for frame in [Frame::pong(b"x"), Frame::close(None)] {
             assert_eq!((frame.text_data(), frame.binary_data()), (None, None));
         }
     }

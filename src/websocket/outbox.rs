@@ -5,7 +5,7 @@ use std::{
     io::{self, ErrorKind, IoSlice},
 };
 
-use super::{frame::Frame, socket::Socket};
+use super::{Socket, frame::Frame};
 
 /// Frames handed to the kernel in one call. Linux takes 1,024; this many cover any usual burst and fit the stack.
 const SLICES: usize = 64;
@@ -225,7 +225,7 @@ mod tests {
     fn a_single_message_may_be_larger_than_the_bound() {
         let mut outbox = Outbox::default();
         extend(&mut outbox, &[100], 0);
-        outbox.put_first(&Frame::ping(b""));
+        outbox.put_first(&Frame::pong(b""));
         assert!(!outbox.exceeds(10));
         extend(&mut outbox, &[100], 0);
         assert!(outbox.exceeds(10) && !outbox.exceeds(1_000));
@@ -261,7 +261,7 @@ mod tests {
         for (sent, expected) in [(0, "3|p|b|c"), (1, "b|3|p|c")] {
             let mut outbox = Outbox { sent, ..Outbox::default() };
             outbox.extend(&[&Frame::binary(b"b"), &Frame::binary(b"c")], 0);
-            let ping = Frame::ping(b"p");
+            let ping = Frame::text(&[b"p"]);
             for control in [&ping, &Frame::pong(b"1"), &ping, &Frame::pong(b"2"), &ping, &Frame::pong(b"3")] {
                 outbox.put_first(control);
             }
@@ -278,7 +278,7 @@ mod tests {
         while outbox.is_empty() {
             outbox.send(&server, &[&frame], 0).unwrap();
         }
-        outbox.put_first(&Frame::ping(b""));
+        outbox.put_first(&Frame::pong(b""));
         outbox.send(&server, &[&frame], 0).unwrap();
         let waiting: Vec<_> = outbox.frames.iter().map(|waiting| waiting.class).collect();
         assert_eq!(waiting, [Class::Message, Class::Control, Class::Message]);
