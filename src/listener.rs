@@ -4,7 +4,6 @@
 
 pub mod client;
 mod places;
-mod upgrade;
 
 use std::{
     io,
@@ -14,7 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{Router, http::Request};
+use axum::{
+    Router,
+    http::{HeaderMap, Request, header::CONTENT_LENGTH},
+};
+use bytes::Bytes;
 use futures_util::{
     FutureExt,
     future::{AbortHandle, Abortable},
@@ -35,10 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use self::places::{OVERFLOW, Places};
-pub use self::{
-    places::{Place, capacity},
-    upgrade::{Upgrade, Upgraded},
-};
+pub use self::places::{Place, capacity};
 use crate::{
     lifecycle::Tasks,
     metrics::{Counter, Metrics},
@@ -173,6 +173,32 @@ pub async fn serve(listener: TcpListener, site: Site, tasks: Tasks, stop: Cancel
     }
 }
 
+/// A connection that has left HTTP.
+#[derive(Debug)]
+pub struct Upgraded {
+    /// The socket.
+    pub stream: TcpStream,
+    /// What must be sent before anything else: the response, when it is not sent yet.
+    pub head: Vec<u8>,
+    /// What the client has sent after its request.
+    pub read: Bytes,
+    /// To be kept for as long as the socket is open.
+    pub place: Place,
+}
+
+type Takeover = Box<dyn FnOnce(Upgraded) + Send>;
+
+/// As an extension of a response with status 101: takes the connection over. A response that cannot be sent drops it.
+#[derive(Clone)]
+pub struct Upgrade(Arc<Mutex<Option<Takeover>>>);
+
+impl Upgrade {
+    /// Calls `owner` with the connection; it must not block.
+    pub fn to(owner: impl FnOnce(Upgraded) + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Some(Box::new(owner)))))
+    }
+}
+
 /// Connections that are served alike.
 struct Zone {
     http: http1::Builder,
@@ -198,11 +224,12 @@ impl Zone {
                     // it together with its own first bytes: one packet and one wake-up of the client less. Before a
                     // later one, hyper may still have to send the end of an earlier response.
                     let (head, response) = if is_first {
-                        (upgrade::encoded(response.headers()), Err("the connection leaves HTTP"))
+                        (encoded(response.headers()), Err("the connection leaves HTTP"))
                     } else {
                         (Vec::new(), Ok(response))
                     };
-                    *leaving.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, head));
+                    let owner = upgrade.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    *leaving.lock().unwrap_or_else(PoisonError::into_inner) = owner.map(|owner| (owner, head));
                     response
                 }
             })
@@ -219,16 +246,26 @@ impl Zone {
                 let _ = timeout(REQUEST_DRAIN, &mut connection).await;
             }
             let left = leaving.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some((upgrade, head)) = left {
+            if let Some((owner, head)) = left {
                 let Parts { io, read_buf: read, service, .. } = connection.into_parts();
                 // The service has the only other share of the place.
                 drop(service);
                 if let Some(place) = Arc::into_inner(place) {
-                    upgrade.run(Upgraded { stream: io.into_inner(), head, read, place });
+                    owner(Upgraded { stream: io.into_inner(), head, read, place });
                 }
             }
         }
     }
+}
+
+/// A response with status 101 as it is sent: it has no length (RFC 9110, section 8.6), which axum adds all the same.
+fn encoded(headers: &HeaderMap) -> Vec<u8> {
+    let mut head = b"HTTP/1.1 101 Switching Protocols\r\n".to_vec();
+    for (name, value) in headers.iter().filter(|(name, _)| *name != CONTENT_LENGTH) {
+        head.extend_from_slice(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    head.extend_from_slice(b"\r\n");
+    head
 }
 
 fn is_of_peer(error: &io::Error) -> bool {
@@ -238,9 +275,12 @@ fn is_of_peer(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use axum::{http::StatusCode, response::IntoResponse, routing::get};
     use socket2::SockRef;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::lifecycle::Lifecycle;
 
     #[tokio::test]
     async fn accepted_sockets_have_the_options_of_the_listener() {
@@ -250,5 +290,44 @@ mod tests {
         let (stream, _) = accepted.unwrap();
         let socket = SockRef::from(&stream);
         assert_eq!((socket.tcp_nodelay().unwrap(), socket.tcp_user_timeout().unwrap()), (true, Some(STUCK_TIMEOUT)));
+    }
+
+    /// Sends the response, what the client has sent with its request, and a full stop.
+    async fn upgrade() -> impl IntoResponse {
+        let upgrade = Upgrade::to(|Upgraded { stream, head, read, .. }| {
+            stream.try_write(&[&head, &read[..], b"."].concat()).unwrap();
+        });
+        (StatusCode::SWITCHING_PROTOCOLS, [("upgrade", "test")], axum::Extension(upgrade))
+    }
+
+    /// Everything that a client gets which sends this.
+    async fn talk(request: &str) -> String {
+        let lifecycle = Lifecycle::current();
+        let router = Router::new().route("/", get(upgrade)).route("/page", get(async || "page"));
+        let site = Site { router, overflow: Router::new(), connections: 1, metrics: Metrics::new() };
+        let listener = bind(Some([127, 0, 0, 1].into()), 0).unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        lifecycle.tasks().spawn(serve(listener, site, lifecycle.tasks().clone(), lifecycle.stop().clone()));
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut received = String::new();
+        timeout(Duration::from_secs(10), client.read_to_string(&mut received)).await.unwrap().unwrap();
+        lifecycle.stop().cancel();
+        received
+    }
+
+    const REQUEST: &str = "GET / HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: test\r\n\r\n";
+
+    #[tokio::test]
+    async fn the_owner_gets_the_response_and_what_was_sent_with_the_request() {
+        let received = talk(&format!("{REQUEST}more")).await;
+        assert_eq!(received, "HTTP/1.1 101 Switching Protocols\r\nupgrade: test\r\n\r\nmore.");
+    }
+
+    #[tokio::test]
+    async fn a_connection_may_leave_http_after_other_requests() {
+        let received = talk(&format!("GET /page HTTP/1.1\r\nhost: test\r\n\r\n{REQUEST}more")).await;
+        let (page, switch) = received.split_once("page").unwrap();
+        assert!(page.starts_with("HTTP/1.1 200 ") && switch.starts_with("HTTP/1.1 101 "), "{received}");
+        assert!(switch.ends_with("\r\n\r\nmore."), "{received}");
     }
 }
