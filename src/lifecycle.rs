@@ -23,10 +23,7 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// Tasks on the runtime this is called in.
-    ///
-    /// # Panics
-    /// Outside of a runtime.
+    /// Tasks on the runtime this is called in. Panics outside of one.
     pub fn current() -> Self {
         Self { tracker: TaskTracker::new(), runtime: Handle::current() }
     }
@@ -52,10 +49,7 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// A lifecycle on the runtime this is called in.
-    ///
-    /// # Panics
-    /// Outside of a runtime.
+    /// A lifecycle on the runtime this is called in. Panics outside of one.
     pub fn current() -> Self {
         Self { tasks: Tasks::current(), stop: CancellationToken::new(), crash: Arc::default() }
     }

@@ -56,11 +56,8 @@ impl Buffer {
         &self.bytes
     }
 
-    /// Appends bytes. The capacity grows with what has arrived, and never beyond `whole`, the final length of the
-    /// message or its upper bound.
-    ///
-    /// # Errors
-    /// When the budget has no room for the capacity; nothing is appended then.
+    /// Appends bytes, or nothing when the budget has no room for the capacity. That grows with what has arrived, and
+    /// never beyond `whole`, the final length of the message or its upper bound.
     pub fn extend(&mut self, budget: &Budget, bytes: &[u8], whole: usize) -> Result<(), Exhausted> {
         let needed = self.bytes.len() + bytes.len();
         if needed > self.bytes.capacity() {

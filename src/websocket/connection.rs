@@ -48,7 +48,7 @@ thread_local! {
 /// What the connections of a server share.
 #[derive(Debug)]
 pub struct Shared {
-    /// Runs the tasks that send what waits.
+    /// For the tasks that send what waits.
     pub tasks: Tasks,
     /// Bounds the unfinished messages of all connections.
     pub budget: Budget,
@@ -67,31 +67,27 @@ pub struct Allowance {
 
 /// Why frames cannot be sent. The connection should be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
 pub enum SendError {
-    /// The socket has failed.
     #[error("the socket has failed")]
     Failed,
-    /// More waits than [`Shared::outbox_bytes`].
     #[error("the peer does not read fast enough")]
     Slow,
 }
 
 /// Why there is nothing more to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
 pub enum Disconnect {
     /// The peer sent a close frame, with this code if it gave one.
     #[error("the peer has closed the connection")]
     Closed(Option<u16>),
-    /// The peer's side ended without a close frame.
-    #[error("the connection has ended")]
+    #[error("the peer's side has ended without a close frame")]
     Lost,
-    /// The socket has failed.
     #[error("the socket has failed")]
     Failed,
-    /// A message was not finished in time.
     #[error("a message was not finished in time")]
     Late,
-    /// The peer broke the protocol or a bound.
     #[error(transparent)]
     Violated(#[from] Violation),
 }
@@ -161,10 +157,7 @@ impl<S: Socket> Connection<S> {
 
     /// Sends frames in order: at once as far as the socket takes them, the rest as soon as it does. Never blocks. The
     /// first `replayed` frames do not count against the bound of what may wait; when some of an earlier replay still
-    /// wait, they do. A closed connection drops frames.
-    ///
-    /// # Errors
-    /// [`SendError`]; frames sent so far may have arrived.
+    /// wait, they do. A closed connection drops frames. After an error some may have arrived.
     pub fn send(self: &Arc<Self>, frames: &[&Frame], replayed: usize) -> Result<(), SendError> {
         self.write(|out| {
             if replayed > 0 {
@@ -175,9 +168,6 @@ impl<S: Socket> Connection<S> {
     }
 
     /// Sends a control frame before everything that is not begun, in place of a waiting one of its kind.
-    ///
-    /// # Errors
-    /// As [`Connection::send`].
     pub fn send_first(self: &Arc<Self>, control: &Frame) -> Result<(), SendError> {
         self.write(|out| {
             let is_idle = out.outbox.is_empty();
@@ -187,9 +177,6 @@ impl<S: Socket> Connection<S> {
     }
 
     /// Sends what waits in an outbox, which replaces the connection's own: nothing may have been left waiting there.
-    ///
-    /// # Errors
-    /// As [`Connection::send`].
     pub fn adopt(self: &Arc<Self>, outbox: Outbox) -> Result<(), SendError> {
         self.write(|out| {
             out.outbox = outbox;
@@ -256,9 +243,6 @@ impl<S: Socket> Connection<S> {
     }
 
     /// Reads until `on` breaks, and answers pings. `on` gets messages and pongs.
-    ///
-    /// # Errors
-    /// [`Disconnect`] says why there is nothing more to read.
     pub async fn read<B>(
         self: &Arc<Self>,
         decoder: &mut Decoder,

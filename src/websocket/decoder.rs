@@ -39,17 +39,14 @@ pub enum Received<'a> {
 
 /// Why the connection must be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
 pub enum Violation {
-    /// A frame that the protocol forbids.
     #[error("frame breaks the protocol")]
     Protocol,
-    /// A text or a close reason that is not UTF-8.
-    #[error("text is not UTF-8")]
+    #[error("text or close reason is not UTF-8")]
     Encoding,
-    /// A message longer than is allowed.
     #[error("message is too big")]
     TooBig,
-    /// The unfinished messages of all connections take too much memory.
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
 }
@@ -80,7 +77,7 @@ struct Unfinished {
 }
 
 /// A message of which the end is missing.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct PartialMessage {
     opcode: u8,
     data: Buffer,
@@ -98,18 +95,14 @@ impl Decoder {
         decoder
     }
 
-    /// When what is unfinished must be finished: `start` for a message that has just begun. `None` when nothing is
-    /// unfinished.
+    /// When what is unfinished, if anything is, must be finished: `start` for a message that has just begun.
     pub fn deadline(&mut self, start: impl FnOnce() -> Instant) -> Option<Instant> {
         self.0.as_mut().map(|unfinished| *unfinished.deadline.get_or_insert_with(start))
     }
 
     /// Takes what was read and calls `on` with everything it completes, until `on` breaks; what is left then stays for
     /// the next call. No message is longer than `max` bytes, all fragments together. `input` is scratch space
-    /// afterwards.
-    ///
-    /// # Errors
-    /// The first violation in the input; the decoder must not be used after it.
+    /// afterwards, and the decoder must not be used after an error.
     pub fn feed<B>(
         &mut self,
         input: &mut [u8],
@@ -184,7 +177,8 @@ impl Decoder {
             None if is_control => Ok(None),
             _ => {
                 let message = &mut self.0.get_or_insert_default().message;
-                message.get_or_insert_with(|| PartialMessage::new(opcode)).frame = Some(header);
+                message.get_or_insert_with(|| PartialMessage { opcode, ..PartialMessage::default() }).frame =
+                    Some(header);
                 Ok(Some((start, ControlFlow::Continue(()))))
             }
         }
@@ -192,10 +186,6 @@ impl Decoder {
 }
 
 impl PartialMessage {
-    fn new(opcode: u8) -> Self {
-        Self { opcode, data: Buffer::default(), valid: 0, frame: None }
-    }
-
     /// Takes data of the frame that is arriving; returns how much, and whether the message is whole. `None` without any.
     fn take(&mut self, input: &mut [u8], max: usize, budget: &Budget) -> Result<Option<(usize, bool)>, Violation> {
         let Some(Header { fin, mask, length, .. }) = &mut self.frame else { return Ok(None) };

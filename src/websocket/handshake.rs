@@ -16,9 +16,6 @@ const ACCEPT_SUFFIX: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 pub struct NotAHandshake;
 
 /// The response to a handshake, without extensions and subprotocols.
-///
-/// # Errors
-/// When the request is no handshake.
 pub fn accept<B, R: Default>(request: &Request<B>) -> Result<Response<R>, NotAHandshake> {
     let headers = request.headers();
     let key = headers.get(SEC_WEBSOCKET_KEY).filter(|key| STANDARD.decode(key).is_ok_and(|key| key.len() == 16));
