@@ -9,7 +9,9 @@ use tokio::time::Instant;
 
 use super::{
     budget::{Budget, Buffer, Exhausted},
-    frame::{FIN, OPCODE_BINARY, OPCODE_CLOSE, OPCODE_CONTINUATION, OPCODE_PING, OPCODE_PONG, OPCODE_TEXT},
+    frame::{
+        FIN, OPCODE_BINARY, OPCODE_CLOSE, OPCODE_CONTINUATION, OPCODE_PING, OPCODE_PONG, OPCODE_TEXT, header_length,
+    },
 };
 
 /// In the first byte: bits of extensions, of which none is negotiated.
@@ -235,11 +237,7 @@ impl Header {
         if first & RSV_BITS != 0 || second & MASKED == 0 || !is_known || (is_control && !fin) {
             return Err(Violation::Protocol);
         }
-        let start = match second & !MASKED {
-            126 => 4,
-            127 => 10,
-            _ => 2,
-        };
+        let start = header_length(second & !MASKED);
         let length = match input.get(2..start) {
             None => return Ok(None),
             Some([]) => u64::from(second & !MASKED),

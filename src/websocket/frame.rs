@@ -93,8 +93,8 @@ impl Frame {
     }
 }
 
-/// Length of the header of an unmasked frame whose second byte is `length`.
-fn header_length(length: u8) -> usize {
+/// Length of a header without its mask, by the length in its second byte.
+pub(super) fn header_length(length: u8) -> usize {
     match length {
         126 => 4,
         127 => 10,

@@ -28,16 +28,10 @@ enum Class {
     Control,
 }
 
-#[derive(Debug)]
-struct Waiting {
-    frame: Frame,
-    class: Class,
-}
-
 /// Frames in order, the first perhaps sent in part.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    frames: VecDeque<Waiting>,
+    frames: VecDeque<(Frame, Class)>,
     /// Bytes of the first frame that are sent already.
     sent: usize,
     /// Frames that count against the bound, and their weight.
@@ -55,7 +49,7 @@ impl Outbox {
 
     /// The frame that is sent next.
     pub fn front(&self) -> Option<&Frame> {
-        self.frames.front().map(|waiting| &waiting.frame)
+        self.frames.front().map(|(frame, _)| frame)
     }
 
     /// Whether the next byte is the first of a frame.
@@ -70,7 +64,7 @@ impl Outbox {
         self.replayed += replayed.len();
         self.counted += messages.len();
         self.bytes += messages.iter().map(|frame| weight(frame)).sum::<usize>();
-        let waiting = |class| move |frame: &&Frame| Waiting { frame: (*frame).clone(), class };
+        let waiting = |class| move |frame: &&Frame| ((*frame).clone(), class);
         self.frames.extend(replayed.iter().map(waiting(Class::Replayed)));
         self.frames.extend(messages.iter().map(waiting(Class::Message)));
     }
@@ -78,10 +72,10 @@ impl Outbox {
     /// Puts a control frame before all that is not begun, in place of a waiting one of its kind.
     pub fn put_first(&mut self, control: &Frame) {
         let begun = usize::from(!self.is_at_boundary());
-        let mut controls = self.frames.iter_mut().skip(begun).take_while(|waiting| waiting.class == Class::Control);
-        match controls.find(|waiting| waiting.frame.is_like(control)) {
-            Some(waiting) => waiting.frame = control.clone(),
-            None => self.frames.insert(begun, Waiting { frame: control.clone(), class: Class::Control }),
+        let mut controls = self.frames.iter_mut().skip(begun).take_while(|(_, class)| *class == Class::Control);
+        match controls.find(|(frame, _)| frame.is_like(control)) {
+            Some((waiting, _)) => *waiting = control.clone(),
+            None => self.frames.insert(begun, (control.clone(), Class::Control)),
         }
     }
 
@@ -92,7 +86,7 @@ impl Outbox {
 
     /// Takes out the frame that is sent next.
     pub fn pop(&mut self) -> Option<Frame> {
-        let Waiting { frame, class } = self.frames.pop_front()?;
+        let (frame, class) = self.frames.pop_front()?;
         match class {
             Class::Message => {
                 self.counted -= 1;
@@ -130,7 +124,7 @@ impl Outbox {
     pub(super) fn flush(&mut self, socket: &impl Socket) -> io::Result<usize> {
         let mut taken = 0;
         while !self.is_empty() {
-            let frames = self.frames.iter().map(|waiting| &waiting.frame);
+            let frames = self.frames.iter().map(|(frame, _)| frame);
             let Some(written) = write(socket, frames, self.sent)? else { break };
             taken += written;
             self.sent += written;
@@ -280,7 +274,7 @@ mod tests {
         }
         outbox.put_first(&Frame::pong(b""));
         outbox.send(&server, &[&frame], 0).unwrap();
-        let waiting: Vec<_> = outbox.frames.iter().map(|waiting| waiting.class).collect();
+        let waiting: Vec<_> = outbox.frames.iter().map(|(_, class)| *class).collect();
         assert_eq!(waiting, [Class::Message, Class::Control, Class::Message]);
     }
 }
