@@ -61,7 +61,7 @@ const HEAD_BYTES: usize = 16 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a client may leave unread what was sent to it before its connection ends: longer than any heartbeat waits.
-pub const STUCK_TIMEOUT: Duration = Duration::from_mins(1);
+const STUCK_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// How long requests may take to end after the stop.
 const REQUEST_DRAIN: Duration = Duration::from_secs(2);
