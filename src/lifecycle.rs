@@ -138,10 +138,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Listens from now on.
-    ///
-    /// # Errors
-    /// When the system refuses a signal handler.
+    /// Listens from now on. Fails when the system refuses a signal handler.
     pub fn listen() -> io::Result<Self> {
         let [terminate, interrupt] = [unix::SignalKind::terminate(), unix::SignalKind::interrupt()].map(unix::signal);
         Ok(Self { terminate: terminate?, interrupt: interrupt?, seen: None })

@@ -88,10 +88,8 @@ pub struct Site {
     pub metrics: Metrics,
 }
 
-/// Takes a port on all interfaces, IPv6 and IPv4, or on one address. Port 0 takes a free one.
-///
-/// # Errors
-/// When the port is taken or not allowed.
+/// Takes a port on all interfaces, IPv6 and IPv4, or on one address. Port 0 takes a free one. Fails when the port is taken
+/// or not allowed.
 pub fn bind(address: Option<IpAddr>, port: u16) -> io::Result<TcpListener> {
     match address {
         Some(address) => listen((address, port).into()),

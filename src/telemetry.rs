@@ -11,10 +11,8 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberI
 use crate::config::{LogConfig, LogFormat};
 
 /// Sends events to standard output from now on, until the process ends. Both forms go there, as with the Node server:
-/// collectors find the log in the same place. Colours only on a terminal. The configuration has checked the filter.
-///
-/// # Errors
-/// When something else in this process already logs.
+/// collectors find the log in the same place. Colours only on a terminal. The configuration has checked the filter. Fails
+/// when something else in this process already logs.
 pub fn init(log: &LogConfig) -> Result<(), TryInitError> {
     let registry = tracing_subscriber::registry().with(EnvFilter::builder().parse_lossy(&log.filter));
     match log.format {
@@ -25,8 +23,7 @@ pub fn init(log: &LogConfig) -> Result<(), TryInitError> {
 
 /// An error with all its causes, on one line. A cause that the line names already is not repeated.
 pub fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes
+    std::iter::successors(error.source(), |cause| cause.source())
         .map(ToString::to_string)
         .fold(error.to_string(), |line, cause| if line.contains(&cause) { line } else { format!("{line}: {cause}") })
 }
