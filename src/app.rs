@@ -30,8 +30,8 @@ use crate::{
     dispatch::Dispatch,
     engineio::{CloseReason, Cors, Engine, Options, Unproven},
     hub::{Clock, Epoch, Hub, HubOptions, LogBounds, OffsetKey, Shards},
-    lifecycle::{Lifecycle, Readiness, Signals, StopReason},
-    listener::{self, Capacity, Site},
+    lifecycle::{Lifecycle, Readiness, Signals},
+    listener::{self, Site},
     metrics::Metrics,
     rails::Rails,
     redis_client::{Connector, Link},
@@ -101,7 +101,7 @@ pub fn run(config: Config, mode: Mode) -> Result<(), AppError> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(system("cannot start"))?;
     let result = runtime.block_on(async {
-        let lifecycle = Lifecycle::new();
+        let lifecycle = Lifecycle::current();
         let bound = App::bind(config, mode, lifecycle)?;
         bound.announce();
         bound.run().await
@@ -258,7 +258,7 @@ impl App {
         let accept = listener::serve(self.listener, site, lifecycle.tasks().clone(), closing.clone());
         lifecycle.spawn_critical("listener", accept);
 
-        let why = lifecycle.stopped(&mut signals).await;
+        let crashed = lifecycle.stopped(&mut signals).await;
         engine.stop_admitting();
         let browsers = engine.sessions();
         let flushed = lifecycle.within(FLUSH, &mut signals, flush(&dispatched, hub, engine)).await;
@@ -267,10 +267,7 @@ impl App {
         let finished = lifecycle.finished(STOP_DEADLINE, &mut signals).await;
         drop(self.shards);
         tracing::info!(browsers, flushed, finished, "stopped");
-        match why {
-            StopReason::Requested => Ok(()),
-            StopReason::Crashed(task) => Err(AppError::Crashed(task)),
-        }
+        crashed.map_or(Ok(()), |task| Err(AppError::Crashed(task)))
     }
 }
 
@@ -334,8 +331,7 @@ fn connections(config: &Config) -> usize {
     // Without a limit that can be read there is none.
     let open_files = rlimit::Resource::NOFILE.get_soft().unwrap_or(u64::MAX);
     let wanted = config.limits.connections;
-    let Capacity { connections, needs_open_files } =
-        listener::capacity(open_files, wanted, config.rails.max_concurrency);
+    let (connections, needs_open_files) = listener::capacity(open_files, wanted, config.rails.max_concurrency);
     if let Some(needed) = needs_open_files {
         tracing::warn!(
             "{connections} connections are served: more need a limit of {needed} open files, which is {open_files}; \

@@ -5,13 +5,14 @@
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use tokio::{runtime::Handle, signal::unix, sync::watch, time::sleep};
+use futures_util::FutureExt;
+use tokio::{runtime::Handle, signal::unix, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Spawns tasks that are waited for at the end. Works from any thread.
@@ -22,10 +23,7 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// Tasks on the runtime this is called in.
-    ///
-    /// # Panics
-    /// Outside of a runtime.
+    /// Tasks on the runtime this is called in. Panics outside of one.
     pub fn current() -> Self {
         Self { tracker: TaskTracker::new(), runtime: Handle::current() }
     }
@@ -39,20 +37,6 @@ impl Tasks {
     pub fn spawn_blocking(&self, work: impl FnOnce() + Send + 'static) {
         self.tracker.spawn_blocking_on(work, &self.runtime);
     }
-
-    /// The tracker, for parts that bring their own tasks.
-    pub fn tracker(&self) -> TaskTracker {
-        self.tracker.clone()
-    }
-}
-
-/// Why the program ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopReason {
-    /// A signal or the token asked for it.
-    Requested,
-    /// A critical task has ended.
-    Crashed(&'static str),
 }
 
 /// The two stages, and the tasks.
@@ -60,17 +44,14 @@ pub enum StopReason {
 pub struct Lifecycle {
     tasks: Tasks,
     stop: CancellationToken,
-    /// Name of the critical task that ended.
-    crash: watch::Sender<Option<&'static str>>,
+    /// Name of the critical task that ended before the first stage.
+    crash: Arc<OnceLock<&'static str>>,
 }
 
 impl Lifecycle {
-    /// A lifecycle on the runtime this is called in.
-    ///
-    /// # Panics
-    /// Outside of a runtime.
-    pub fn new() -> Self {
-        Self { tasks: Tasks::current(), stop: CancellationToken::new(), crash: watch::Sender::new(None) }
+    /// A lifecycle on the runtime this is called in. Panics outside of one.
+    pub fn current() -> Self {
+        Self { tasks: Tasks::current(), stop: CancellationToken::new(), crash: Arc::default() }
     }
 
     /// The tasks.
@@ -86,10 +67,7 @@ impl Lifecycle {
     /// Spawns a task that the program cannot do without: its end before the first stage is a crash.
     pub fn spawn_critical(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let critical = self.critical(name);
-        self.tasks.spawn(async move {
-            task.await;
-            drop(critical);
-        });
+        self.tasks.spawn(task.map(move |()| drop(critical)));
     }
 
     /// A guard for a thread that the program cannot do without: dropping it before the first stage, be it in a panic,
@@ -98,22 +76,19 @@ impl Lifecycle {
         Critical { lifecycle: self.clone(), name }
     }
 
-    /// Waits for a signal, a crash or the stop token, then begins the first stage.
-    pub async fn stopped(&self, signals: &mut Signals) -> StopReason {
-        let mut crash = self.crash.subscribe();
-        let reason = tokio::select! {
-            signal = signals.next() => {
-                tracing::info!(signal, "stopping; a second signal stops at once");
-                StopReason::Requested
-            }
-            () = self.stop.cancelled() => StopReason::Requested,
-            Ok(name) = crash.wait_for(Option::is_some) => StopReason::Crashed(name.unwrap_or_default()),
-        };
-        if let StopReason::Crashed(task) = reason {
-            tracing::error!(task, "a task that must not end has ended");
+    /// Waits for a signal, a crash or the stop token, then begins the first stage. Returns the name of the critical task
+    /// that ended, if one did.
+    pub async fn stopped(&self, signals: &mut Signals) -> Option<&'static str> {
+        tokio::select! {
+            signal = signals.next() => tracing::info!(signal, "stopping; a second signal stops at once"),
+            () = self.stop.cancelled() => {}
         }
         self.stop.cancel();
-        reason
+        let crashed = self.crash.get().copied();
+        if let Some(task) = crashed {
+            tracing::error!(task, "a task that must not end has ended");
+        }
+        crashed
     }
 
     /// Waits for `future`, at most for `deadline` or until a second signal; returns whether it ended.
@@ -136,12 +111,6 @@ impl Lifecycle {
     }
 }
 
-impl Default for Lifecycle {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// A guard that must not be dropped before the first stage.
 #[derive(Debug)]
 pub struct Critical {
@@ -152,7 +121,9 @@ pub struct Critical {
 impl Drop for Critical {
     fn drop(&mut self) {
         if !self.lifecycle.stop.is_cancelled() {
-            self.lifecycle.crash.send_replace(Some(self.name));
+            // Another task may have crashed a moment before.
+            let _ = self.lifecycle.crash.set(self.name);
+            self.lifecycle.stop.cancel();
         }
     }
 }
@@ -167,10 +138,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Listens from now on.
-    ///
-    /// # Errors
-    /// When the system refuses a signal handler.
+    /// Listens from now on. Fails when the system refuses a signal handler.
     pub fn listen() -> io::Result<Self> {
         let [terminate, interrupt] = [unix::SignalKind::terminate(), unix::SignalKind::interrupt()].map(unix::signal);
         Ok(Self { terminate: terminate?, interrupt: interrupt?, seen: None })

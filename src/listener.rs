@@ -4,23 +4,24 @@
 
 pub mod client;
 mod places;
-mod upgrade;
 
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::Pin,
-    sync::{Arc, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use axum::{
     Router,
-    http::{HeaderValue, Request, header::CONNECTION},
-    middleware::map_response,
-    response::Response,
+    http::{HeaderMap, Request, header::CONTENT_LENGTH},
 };
-use futures_util::future::{AbortHandle, Abortable};
+use bytes::Bytes;
+use futures_util::{
+    FutureExt,
+    future::{AbortHandle, Abortable},
+};
 use hyper::{
     body::Incoming,
     server::conn::http1::{self, Parts},
@@ -36,14 +37,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use self::{
-    places::Places,
-    upgrade::{LeavesHttp, Leaving},
-};
-pub use self::{
-    places::{Capacity, Place, capacity},
-    upgrade::{Upgrade, Upgraded},
-};
+use self::places::{OVERFLOW, Places};
+pub use self::places::{Place, capacity};
 use crate::{
     lifecycle::Tasks,
     metrics::{Counter, Metrics},
@@ -66,7 +61,7 @@ const HEAD_BYTES: usize = 16 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a client may leave unread what was sent to it before its connection ends: longer than any heartbeat waits.
-pub const STUCK_TIMEOUT: Duration = Duration::from_mins(1);
+const STUCK_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// How long requests may take to end after the stop.
 const REQUEST_DRAIN: Duration = Duration::from_secs(2);
@@ -93,22 +88,16 @@ pub struct Site {
     pub metrics: Metrics,
 }
 
-/// Takes a port on all interfaces, IPv6 and IPv4, or on one address. Port 0 takes a free one.
-///
-/// # Errors
-/// When the port is taken or not allowed.
+/// Takes a port on all interfaces, IPv6 and IPv4, or on one address. Port 0 takes a free one. Fails when the port is taken
+/// or not allowed.
 pub fn bind(address: Option<IpAddr>, port: u16) -> io::Result<TcpListener> {
     match address {
         Some(address) => listen((address, port).into()),
-        // Where IPv6 is switched off, IPv4 is all there is.
-        None => match listen((Ipv6Addr::UNSPECIFIED, port).into()) {
-            Err(error)
-                if error.kind() != io::ErrorKind::AddrInUse && error.kind() != io::ErrorKind::PermissionDenied =>
-            {
-                listen((Ipv4Addr::UNSPECIFIED, port).into())
-            }
-            result => result,
-        },
+        None => listen((Ipv6Addr::UNSPECIFIED, port).into()).or_else(|error| match error.kind() {
+            io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => Err(error),
+            // Where IPv6 is switched off, IPv4 is all there is.
+            _ => listen((Ipv4Addr::UNSPECIFIED, port).into()),
+        }),
     }
 }
 
@@ -130,26 +119,38 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// Serves `site` until `stop`; then lets requests end.
 pub async fn serve(listener: TcpListener, site: Site, tasks: Tasks, stop: CancellationToken) {
     static FAILED: Throttle = Throttle::new();
-    let server = Server::new(site, stop.clone());
+    static REFUSED: Throttle = Throttle::new();
+    let Site { router, overflow, connections, metrics } = site;
+    let zone = |most, router, head_timeout, keep_alive| {
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(HEAD_BYTES).keep_alive(keep_alive);
+        Zone { http, router, places: Places::new(most, metrics.clone()), stop: stop.clone() }
+    };
+    let regular = zone(connections, router, HEAD_TIMEOUT, true);
+    let overflow = zone(OVERFLOW, overflow, OVERFLOW_HEAD_TIMEOUT, false);
+    let mut connection = 0;
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, address)) => {
+                connection += 1;
+                let peer = Peer { address: address.ip().to_canonical(), connection };
                 let (handle, registration) = AbortHandle::new_pair();
-                let Some((place, displaces)) = server.places.take(handle) else {
-                    server.refused();
-                    yield_now().await;
-                    continue;
-                };
-                let is_regular = place.is_regular();
-                let connection = Abortable::new(server.connection(stream, address, place), registration);
-                tasks.spawn(async move {
-                    // A displaced connection is dropped as it is.
-                    let _ = connection.await;
-                });
-                if !is_regular {
-                    server.refused();
+                let (mut zone, mut taken) = (&regular, regular.places.take(connection, &handle));
+                let is_refused = taken.is_none();
+                if is_refused {
+                    metrics.count(Counter::ConnectionsRefused);
+                    if let Some(more_since_last) = REFUSED.allow(Instant::now()) {
+                        tracing::warn!(more_since_last, connections, "refused a connection: all places are taken");
+                    }
+                    (zone, taken) = (&overflow, overflow.places.take(connection, &handle));
                 }
-                if displaces || !is_regular {
+                let displaces = taken.as_ref().is_some_and(|(_, displaces)| *displaces);
+                if let Some((place, _)) = taken {
+                    let connection = Abortable::new(zone.connection(stream, peer, place), registration);
+                    // A displaced connection is dropped as it is.
+                    tasks.spawn(connection.map(drop));
+                }
+                if displaces || is_refused {
                     // The displaced connection must end, and the short response go out, before the next is accepted.
                     yield_now().await;
                 }
@@ -160,7 +161,7 @@ pub async fn serve(listener: TcpListener, site: Site, tasks: Tasks, stop: Cancel
                 if FAILED.allow(Instant::now()).is_some() {
                     tracing::warn!(%error, "cannot accept connections; is the limit of open files too low?");
                 }
-                if server.places.displace() {
+                if regular.places.displace() || overflow.places.displace() {
                     yield_now().await;
                 } else {
                     sleep(ACCEPT_PAUSE).await;
@@ -170,61 +171,46 @@ pub async fn serve(listener: TcpListener, site: Site, tasks: Tasks, stop: Cancel
     }
 }
 
-/// What all connections share.
-struct Server {
-    regular: (http1::Builder, Router),
-    overflow: (http1::Builder, Router),
+/// A connection that has left HTTP.
+#[derive(Debug)]
+pub struct Upgraded {
+    /// The socket.
+    pub stream: TcpStream,
+    /// What must be sent before anything else: the response, when it is not sent yet.
+    pub head: Vec<u8>,
+    /// What the client has sent after its request.
+    pub read: Bytes,
+    /// To be kept for as long as the socket is open.
+    pub place: Place,
+}
+
+type Takeover = Box<dyn FnOnce(Upgraded) + Send>;
+
+/// As an extension of a response with status 101: takes the connection over. A response that cannot be sent drops it.
+#[derive(Clone)]
+pub struct Upgrade(Arc<Mutex<Option<Takeover>>>);
+
+impl Upgrade {
+    /// Calls `owner` with the connection; it must not block.
+    pub fn to(owner: impl FnOnce(Upgraded) + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Some(Box::new(owner)))))
+    }
+}
+
+/// Connections that are served alike.
+struct Zone {
+    http: http1::Builder,
+    router: Router,
     places: Arc<Places>,
-    connections: usize,
-    metrics: Metrics,
     stop: CancellationToken,
 }
 
-impl Server {
-    fn new(site: Site, stop: CancellationToken) -> Self {
-        let Site { router, overflow, connections, metrics } = site;
-        let http = |head_timeout: Duration| {
-            let mut http = http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(HEAD_BYTES);
-            http
-        };
-        let places = Places::new(connections, metrics.clone());
-        let overflow = overflow.layer(map_response(end_connection));
-        Self {
-            regular: (http(HEAD_TIMEOUT), router),
-            overflow: (http(OVERFLOW_HEAD_TIMEOUT), overflow),
-            places,
-            connections,
-            metrics,
-            stop,
-        }
-    }
-
-    /// Counts and logs a connection for which there was no place.
-    fn refused(&self) {
-        static REFUSED: Throttle = Throttle::new();
-        self.metrics.count(Counter::ConnectionsRefused);
-        if let Some(more_since_last) = REFUSED.allow(Instant::now()) {
-            tracing::warn!(
-                more_since_last,
-                connections = self.connections,
-                "refused a connection: all places are taken"
-            );
-        }
-    }
-
+impl Zone {
     /// Serves a connection until it ends or leaves HTTP.
-    fn connection(
-        &self,
-        stream: TcpStream,
-        address: SocketAddr,
-        place: Place,
-    ) -> impl Future<Output = ()> + Send + use<> {
-        let (http, router) = if place.is_regular() { &self.regular } else { &self.overflow };
-        let peer = Peer { address: address.ip().to_canonical(), connection: place.number() };
-        let (place, leaving) = (Arc::new(place), Arc::new(Leaving::default()));
+    fn connection(&self, stream: TcpStream, peer: Peer, place: Place) -> impl Future<Output = ()> + Send + use<> {
+        let (place, leaving) = (Arc::new(place), Arc::new(Mutex::new(None)));
         let service = {
-            let (router, place, leaving) = (router.clone(), Arc::clone(&place), Arc::clone(&leaving));
+            let (router, place, leaving) = (self.router.clone(), Arc::clone(&place), Arc::clone(&leaving));
             service_fn(move |mut request: Request<Incoming>| {
                 let is_first = place.heard();
                 request.extensions_mut().insert(peer);
@@ -236,16 +222,17 @@ impl Server {
                     // it together with its own first bytes: one packet and one wake-up of the client less. Before a
                     // later one, hyper may still have to send the end of an earlier response.
                     let (head, response) = if is_first {
-                        (upgrade::encoded(response.headers()), Err(LeavesHttp))
+                        (encoded(response.headers()), Err("the connection leaves HTTP"))
                     } else {
                         (Vec::new(), Ok(response))
                     };
-                    *leaving.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, head));
+                    let owner = upgrade.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    *leaving.lock().unwrap_or_else(PoisonError::into_inner) = owner.map(|owner| (owner, head));
                     response
                 }
             })
         };
-        let connection = http.serve_connection(TokioIo::new(stream), service);
+        let connection = self.http.serve_connection(TokioIo::new(stream), service);
         let stop = self.stop.clone();
         async move {
             // Dropped in the reverse order: the place is free when the socket is closed.
@@ -257,21 +244,26 @@ impl Server {
                 let _ = timeout(REQUEST_DRAIN, &mut connection).await;
             }
             let left = leaving.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some((upgrade, head)) = left {
+            if let Some((owner, head)) = left {
                 let Parts { io, read_buf: read, service, .. } = connection.into_parts();
                 // The service has the only other share of the place.
                 drop(service);
                 if let Some(place) = Arc::into_inner(place) {
-                    upgrade.run(Upgraded { stream: io.into_inner(), head, read, place });
+                    owner(Upgraded { stream: io.into_inner(), head, read, place });
                 }
             }
         }
     }
 }
 
-async fn end_connection(mut response: Response) -> Response {
-    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    response
+/// A response with status 101 as it is sent: it has no length (RFC 9110, section 8.6), which axum adds all the same.
+fn encoded(headers: &HeaderMap) -> Vec<u8> {
+    let mut head = b"HTTP/1.1 101 Switching Protocols\r\n".to_vec();
+    for (name, value) in headers.iter().filter(|(name, _)| *name != CONTENT_LENGTH) {
+        head.extend_from_slice(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    head.extend_from_slice(b"\r\n");
+    head
 }
 
 fn is_of_peer(error: &io::Error) -> bool {
@@ -281,9 +273,12 @@ fn is_of_peer(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use axum::{http::StatusCode, response::IntoResponse, routing::get};
     use socket2::SockRef;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::lifecycle::Lifecycle;
 
     #[tokio::test]
     async fn accepted_sockets_have_the_options_of_the_listener() {
@@ -293,5 +288,44 @@ mod tests {
         let (stream, _) = accepted.unwrap();
         let socket = SockRef::from(&stream);
         assert_eq!((socket.tcp_nodelay().unwrap(), socket.tcp_user_timeout().unwrap()), (true, Some(STUCK_TIMEOUT)));
+    }
+
+    /// Sends the response, what the client has sent with its request, and a full stop.
+    async fn upgrade() -> impl IntoResponse {
+        let upgrade = Upgrade::to(|Upgraded { stream, head, read, .. }| {
+            stream.try_write(&[&head, &read[..], b"."].concat()).unwrap();
+        });
+        (StatusCode::SWITCHING_PROTOCOLS, [("upgrade", "test")], axum::Extension(upgrade))
+    }
+
+    /// Everything that a client gets which sends this.
+    async fn talk(request: &str) -> String {
+        let lifecycle = Lifecycle::current();
+        let router = Router::new().route("/", get(upgrade)).route("/page", get(async || "page"));
+        let site = Site { router, overflow: Router::new(), connections: 1, metrics: Metrics::new() };
+        let listener = bind(Some([127, 0, 0, 1].into()), 0).unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        lifecycle.tasks().spawn(serve(listener, site, lifecycle.tasks().clone(), lifecycle.stop().clone()));
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut received = String::new();
+        timeout(Duration::from_secs(10), client.read_to_string(&mut received)).await.unwrap().unwrap();
+        lifecycle.stop().cancel();
+        received
+    }
+
+    const REQUEST: &str = "GET / HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: test\r\n\r\n";
+
+    #[tokio::test]
+    async fn the_owner_gets_the_response_and_what_was_sent_with_the_request() {
+        let received = talk(&format!("{REQUEST}more")).await;
+        assert_eq!(received, "HTTP/1.1 101 Switching Protocols\r\nupgrade: test\r\n\r\nmore.");
+    }
+
+    #[tokio::test]
+    async fn a_connection_may_leave_http_after_other_requests() {
+        let received = talk(&format!("GET /page HTTP/1.1\r\nhost: test\r\n\r\n{REQUEST}more")).await;
+        let (page, switch) = received.split_once("page").unwrap();
+        assert!(page.starts_with("HTTP/1.1 200 ") && switch.starts_with("HTTP/1.1 101 "), "{received}");
+        assert!(switch.ends_with("\r\n\r\nmore."), "{received}");
     }
 }

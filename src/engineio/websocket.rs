@@ -21,7 +21,7 @@ const PROBE_BYTES: usize = 64;
 impl<H: Handler> Engine<H> {
     /// Opens a session over a WebSocket.
     pub(super) fn accept(self: &Arc<Self>, request: Request<Body>) -> Result<Response<Body>, Refusal> {
-        let mut response = handshake::accept(&request, &[]).map_err(|_| Refusal::BadRequest)?;
+        let mut response = handshake::accept(&request).map_err(|_| Refusal::BadRequest)?;
         let permit = self.admit(&request, true)?;
         let engine = Arc::clone(self);
         response.extensions_mut().insert(Upgrade::to(move |Upgraded { stream, head, read, place }| {
@@ -42,7 +42,7 @@ impl<H: Handler> Engine<H> {
         request: &Request<Body>,
         session: Arc<Session<H>>,
     ) -> Result<Response<Body>, Refusal> {
-        let mut response = handshake::accept(request, &[]).map_err(|_| Refusal::BadRequest)?;
+        let mut response = handshake::accept(request).map_err(|_| Refusal::BadRequest)?;
         let engine = Arc::clone(self);
         response.extensions_mut().insert(Upgrade::to(move |Upgraded { stream, head, read, place }| {
             let socket = Connection::new(stream, &engine.shared);

@@ -21,7 +21,7 @@ use crate::metrics::{Counter, Metrics};
 const MAX_SILENT: usize = 4_096;
 
 /// Places beyond the regular ones. Each is taken for a moment: the answer is short, and then the connection ends.
-const OVERFLOW: usize = 32;
+pub(super) const OVERFLOW: usize = 32;
 
 /// File descriptors for everything that is no connection of a browser: standard streams, the runtime, the port, Redis,
 /// its sentinels, the log, a database; and displaced connections that are not closed yet.
@@ -33,100 +33,60 @@ const DEFAULT_MOST: usize = 100_000;
 /// Fewest connections. Below that there is no use in starting, and a wrong limit should show itself in the log.
 const LEAST: usize = 16;
 
-/// How many connections are served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capacity {
-    /// Connections at a time.
-    pub connections: usize,
-    /// The limit of open files that is missing, if there are fewer than were asked for or could be of use.
-    pub needs_open_files: Option<usize>,
-}
-
-/// What a limit of `open_files` allows of the `wanted` connections, when `others` connect to other servers.
-pub fn capacity(open_files: u64, wanted: Option<usize>, others: usize) -> Capacity {
+/// How many connections are served: what a limit of `open_files` allows of the `wanted` ones, when `others` connect to
+/// other servers. Beside it the limit that is missing, if these are fewer than were asked for or could be of use.
+pub fn capacity(open_files: u64, wanted: Option<usize>, others: usize) -> (usize, Option<usize>) {
     let reserve = RESERVED_FILES + OVERFLOW + others;
     let allowed = usize::try_from(open_files).unwrap_or(usize::MAX).saturating_sub(reserve);
     let asked = wanted.unwrap_or(allowed.clamp(LEAST, DEFAULT_MOST));
-    let connections = asked.min(allowed.max(LEAST));
-    Capacity { connections, needs_open_files: (asked > allowed).then(|| asked + reserve) }
+    (asked.min(allowed.max(LEAST)), (asked > allowed).then(|| asked + reserve))
 }
 
-/// All places.
+/// Places of one kind.
 #[derive(Debug)]
 pub(super) struct Places {
-    regular: usize,
+    most: usize,
     metrics: Metrics,
     occupied: Mutex<Occupied>,
 }
 
 #[derive(Debug, Default)]
 struct Occupied {
-    /// Number of the last connection; the first is 1.
-    last: u64,
-    regular: Zone,
-    overflow: Zone,
-}
-
-#[derive(Debug, Default)]
-struct Zone {
     /// Descriptors in use. A displaced connection counts until it is closed.
     places: usize,
     /// Silent connections by their numbers: the oldest first.
     silent: BTreeMap<u64, AbortHandle>,
 }
 
-impl Zone {
-    /// Ends the connection that has been silent for longest; `false` when none is silent.
-    fn displace(&mut self) -> bool {
-        self.silent.pop_first().is_some_and(|(_, oldest)| {
-            oldest.abort();
-            true
-        })
-    }
-}
-
 impl Places {
-    pub(super) fn new(regular: usize, metrics: Metrics) -> Arc<Self> {
-        Arc::new(Self { regular, metrics, occupied: Mutex::default() })
+    pub(super) fn new(most: usize, metrics: Metrics) -> Arc<Self> {
+        Arc::new(Self { most, metrics, occupied: Mutex::default() })
     }
 
     /// Takes a place for a connection, which `handle` can end, and says whether another connection has to go for it:
-    /// until that has happened there is one descriptor too many. `None` when even the overflow is full.
-    pub(super) fn take(self: &Arc<Self>, handle: AbortHandle) -> Option<(Place, bool)> {
+    /// until that has happened there is one descriptor too many. `None` when all are taken and none is silent.
+    pub(super) fn take(self: &Arc<Self>, number: u64, handle: &AbortHandle) -> Option<(Place, bool)> {
         let mut occupied = self.lock();
-        let is_full = occupied.regular.places >= self.regular;
-        let mut displaces = (is_full || occupied.regular.silent.len() >= MAX_SILENT) && occupied.regular.displace();
-        let is_regular = !is_full || displaces;
-        if !is_regular && occupied.overflow.places >= OVERFLOW {
-            displaces = occupied.overflow.displace();
-            if !displaces {
-                return None;
-            }
+        let is_full = occupied.places >= self.most;
+        let displaces = (is_full || occupied.silent.len() >= MAX_SILENT) && self.end_oldest(&mut occupied);
+        if is_full && !displaces {
+            return None;
         }
-        occupied.last += 1;
-        let number = occupied.last;
-        let zone = occupied.zone(is_regular);
-        zone.places += 1;
-        zone.silent.insert(number, handle);
-        drop(occupied);
-        self.count(displaces);
-        Some((Place { places: Arc::clone(self), is_regular, number, is_silent: AtomicBool::new(true) }, displaces))
+        occupied.places += 1;
+        occupied.silent.insert(number, handle.clone());
+        Some((Place { places: Arc::clone(self), number, is_silent: AtomicBool::new(true) }, displaces))
     }
 
     /// Ends the connection that has been silent for longest; `false` when none is silent.
     pub(super) fn displace(&self) -> bool {
-        let displaces = {
-            let mut occupied = self.lock();
-            occupied.regular.displace() || occupied.overflow.displace()
-        };
-        self.count(displaces);
-        displaces
+        self.end_oldest(&mut self.lock())
     }
 
-    fn count(&self, displaces: bool) {
-        if displaces {
-            self.metrics.count(Counter::SilentDropped);
-        }
+    fn end_oldest(&self, occupied: &mut Occupied) -> bool {
+        let Some((_, oldest)) = occupied.silent.pop_first() else { return false };
+        oldest.abort();
+        self.metrics.count(Counter::SilentDropped);
+        true
     }
 
     fn lock(&self) -> MutexGuard<'_, Occupied> {
@@ -134,37 +94,20 @@ impl Places {
     }
 }
 
-impl Occupied {
-    fn zone(&mut self, is_regular: bool) -> &mut Zone {
-        if is_regular { &mut self.regular } else { &mut self.overflow }
-    }
-}
-
 /// A place that is taken. To be kept for as long as the connection's descriptor is open.
 #[derive(Debug)]
 pub struct Place {
     places: Arc<Places>,
-    is_regular: bool,
     number: u64,
     is_silent: AtomicBool,
 }
 
 impl Place {
-    /// Whether the connection is served; otherwise it is refused, but for questions about health.
-    pub(super) fn is_regular(&self) -> bool {
-        self.is_regular
-    }
-
-    /// The number of the connection, which no other ever has.
-    pub(super) fn number(&self) -> u64 {
-        self.number
-    }
-
     /// The connection has made a request; returns whether it is the first.
     pub(super) fn heard(&self) -> bool {
         let is_first = self.is_silent.swap(false, Ordering::Relaxed);
         if is_first {
-            self.places.lock().zone(self.is_regular).silent.remove(&self.number);
+            self.places.lock().silent.remove(&self.number);
         }
         is_first
     }
@@ -173,7 +116,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.heard();
-        self.places.lock().zone(self.is_regular).places -= 1;
+        self.places.lock().places -= 1;
     }
 }
 
@@ -188,65 +131,56 @@ mod tests {
         handle: AbortHandle,
     }
 
-    fn connect(places: &Arc<Places>) -> Option<Connected> {
+    fn connect(places: &Arc<Places>, number: u64) -> Option<Connected> {
         let (handle, _) = AbortHandle::new_pair();
-        places.take(handle.clone()).map(|(place, displaces)| Connected { place, displaces, handle })
+        places.take(number, &handle).map(|(place, displaces)| Connected { place, displaces, handle })
     }
 
     #[test]
     fn a_newcomer_takes_the_place_of_the_oldest_silent_one() {
         let metrics = Metrics::new();
         let places = Places::new(3, metrics.clone());
-        let [first, second, third] = [(); 3].map(|()| connect(&places).unwrap());
+        let [first, second, third] = [1, 2, 3].map(|number| connect(&places, number).unwrap());
         first.place.heard();
-        let newcomer = connect(&places).unwrap();
-        assert!(newcomer.place.is_regular() && newcomer.displaces);
+        let newcomer = connect(&places, 4).unwrap();
+        assert!(newcomer.displaces);
         assert_eq!([&first, &second, &third].map(|connection| connection.handle.is_aborted()), [false, true, false]);
         assert_eq!(metrics.get(Counter::SilentDropped), 1);
     }
 
     #[test]
-    fn beyond_the_places_the_overflow_refuses_and_has_a_bound_of_its_own() {
-        let places = Places::new(1, Metrics::new());
-        let served = connect(&places).unwrap();
-        served.place.heard();
-        let overflow: Vec<_> = (0..OVERFLOW).map(|_| connect(&places).unwrap()).collect();
-        assert!(overflow.iter().all(|connection| !connection.place.is_regular()));
-        let one_more = connect(&places).unwrap();
-        assert!(one_more.displaces && overflow[0].handle.is_aborted() && !overflow[1].handle.is_aborted());
-        for connection in overflow.iter().chain([&one_more]) {
+    fn when_none_is_silent_the_places_have_a_bound() {
+        let places = Places::new(2, Metrics::new());
+        let connected = [1, 2].map(|number| connect(&places, number).unwrap());
+        for connection in &connected {
             connection.place.heard();
         }
-        assert!(connect(&places).is_none());
-        drop(overflow);
-        assert!(!connect(&places).unwrap().place.is_regular());
-        drop(served);
-        assert!(connect(&places).unwrap().place.is_regular());
+        assert!(connect(&places, 3).is_none());
+        drop(connected);
+        assert!(!connect(&places, 4).unwrap().displaces);
     }
 
     #[test]
     fn silent_connections_have_a_bound_of_their_own() {
         let places = Places::new(MAX_SILENT * 2, Metrics::new());
-        let silent: Vec<_> = (0..MAX_SILENT).map(|_| connect(&places).unwrap()).collect();
-        assert!(connect(&places).unwrap().displaces && silent[0].handle.is_aborted());
+        let silent: Vec<_> = (0..MAX_SILENT as u64).map(|number| connect(&places, number).unwrap()).collect();
+        let [late, later] = [1, 2].map(|more| MAX_SILENT as u64 + more);
+        assert!(connect(&places, late).unwrap().displaces && silent[0].handle.is_aborted());
         silent[1].place.heard();
-        assert!(!connect(&places).unwrap().displaces);
+        assert!(!connect(&places, later).unwrap().displaces);
     }
 
     #[test]
     fn what_has_ended_leaves_nothing_behind() {
         let places = Places::new(2, Metrics::new());
-        drop([(); 2].map(|()| connect(&places).unwrap()));
+        drop([1, 2].map(|number| connect(&places, number).unwrap()));
         assert!(!places.displace());
-        assert!((0..2).all(|_| connect(&places).unwrap().place.is_regular()));
+        assert!((3..5).all(|number| connect(&places, number).is_some_and(|connection| !connection.displaces)));
     }
 
     #[test]
     fn connections_fit_below_the_limit_of_open_files() {
-        let of = |open_files, wanted| {
-            let Capacity { connections, needs_open_files } = capacity(open_files, wanted, 16);
-            (connections, needs_open_files)
-        };
+        let of = |open_files, wanted| capacity(open_files, wanted, 16);
         assert_eq!(of(1_024, None), (912, None));
         assert_eq!(of(u64::MAX, None), (DEFAULT_MOST, None));
         assert_eq!(of(1_024, Some(100)), (100, None));

@@ -1,10 +1,9 @@
 //! A bound on the bytes of unfinished messages, summed over all connections: the bound of one connection, times the
 //! connections that strangers can open, is more memory than a machine has.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Bytes for the unfinished messages of all connections together. Browsers of Loomio send little, and hardly ever in
 /// more than one piece.
@@ -20,9 +19,9 @@ const FREE: usize = 4096;
 #[error("unfinished messages take too much memory")]
 pub struct Exhausted;
 
-/// What all buffers together may hold. Clones share it.
+/// What all buffers together may hold: a permit a byte. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Budget(Arc<AtomicUsize>);
+pub struct Budget(Arc<Semaphore>);
 
 impl Default for Budget {
     /// 64 MiB.
@@ -34,12 +33,12 @@ impl Default for Budget {
 impl Budget {
     /// A budget of so many bytes.
     pub fn of(bytes: usize) -> Self {
-        Self(Arc::new(AtomicUsize::new(bytes)))
+        Self(Arc::new(Semaphore::new(bytes)))
     }
 
-    fn take(&self, bytes: usize) -> Result<(), Exhausted> {
-        let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes));
-        taken.map(|_| ()).map_err(|_| Exhausted)
+    fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Exhausted> {
+        let bytes = u32::try_from(bytes).map_err(|_| Exhausted)?;
+        Arc::clone(&self.0).try_acquire_many_owned(bytes).map_err(|_| Exhausted)
     }
 }
 
@@ -47,7 +46,8 @@ impl Budget {
 #[derive(Debug, Default)]
 pub struct Buffer {
     bytes: Vec<u8>,
-    charge: Option<(Budget, usize)>,
+    /// For the capacity beyond [`FREE`].
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Buffer {
@@ -56,37 +56,21 @@ impl Buffer {
         &self.bytes
     }
 
-    /// Appends bytes. The capacity grows with what has arrived, and never beyond `whole`, the final length of the
-    /// message or its upper bound.
-    ///
-    /// # Errors
-    /// When the budget has no room for the capacity; nothing is appended then.
+    /// Appends bytes, or nothing when the budget has no room for the capacity. That grows with what has arrived, and
+    /// never beyond `whole`, the final length of the message or its upper bound.
     pub fn extend(&mut self, budget: &Budget, bytes: &[u8], whole: usize) -> Result<(), Exhausted> {
         let needed = self.bytes.len() + bytes.len();
         if needed > self.bytes.capacity() {
             let capacity = (self.bytes.capacity() * 2).min(whole).max(needed);
-            self.charge(budget, capacity.saturating_sub(FREE))?;
+            match (capacity.saturating_sub(FREE), &mut self.permit) {
+                (0, _) => {}
+                (counted, Some(permit)) => permit.merge(budget.take(counted - permit.num_permits())?),
+                (counted, permit) => *permit = Some(budget.take(counted)?),
+            }
             self.bytes.reserve_exact(capacity - self.bytes.len());
         }
         self.bytes.extend_from_slice(bytes);
         Ok(())
-    }
-
-    fn charge(&mut self, budget: &Budget, counted: usize) -> Result<(), Exhausted> {
-        if counted > 0 {
-            let (_, charged) = self.charge.get_or_insert_with(|| (budget.clone(), 0));
-            budget.take(counted - *charged)?;
-            *charged = counted;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        if let Some((Budget(left), charged)) = self.charge.take() {
-            left.fetch_add(charged, Ordering::Relaxed);
-        }
     }
 }
 
@@ -95,7 +79,7 @@ mod tests {
     use super::*;
 
     fn left(budget: &Budget) -> usize {
-        budget.0.load(Ordering::Relaxed)
+        budget.0.available_permits()
     }
 
     #[test]

@@ -14,16 +14,17 @@ use std::{
 
 use socket2::SockRef;
 use tokio::{
+    io::Interest,
     task::yield_now,
     time::{Instant, timeout, timeout_at},
 };
 
 use super::{
+    Socket,
     budget::Budget,
     decoder::{Decoder, Received, Violation},
     frame::Frame,
     outbox::Outbox,
-    socket::{Narrow, Socket},
 };
 use crate::lifecycle::Tasks;
 
@@ -32,6 +33,10 @@ const SCRATCH: usize = 16 * 1024;
 
 /// Bytes that wait for a peer that is behind. A burst of less is sent in the kernel's own, larger steps.
 const BEHIND: usize = 1 << 20;
+
+/// Unsent bytes that the kernel takes for a peer that is behind; it takes more when half of them are gone. Without a
+/// limit it takes megabytes: a ping would wait behind all of them, and meanwhile nothing shows that the peer reads.
+const UNSENT: u32 = 32 * 1024;
 
 /// How long a closed connection is read on, so that the peer gets the close frame and not a reset.
 const LINGER: Duration = Duration::from_secs(2);
@@ -43,7 +48,7 @@ thread_local! {
 /// What the connections of a server share.
 #[derive(Debug)]
 pub struct Shared {
-    /// Runs the tasks that send what waits.
+    /// For the tasks that send what waits.
     pub tasks: Tasks,
     /// Bounds the unfinished messages of all connections.
     pub budget: Budget,
@@ -62,31 +67,27 @@ pub struct Allowance {
 
 /// Why frames cannot be sent. The connection should be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
 pub enum SendError {
-    /// The socket has failed.
     #[error("the socket has failed")]
     Failed,
-    /// More waits than [`Shared::outbox_bytes`].
     #[error("the peer does not read fast enough")]
     Slow,
 }
 
 /// Why there is nothing more to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
 pub enum Disconnect {
     /// The peer sent a close frame, with this code if it gave one.
     #[error("the peer has closed the connection")]
     Closed(Option<u16>),
-    /// The peer's side ended without a close frame.
-    #[error("the connection has ended")]
+    #[error("the peer's side has ended without a close frame")]
     Lost,
-    /// The socket has failed.
     #[error("the socket has failed")]
     Failed,
-    /// A message was not finished in time.
     #[error("a message was not finished in time")]
     Late,
-    /// The peer broke the protocol or a bound.
     #[error(transparent)]
     Violated(#[from] Violation),
 }
@@ -118,20 +119,32 @@ struct Out {
     outbox: Outbox,
     /// A task waits for the socket to take more.
     is_flushing: bool,
-    /// The socket is narrow.
-    narrow: Option<Narrow>,
+    /// The user timeout to restore, zero for none, while the socket is narrow.
+    narrow: Option<Duration>,
     /// Bytes that waited and were taken since they were asked for.
     taken: usize,
 }
 
 impl Out {
+    /// Lets the kernel take little of what is sent, as the peer is behind, and leaves it to the heartbeat to tell when the
+    /// peer is dead: Linux counts TCP's user timeout from when the peer's window was full for the first time, and does not
+    /// see that a peer with a small window reads steadily. Where the system refuses these options, pings come later.
     fn narrow(&mut self, socket: &impl Socket) {
-        self.narrow.get_or_insert_with(|| Narrow::set(socket));
+        self.narrow.get_or_insert_with(|| {
+            let socket = SockRef::from(socket);
+            let user_timeout = socket.tcp_user_timeout().ok().flatten();
+            let _ = socket.set_tcp_notsent_lowat(UNSENT);
+            let _ = socket.set_tcp_user_timeout(None);
+            user_timeout.unwrap_or_default()
+        });
     }
 
+    /// Lets the kernel take as much as it likes again.
     fn widen(&mut self, socket: &impl Socket) {
-        if let Some(narrow) = self.narrow.take() {
-            narrow.undo(socket);
+        if let Some(user_timeout) = self.narrow.take() {
+            let socket = SockRef::from(socket);
+            let _ = socket.set_tcp_notsent_lowat(0);
+            let _ = socket.set_tcp_user_timeout(Some(user_timeout));
         }
     }
 }
@@ -144,46 +157,37 @@ impl<S: Socket> Connection<S> {
 
     /// Sends frames in order: at once as far as the socket takes them, the rest as soon as it does. Never blocks. The
     /// first `replayed` frames do not count against the bound of what may wait; when some of an earlier replay still
-    /// wait, they do. A closed connection drops frames.
-    ///
-    /// # Errors
-    /// [`SendError`]; frames sent so far may have arrived.
+    /// wait, they do. A closed connection drops frames. After an error some may have arrived.
     pub fn send(self: &Arc<Self>, frames: &[&Frame], replayed: usize) -> Result<(), SendError> {
-        self.write(|out, socket| {
+        self.write(|out| {
             if replayed > 0 {
-                out.narrow(socket);
+                out.narrow(&self.socket);
             }
-            out.outbox.send(socket, frames, replayed)
+            out.outbox.send(&self.socket, frames, replayed)
         })
     }
 
     /// Sends a control frame before everything that is not begun, in place of a waiting one of its kind.
-    ///
-    /// # Errors
-    /// As [`Connection::send`].
     pub fn send_first(self: &Arc<Self>, control: &Frame) -> Result<(), SendError> {
-        self.write(|out, socket| {
+        self.write(|out| {
             let is_idle = out.outbox.is_empty();
             out.outbox.put_first(control);
-            if is_idle { out.outbox.flush(socket).map(|_| ()) } else { Ok(()) }
+            if is_idle { out.outbox.flush(&self.socket).map(|_| ()) } else { Ok(()) }
         })
     }
 
     /// Sends what waits in an outbox, which replaces the connection's own: nothing may have been left waiting there.
-    ///
-    /// # Errors
-    /// As [`Connection::send`].
     pub fn adopt(self: &Arc<Self>, outbox: Outbox) -> Result<(), SendError> {
-        self.write(|out, socket| {
+        self.write(|out| {
             out.outbox = outbox;
-            out.outbox.flush(socket).map(|_| ())
+            out.outbox.flush(&self.socket).map(|_| ())
         })
     }
 
-    fn write(self: &Arc<Self>, put: impl FnOnce(&mut Out, &S) -> io::Result<()>) -> Result<(), SendError> {
+    fn write(self: &Arc<Self>, put: impl FnOnce(&mut Out) -> io::Result<()>) -> Result<(), SendError> {
         let mut lock = self.lock();
         let Some(out) = &mut *lock else { return Ok(()) };
-        put(out, &self.socket).map_err(|_| SendError::Failed)?;
+        put(out).map_err(|_| SendError::Failed)?;
         if out.outbox.is_empty() {
             out.widen(&self.socket);
             return Ok(());
@@ -197,10 +201,10 @@ impl<S: Socket> Connection<S> {
     /// Sends what waits as the socket takes it.
     async fn flush(self: Arc<Self>) {
         loop {
-            let is_ready = self.socket.writable().await;
+            let is_ready = self.socket.ready(Interest::WRITABLE).await;
             let mut lock = self.lock();
             let Some(out) = &mut *lock else { return };
-            let Ok(taken) = is_ready.and_then(|()| out.outbox.flush(&self.socket)) else {
+            let Ok(taken) = is_ready.and_then(|_| out.outbox.flush(&self.socket)) else {
                 // The task that reads finds out.
                 return self.shutdown(Shutdown::Both);
             };
@@ -239,9 +243,6 @@ impl<S: Socket> Connection<S> {
     }
 
     /// Reads until `on` breaks, and answers pings. `on` gets messages and pongs.
-    ///
-    /// # Errors
-    /// [`Disconnect`] says why there is nothing more to read.
     pub async fn read<B>(
         self: &Arc<Self>,
         decoder: &mut Decoder,
@@ -261,11 +262,11 @@ impl<S: Socket> Connection<S> {
             }
             is_first = false;
             match decoder.deadline(|| Instant::now() + allowance().patience) {
-                None => self.socket.readable().await,
+                None => self.socket.ready(Interest::READABLE).await,
                 // Boxed, or the task of a connection that has nothing unfinished has room for it.
-                Some(deadline) => {
-                    Box::pin(timeout_at(deadline, self.socket.readable())).await.map_err(|_| Disconnect::Late)?
-                }
+                Some(deadline) => Box::pin(timeout_at(deadline, self.socket.ready(Interest::READABLE)))
+                    .await
+                    .map_err(|_| Disconnect::Late)?,
             }
             .map_err(|_| Disconnect::Failed)?;
         }
@@ -293,7 +294,7 @@ impl<S: Socket> Connection<S> {
             }
         };
         let read = BUFFER.with_borrow_mut(|buffer| {
-            let length = if is_first { 0 } else { self.try_read(buffer)?.unwrap_or(0) };
+            let length = if is_first { 0 } else { self.try_read(buffer)? };
             let flow = decoder.feed(&mut buffer[..length], max, &self.shared.budget, on)?;
             Ok((flow, length == buffer.len()))
         });
@@ -310,12 +311,12 @@ impl<S: Socket> Connection<S> {
         }
     }
 
-    /// `None` when nothing is there.
-    fn try_read(&self, buffer: &mut [u8]) -> Result<Option<usize>, Disconnect> {
+    /// Zero when nothing is there.
+    fn try_read(&self, buffer: &mut [u8]) -> Result<usize, Disconnect> {
         match self.socket.try_read(buffer) {
             Ok(0) => Err(Disconnect::Lost),
-            Ok(length) => Ok(Some(length)),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+            Ok(length) => Ok(length),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
             Err(_) => Err(Disconnect::Failed),
         }
     }
@@ -324,7 +325,8 @@ impl<S: Socket> Connection<S> {
     /// and the peer might never see the close frame.
     pub async fn linger(&self) {
         let read_on = async {
-            while self.socket.readable().await.is_ok() && BUFFER.with_borrow_mut(|buffer| self.try_read(buffer)).is_ok()
+            while self.socket.ready(Interest::READABLE).await.is_ok()
+                && BUFFER.with_borrow_mut(|buffer| self.try_read(buffer)).is_ok()
             {
                 yield_now().await;
             }
@@ -338,5 +340,27 @@ impl<S: Socket> Connection<S> {
 
     fn lock(&self) -> MutexGuard<'_, Option<Out>> {
         self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_is_narrow_and_then_as_before() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (socket, mut out) = (SockRef::from(&stream), Out::default());
+        let options = || (socket.tcp_notsent_lowat().unwrap(), socket.tcp_user_timeout().unwrap());
+        for user_timeout in [None, Some(Duration::from_mins(1))] {
+            socket.set_tcp_user_timeout(user_timeout).unwrap();
+            out.narrow(&stream);
+            assert_eq!(options(), (UNSENT, None));
+            out.widen(&stream);
+            assert_eq!(options(), (0, user_timeout));
+        }
     }
 }

@@ -9,7 +9,9 @@ use tokio::time::Instant;
 
 use super::{
     budget::{Budget, Buffer, Exhausted},
-    frame::{FIN, OPCODE_BINARY, OPCODE_CLOSE, OPCODE_CONTINUATION, OPCODE_PING, OPCODE_PONG, OPCODE_TEXT},
+    frame::{
+        FIN, OPCODE_BINARY, OPCODE_CLOSE, OPCODE_CONTINUATION, OPCODE_PING, OPCODE_PONG, OPCODE_TEXT, header_length,
+    },
 };
 
 /// In the first byte: bits of extensions, of which none is negotiated.
@@ -39,17 +41,14 @@ pub enum Received<'a> {
 
 /// Why the connection must be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say it")]
 pub enum Violation {
-    /// A frame that the protocol forbids.
     #[error("frame breaks the protocol")]
     Protocol,
-    /// A text or a close reason that is not UTF-8.
-    #[error("text is not UTF-8")]
+    #[error("text or close reason is not UTF-8")]
     Encoding,
-    /// A message longer than is allowed.
     #[error("message is too big")]
     TooBig,
-    /// The unfinished messages of all connections take too much memory.
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
 }
@@ -80,22 +79,14 @@ struct Unfinished {
 }
 
 /// A message of which the end is missing.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct PartialMessage {
     opcode: u8,
     data: Buffer,
     /// Bytes at the start of a text that are known to be UTF-8.
     valid: usize,
-    /// The frame whose data is arriving.
-    frame: Option<Arriving>,
-}
-
-/// A frame of which the end is missing.
-#[derive(Debug)]
-struct Arriving {
-    fin: bool,
-    mask: [u8; MASK_LENGTH],
-    left: usize,
+    /// The frame whose data is arriving, with the length that is missing.
+    frame: Option<Header>,
 }
 
 impl Decoder {
@@ -106,18 +97,14 @@ impl Decoder {
         decoder
     }
 
-    /// When what is unfinished must be finished: `start` for a message that has just begun. `None` when nothing is
-    /// unfinished.
+    /// When what is unfinished, if anything is, must be finished: `start` for a message that has just begun.
     pub fn deadline(&mut self, start: impl FnOnce() -> Instant) -> Option<Instant> {
         self.0.as_mut().map(|unfinished| *unfinished.deadline.get_or_insert_with(start))
     }
 
     /// Takes what was read and calls `on` with everything it completes, until `on` breaks; what is left then stays for
     /// the next call. No message is longer than `max` bytes, all fragments together. `input` is scratch space
-    /// afterwards.
-    ///
-    /// # Errors
-    /// The first violation in the input; the decoder must not be used after it.
+    /// afterwards, and the decoder must not be used after an error.
     pub fn feed<B>(
         &mut self,
         input: &mut [u8],
@@ -125,15 +112,24 @@ impl Decoder {
         budget: &Budget,
         mut on: impl FnMut(Received<'_>) -> ControlFlow<B>,
     ) -> Result<ControlFlow<B>, Violation> {
-        let mut rest = self.0.as_mut().map(|unfinished| std::mem::take(&mut unfinished.rest)).unwrap_or_default();
-        if rest.is_empty() {
-            let (used, flow) = self.read(input, max, budget, &mut on)?;
-            self.keep(input[used..].to_vec());
-            return Ok(flow);
+        let mut joined = self.0.as_mut().map(|unfinished| std::mem::take(&mut unfinished.rest)).unwrap_or_default();
+        let input = if joined.is_empty() {
+            input
+        } else {
+            joined.extend_from_slice(input);
+            &mut joined
+        };
+        let (mut used, mut flow) = (0, ControlFlow::Continue(()));
+        while flow.is_continue()
+            && let Some((taken, next)) = self.step(&mut input[used..], max, budget, &mut on)?
+        {
+            (used, flow) = (used + taken, next);
+            if let Some(unfinished) = self.0.as_mut().filter(|unfinished| unfinished.message.is_none()) {
+                // What comes next has a deadline of its own.
+                unfinished.deadline = None;
+            }
         }
-        rest.extend_from_slice(input);
-        let (used, flow) = self.read(&mut rest, max, budget, &mut on)?;
-        self.keep(rest.split_off(used));
+        self.keep(input[used..].to_vec());
         Ok(flow)
     }
 
@@ -150,28 +146,6 @@ impl Decoder {
         self.0.as_mut()?.message.as_mut()
     }
 
-    /// Reads all that is there; returns how many bytes that was.
-    fn read<B>(
-        &mut self,
-        input: &mut [u8],
-        max: usize,
-        budget: &Budget,
-        on: &mut impl FnMut(Received<'_>) -> ControlFlow<B>,
-    ) -> Result<(usize, ControlFlow<B>), Violation> {
-        let mut used = 0;
-        while let Some((taken, flow)) = self.step(&mut input[used..], max, budget, on)? {
-            used += taken;
-            if let Some(unfinished) = self.0.as_mut().filter(|unfinished| unfinished.message.is_none()) {
-                // What comes next has a deadline of its own.
-                unfinished.deadline = None;
-            }
-            if flow.is_break() {
-                return Ok((used, flow));
-            }
-        }
-        Ok((used, ControlFlow::Continue(())))
-    }
-
     /// Reads a whole frame, the header of one that has not arrived as a whole, or a piece of its data. `None` when
     /// nothing can be done without more input.
     fn step<B>(
@@ -184,27 +158,29 @@ impl Decoder {
         if let Some(message) = self.message().filter(|message| message.frame.is_some()) {
             let Some((taken, is_whole)) = message.take(input, max, budget)? else { return Ok(None) };
             let whole = if is_whole { self.0.as_mut().and_then(|unfinished| unfinished.message.take()) } else { None };
-            let flow = whole.map(|PartialMessage { opcode, data, .. }| complete(opcode, data.bytes(), on));
-            return Ok(Some((taken, flow.transpose()?.unwrap_or(ControlFlow::Continue(())))));
+            let flow = match whole {
+                Some(message) => on(received(message.opcode, message.data.bytes())?),
+                None => ControlFlow::Continue(()),
+            };
+            return Ok(Some((taken, flow)));
         }
         let room = max.saturating_sub(self.message().map_or(0, |message| message.data.bytes().len()));
-        let Some(Header { opcode, fin, mask, start, length }) = Header::read(input, room)? else { return Ok(None) };
-        let continues = opcode == OPCODE_CONTINUATION;
-        let is_control = opcode >= OPCODE_CLOSE;
+        let Some(header) = Header::read(input, room)? else { return Ok(None) };
+        let Header { opcode, fin, mask, start, length } = header;
+        let (continues, is_control) = (opcode == OPCODE_CONTINUATION, opcode >= OPCODE_CLOSE);
         if !is_control && continues != self.message().is_some() {
             return Err(Violation::Protocol);
         }
         match input.get_mut(start..start.saturating_add(length)) {
             Some(data) if is_control || (fin && !continues) => {
                 unmask(data, mask);
-                Ok(Some((start + length, complete(opcode, data, on)?)))
+                Ok(Some((start + length, on(received(opcode, data)?))))
             }
             None if is_control => Ok(None),
             _ => {
                 let message = &mut self.0.get_or_insert_default().message;
-                let message =
-                    message.get_or_insert(PartialMessage { opcode, data: Buffer::default(), valid: 0, frame: None });
-                message.frame = Some(Arriving { fin, mask, left: length });
+                message.get_or_insert_with(|| PartialMessage { opcode, ..PartialMessage::default() }).frame =
+                    Some(header);
                 Ok(Some((start, ControlFlow::Continue(()))))
             }
         }
@@ -214,17 +190,17 @@ impl Decoder {
 impl PartialMessage {
     /// Takes data of the frame that is arriving; returns how much, and whether the message is whole. `None` without any.
     fn take(&mut self, input: &mut [u8], max: usize, budget: &Budget) -> Result<Option<(usize, bool)>, Violation> {
-        let Some(Arriving { fin, mask, left }) = &mut self.frame else { return Ok(None) };
-        let length = (*left).min(input.len());
-        let piece = &mut input[..length];
-        if piece.is_empty() && *left > 0 {
+        let Some(Header { fin, mask, length, .. }) = &mut self.frame else { return Ok(None) };
+        let taken = input.len().min(*length);
+        if taken == 0 && *length > 0 {
             return Ok(None);
         }
+        let piece = &mut input[..taken];
         unmask(piece, *mask);
-        mask.rotate_left(piece.len() % MASK_LENGTH);
-        let whole = if *fin { self.data.bytes().len() + *left } else { max };
-        *left -= piece.len();
-        let (is_last, fin) = (*left == 0, *fin);
+        mask.rotate_left(taken % MASK_LENGTH);
+        let whole = if *fin { self.data.bytes().len() + *length } else { max };
+        *length -= taken;
+        let (is_last, fin) = (*length == 0, *fin);
         self.data.extend(budget, piece, whole)?;
         if self.opcode == OPCODE_TEXT {
             self.valid += match str::from_utf8(&self.data.bytes()[self.valid..]) {
@@ -236,11 +212,12 @@ impl PartialMessage {
         if is_last {
             self.frame = None;
         }
-        Ok(Some((piece.len(), is_last && fin)))
+        Ok(Some((taken, is_last && fin)))
     }
 }
 
 /// A frame's header.
+#[derive(Debug)]
 struct Header {
     opcode: u8,
     fin: bool,
@@ -260,11 +237,7 @@ impl Header {
         if first & RSV_BITS != 0 || second & MASKED == 0 || !is_known || (is_control && !fin) {
             return Err(Violation::Protocol);
         }
-        let start = match second & !MASKED {
-            126 => 4,
-            127 => 10,
-            _ => 2,
-        };
+        let start = header_length(second & !MASKED);
         let length = match input.get(2..start) {
             None => return Ok(None),
             Some([]) => u64::from(second & !MASKED),
@@ -288,19 +261,15 @@ fn unmask(data: &mut [u8], mask: [u8; MASK_LENGTH]) {
     }
 }
 
-/// Hands over a control frame or a whole message.
-fn complete<B>(
-    opcode: u8,
-    data: &[u8],
-    on: &mut impl FnMut(Received<'_>) -> ControlFlow<B>,
-) -> Result<ControlFlow<B>, Violation> {
-    Ok(on(match opcode {
+/// A control frame or a whole message.
+fn received(opcode: u8, data: &[u8]) -> Result<Received<'_>, Violation> {
+    Ok(match opcode {
         OPCODE_TEXT => Received::Text(str::from_utf8(data).map_err(|_| Violation::Encoding)?),
         OPCODE_BINARY => Received::Binary(data),
         OPCODE_PING => Received::Ping(data),
         OPCODE_PONG => Received::Pong(data),
         _ => Received::Close(close_code(data)?),
-    }))
+    })
 }
 
 /// The code in a close frame (RFC 6455, sections 5.5.1 and 7.4).

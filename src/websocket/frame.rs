@@ -27,11 +27,6 @@ impl Frame {
         Self::new(OPCODE_BINARY, &[data])
     }
 
-    /// A ping with at most 125 bytes of data.
-    pub fn ping(data: &[u8]) -> Self {
-        Self::new(OPCODE_PING, &[data])
-    }
-
     pub(super) fn pong(data: &[u8]) -> Self {
         Self::new(OPCODE_PONG, &[data])
     }
@@ -74,12 +69,6 @@ impl Frame {
         &self.0
     }
 
-    /// Length on the wire, in bytes.
-    #[expect(clippy::len_without_is_empty, reason = "a frame is never empty")]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
     /// The data of a text message; shares the frame's memory.
     pub fn text_data(&self) -> Option<Bytes> {
         self.data(OPCODE_TEXT)
@@ -104,8 +93,8 @@ impl Frame {
     }
 }
 
-/// Length of the header of an unmasked frame whose second byte is `length`.
-fn header_length(length: u8) -> usize {
+/// Length of a header without its mask, by the length in its second byte.
+pub(super) fn header_length(length: u8) -> usize {
     match length {
         126 => 4,
         127 => 10,
@@ -126,7 +115,7 @@ mod tests {
     fn headers_fit_their_lengths() {
         for (length, expected) in [(0, 2), (125, 2), (126, 4), (0xffff, 4), (0x1_0000, 10)] {
             let frame = Frame::binary(&vec![7; length]);
-            assert_eq!(frame.len(), expected + length);
+            assert_eq!(frame.wire().len(), expected + length);
             assert_eq!(frame.binary_data().unwrap(), vec![7; length]);
         }
     }
@@ -135,7 +124,7 @@ mod tests {
     fn data_is_shared_and_of_messages_only() {
         let text = Frame::text(&[b"a"]);
         assert_eq!(text.text_data().unwrap().as_ptr(), text.wire()[2..].as_ptr());
-        for frame in [Frame::ping(b"x"), Frame::pong(b"x"), Frame::close(None)] {
+        for frame in [Frame::pong(b"x"), Frame::close(None)] {
             assert_eq!((frame.text_data(), frame.binary_data()), (None, None));
         }
     }

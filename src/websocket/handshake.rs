@@ -2,10 +2,8 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{
-        CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
-    },
+    HeaderMap, HeaderName, Method, Request, Response, StatusCode, Version,
+    header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE},
 };
 use sha1::{Digest, Sha1};
 
@@ -17,12 +15,8 @@ const ACCEPT_SUFFIX: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 #[error("not a WebSocket handshake")]
 pub struct NotAHandshake;
 
-/// The response to a handshake, without extensions. Of the subprotocols that the client offers, it selects the first
-/// that is among `supported`, and none when there is no such.
-///
-/// # Errors
-/// When the request is no handshake.
-pub fn accept<B, R: Default>(request: &Request<B>, supported: &[&str]) -> Result<Response<R>, NotAHandshake> {
+/// The response to a handshake, without extensions and subprotocols.
+pub fn accept<B, R: Default>(request: &Request<B>) -> Result<Response<R>, NotAHandshake> {
     let headers = request.headers();
     let key = headers.get(SEC_WEBSOCKET_KEY).filter(|key| STANDARD.decode(key).is_ok_and(|key| key.len() == 16));
     let key = key.ok_or(NotAHandshake)?;
@@ -34,24 +28,14 @@ pub fn accept<B, R: Default>(request: &Request<B>, supported: &[&str]) -> Result
     {
         return Err(NotAHandshake);
     }
-    let mut response = Response::new(R::default());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let mut insert = |name, value: &str| {
-        let value = HeaderValue::from_str(value).map_err(|_| NotAHandshake)?;
-        response.headers_mut().insert(name, value);
-        Ok(())
-    };
-    insert(CONNECTION, "Upgrade")?;
-    insert(UPGRADE, "websocket")?;
-    insert(SEC_WEBSOCKET_ACCEPT, &accept_key(key.as_bytes()))?;
-    if let Some(protocol) = tokens(headers, SEC_WEBSOCKET_PROTOCOL).find(|offered| supported.contains(offered)) {
-        insert(SEC_WEBSOCKET_PROTOCOL, protocol)?;
-    }
-    Ok(response)
-}
-
-fn accept_key(key: &[u8]) -> String {
-    STANDARD.encode(Sha1::new().chain_update(key).chain_update(ACCEPT_SUFFIX).finalize())
+    let accept = STANDARD.encode(Sha1::new().chain_update(key).chain_update(ACCEPT_SUFFIX).finalize());
+    Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(CONNECTION, "Upgrade")
+        .header(UPGRADE, "websocket")
+        .header(SEC_WEBSOCKET_ACCEPT, accept)
+        .body(R::default())
+        .map_err(|_| NotAHandshake)
 }
 
 fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
@@ -61,6 +45,8 @@ fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     const HEADERS: [(&str, &str); 4] = [
@@ -80,36 +66,19 @@ mod tests {
 
     #[test]
     fn the_accept_key_is_that_of_the_rfc() {
-        let response = accept::<_, ()>(&request(HEADERS), &[]).unwrap();
+        let response = accept::<_, ()>(&request(HEADERS)).unwrap();
         assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
         assert_eq!(response.headers()[SEC_WEBSOCKET_ACCEPT], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-        assert!(!response.headers().contains_key(SEC_WEBSOCKET_PROTOCOL));
     }
 
     #[test]
     fn a_handshake_needs_all_its_headers_and_http_1_1() {
         for (without, _) in HEADERS {
             let request = request(HEADERS.into_iter().filter(|(name, _)| *name != without));
-            assert!(accept::<_, ()>(&request, &[]).is_err(), "{without}");
+            assert!(accept::<_, ()>(&request).is_err(), "{without}");
         }
         let mut old = request(HEADERS);
         *old.version_mut() = Version::HTTP_10;
-        assert!(accept::<_, ()>(&old, &[]).is_err());
-    }
-
-    #[test]
-    fn the_first_offered_subprotocol_that_is_supported_is_selected() {
-        const SUPPORTED: [&str; 2] = ["actioncable-v1-json", "actioncable-unsupported"];
-        for (offered, selected) in [
-            (&["x, actioncable-unsupported", "actioncable-v1-json"][..], Some("actioncable-unsupported")),
-            (&["actioncable-v1-json"], Some("actioncable-v1-json")),
-            (&["ACTIONCABLE-V1-JSON"], None),
-            (&[], None),
-        ] {
-            let offers = offered.iter().map(|&offered| ("sec-websocket-protocol", offered));
-            let response = accept::<_, ()>(&request(HEADERS.into_iter().chain(offers)), &SUPPORTED).unwrap();
-            let header = response.headers().get(SEC_WEBSOCKET_PROTOCOL).and_then(|header| header.to_str().ok());
-            assert_eq!(header, selected);
-        }
+        assert!(accept::<_, ()>(&old).is_err());
     }
 }

@@ -5,7 +5,7 @@ use std::{
     io::{self, ErrorKind, IoSlice},
 };
 
-use super::{frame::Frame, socket::Socket};
+use super::{Socket, frame::Frame};
 
 /// Frames handed to the kernel in one call. Linux takes 1,024; this many cover any usual burst and fit the stack.
 const SLICES: usize = 64;
@@ -28,16 +28,10 @@ enum Class {
     Control,
 }
 
-#[derive(Debug)]
-struct Waiting {
-    frame: Frame,
-    class: Class,
-}
-
 /// Frames in order, the first perhaps sent in part.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    frames: VecDeque<Waiting>,
+    frames: VecDeque<(Frame, Class)>,
     /// Bytes of the first frame that are sent already.
     sent: usize,
     /// Frames that count against the bound, and their weight.
@@ -55,7 +49,7 @@ impl Outbox {
 
     /// The frame that is sent next.
     pub fn front(&self) -> Option<&Frame> {
-        self.frames.front().map(|waiting| &waiting.frame)
+        self.frames.front().map(|(frame, _)| frame)
     }
 
     /// Whether the next byte is the first of a frame.
@@ -70,7 +64,7 @@ impl Outbox {
         self.replayed += replayed.len();
         self.counted += messages.len();
         self.bytes += messages.iter().map(|frame| weight(frame)).sum::<usize>();
-        let waiting = |class| move |frame: &&Frame| Waiting { frame: (*frame).clone(), class };
+        let waiting = |class| move |frame: &&Frame| ((*frame).clone(), class);
         self.frames.extend(replayed.iter().map(waiting(Class::Replayed)));
         self.frames.extend(messages.iter().map(waiting(Class::Message)));
     }
@@ -78,10 +72,10 @@ impl Outbox {
     /// Puts a control frame before all that is not begun, in place of a waiting one of its kind.
     pub fn put_first(&mut self, control: &Frame) {
         let begun = usize::from(!self.is_at_boundary());
-        let mut controls = self.frames.iter_mut().skip(begun).take_while(|waiting| waiting.class == Class::Control);
-        match controls.find(|waiting| waiting.frame.is_like(control)) {
-            Some(waiting) => waiting.frame = control.clone(),
-            None => self.frames.insert(begun, Waiting { frame: control.clone(), class: Class::Control }),
+        let mut controls = self.frames.iter_mut().skip(begun).take_while(|(_, class)| *class == Class::Control);
+        match controls.find(|(frame, _)| frame.is_like(control)) {
+            Some((waiting, _)) => *waiting = control.clone(),
+            None => self.frames.insert(begun, (control.clone(), Class::Control)),
         }
     }
 
@@ -92,7 +86,7 @@ impl Outbox {
 
     /// Takes out the frame that is sent next.
     pub fn pop(&mut self) -> Option<Frame> {
-        let Waiting { frame, class } = self.frames.pop_front()?;
+        let (frame, class) = self.frames.pop_front()?;
         match class {
             Class::Message => {
                 self.counted -= 1;
@@ -115,8 +109,8 @@ impl Outbox {
             while done < frames.len() {
                 let Some(written) = write(socket, frames[done..].iter().copied(), sent)? else { break };
                 sent += written;
-                while let Some(first) = frames.get(done).filter(|first| sent >= first.len()) {
-                    sent -= first.len();
+                while let Some(first) = frames.get(done).filter(|first| sent >= first.wire().len()) {
+                    sent -= first.wire().len();
                     done += 1;
                 }
             }
@@ -130,11 +124,12 @@ impl Outbox {
     pub(super) fn flush(&mut self, socket: &impl Socket) -> io::Result<usize> {
         let mut taken = 0;
         while !self.is_empty() {
-            let frames = self.frames.iter().map(|waiting| &waiting.frame);
+            let frames = self.frames.iter().map(|(frame, _)| frame);
             let Some(written) = write(socket, frames, self.sent)? else { break };
             taken += written;
             self.sent += written;
-            while let Some(length) = self.front().map(Frame::len).filter(|&length| self.sent >= length) {
+            while let Some(length) = self.front().map(|frame| frame.wire().len()).filter(|&length| self.sent >= length)
+            {
                 self.sent -= length;
                 self.pop();
             }
@@ -144,7 +139,7 @@ impl Outbox {
 }
 
 fn weight(frame: &Frame) -> usize {
-    frame.len() + FRAME_OVERHEAD
+    frame.wire().len() + FRAME_OVERHEAD
 }
 
 /// Writes the first frames, without the first `skip` bytes; `None` when the socket takes nothing now.
@@ -224,7 +219,7 @@ mod tests {
     fn a_single_message_may_be_larger_than_the_bound() {
         let mut outbox = Outbox::default();
         extend(&mut outbox, &[100], 0);
-        outbox.put_first(&Frame::ping(b""));
+        outbox.put_first(&Frame::pong(b""));
         assert!(!outbox.exceeds(10));
         extend(&mut outbox, &[100], 0);
         assert!(outbox.exceeds(10) && !outbox.exceeds(1_000));
@@ -260,7 +255,7 @@ mod tests {
         for (sent, expected) in [(0, "3|p|b|c"), (1, "b|3|p|c")] {
             let mut outbox = Outbox { sent, ..Outbox::default() };
             outbox.extend(&[&Frame::binary(b"b"), &Frame::binary(b"c")], 0);
-            let ping = Frame::ping(b"p");
+            let ping = Frame::text(&[b"p"]);
             for control in [&ping, &Frame::pong(b"1"), &ping, &Frame::pong(b"2"), &ping, &Frame::pong(b"3")] {
                 outbox.put_first(control);
             }
@@ -277,9 +272,9 @@ mod tests {
         while outbox.is_empty() {
             outbox.send(&server, &[&frame], 0).unwrap();
         }
-        outbox.put_first(&Frame::ping(b""));
+        outbox.put_first(&Frame::pong(b""));
         outbox.send(&server, &[&frame], 0).unwrap();
-        let waiting: Vec<_> = outbox.frames.iter().map(|waiting| waiting.class).collect();
+        let waiting: Vec<_> = outbox.frames.iter().map(|(_, class)| *class).collect();
         assert_eq!(waiting, [Class::Message, Class::Control, Class::Message]);
     }
 }

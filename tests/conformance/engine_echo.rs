@@ -37,7 +37,7 @@ impl Handler for Echo {
 async fn main() -> Result<(), Box<dyn Error>> {
     #[expect(clippy::disallowed_methods, reason = "an example has no configuration of its own")]
     let port = std::env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(3000);
-    let lifecycle = Lifecycle::new();
+    let lifecycle = Lifecycle::current();
     let options = Options {
         ping_interval: Duration::from_millis(300),
         ping_timeout: Duration::from_millis(200),

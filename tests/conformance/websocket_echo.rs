@@ -24,7 +24,7 @@ use self::echo::{echo, shared};
 const CONNECTIONS: usize = 50;
 
 fn accept(request: &Request<Body>, shared: &Arc<Shared>) -> Response {
-    let Ok(mut response) = handshake::accept::<_, Body>(request, &[]) else {
+    let Ok(mut response) = handshake::accept::<_, Body>(request) else {
         return StatusCode::BAD_REQUEST.into_response();
     };
     let shared = Arc::clone(shared);
@@ -45,7 +45,7 @@ fn accept(request: &Request<Body>, shared: &Arc<Shared>) -> Response {
 async fn main() -> Result<(), Box<dyn Error>> {
     #[expect(clippy::disallowed_methods, reason = "an example has no configuration of its own")]
     let port = std::env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(9001);
-    let lifecycle = Lifecycle::new();
+    let lifecycle = Lifecycle::current();
     let shared = shared(lifecycle.tasks());
     let router = Router::new().fallback(any(async move |request: Request<Body>| accept(&request, &shared)));
     let site = listener::Site { router, overflow: Router::new(), connections: CONNECTIONS, metrics: Metrics::new() };

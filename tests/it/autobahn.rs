@@ -15,7 +15,7 @@ use loomio_channels::{
     websocket::{Connection, Decoder, Socket},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, Interest, Ready},
     net::UnixStream,
     task::yield_now,
 };
@@ -48,12 +48,8 @@ impl Socket for Unix {
         self.0.try_write_vectored(slices)
     }
 
-    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send {
-        self.0.readable()
-    }
-
-    fn writable(&self) -> impl Future<Output = io::Result<()>> + Send {
-        self.0.writable()
+    fn ready(&self, interest: Interest) -> impl Future<Output = io::Result<Ready>> + Send {
+        self.0.ready(interest)
     }
 }
 

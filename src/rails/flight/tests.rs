@@ -28,7 +28,7 @@ impl Setting {
         let url = format!("http://{}", silent.local_addr().unwrap());
         let variables = [("PRIVATE_APP_URL", &*url), ("RAILS_MAX_CONCURRENCY", "2"), ("RAILS_HOLD_SECONDS", "10")];
         let settings = Config::from_env(&variables.into_iter().collect::<Environment>()).unwrap().rails;
-        let rails = Rails::new(&settings, Metrics::new(), Lifecycle::new());
+        let rails = Rails::new(&settings, Metrics::new(), Lifecycle::current());
         Self { rails, start: Instant::now(), _silent: silent }
     }
 

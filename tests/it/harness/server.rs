@@ -28,7 +28,7 @@ impl Server {
         let defaults =
             [("BIND", "127.0.0.1"), ("PORT", "0"), ("REDIS_URL", redis), ("SHARDS", "2"), ("GAP_NOTICE", "off")];
         let environment: Environment = defaults.iter().chain(settings).copied().collect();
-        let lifecycle = Lifecycle::new();
+        let lifecycle = Lifecycle::current();
         let app = App::bind(Config::from_env(&environment).unwrap(), Mode::Serve, lifecycle.clone()).unwrap();
         let (address, metrics) = (app.local_addr().unwrap(), app.metrics());
         let mut running = JoinSet::new();
