@@ -30,25 +30,13 @@ pub const BOT: &str = "chatbot/*";
 pub enum Inbound {
     /// A message.
     Message {
-        /// How many messages the source yielded before this one.
-        position: u64,
         /// The channel it came on.
         channel: Bytes,
-        /// At most [`MAX_PAYLOAD`] bytes.
-        payload: Bytes,
+        /// `None` in place of more than [`MAX_PAYLOAD`] bytes.
+        payload: Option<Bytes>,
     },
-    /// A message whose payload is larger than [`MAX_PAYLOAD`], without that.
-    TooLarge {
-        /// How many messages the source yielded before this one.
-        position: u64,
-        /// The channel it came on.
-        channel: Bytes,
-    },
-    /// From now on messages come.
-    Subscribed {
-        /// What was before.
-        gap: Gap,
-    },
+    /// From now on messages come; what was before.
+    Subscribed(Gap),
     /// From now on messages may be missed.
     Lost,
     /// All that was published before a [drain](Source::drain) has been yielded, or was lost.

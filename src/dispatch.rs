@@ -63,26 +63,24 @@ impl Dispatch {
 
     fn take(&mut self, inbound: Inbound) {
         match inbound {
-            Inbound::Message { channel, payload, .. } => {
+            Inbound::Message { channel, payload } => {
                 self.metrics.count(Counter::MessagesReceived);
-                match decode(name(&channel), &payload) {
+                // Empty when it is not text, which no channel of the subscription is.
+                let channel = str::from_utf8(&channel).unwrap_or_default();
+                match payload.as_deref().ok_or(Rejected::TooLarge).and_then(|payload| decode(channel, payload)) {
                     Ok(Update::Records { room, payload }) => self.publish(Kind::Records, &room, payload),
                     Ok(Update::Notice { payload }) => self.publish(Kind::Notice, EVERYONE, payload),
-                    Err(rejected) => reject(&channel, rejected, &self.metrics),
+                    Err(rejected) => self.reject(channel, rejected),
                 }
-            }
-            Inbound::TooLarge { channel, .. } => {
-                self.metrics.count(Counter::MessagesReceived);
-                reject(&channel, Rejected::TooLarge, &self.metrics);
             }
             Inbound::Lost => self.hub.interrupt(),
             // A browser that connected before was not told that it missed nothing, but need not reload for that either.
-            Inbound::Subscribed { gap: Gap::Start } => self.hub.resume(false),
-            Inbound::Subscribed { gap: Gap::Empty } => {
+            Inbound::Subscribed(Gap::Start) => self.hub.resume(false),
+            Inbound::Subscribed(Gap::Empty) => {
                 self.metrics.count(Counter::GapsEmpty);
                 self.hub.resume(true);
             }
-            Inbound::Subscribed { gap: Gap::Possible } => {
+            Inbound::Subscribed(Gap::Possible) => {
                 self.metrics.count(Counter::Gaps);
                 self.hub.resume(false);
                 if self.notices.note_gap(Instant::now()) {
@@ -95,6 +93,15 @@ impl Dispatch {
 
     fn publish(&self, kind: Kind, room: &str, payload: &str) {
         self.hub.publish(kind, room, payload.as_bytes(), std::time::Instant::now());
+    }
+
+    fn reject(&self, channel: &str, rejected: Rejected) {
+        static KINDS: [Throttle; 7] = [const { Throttle::new() }; 7];
+        self.metrics.count(Counter::MessagesRejected);
+        let throttle = KINDS.get(rejected as usize);
+        if let Some(more) = throttle.and_then(|throttle| throttle.allow(std::time::Instant::now())) {
+            tracing::warn!(channel, more_since_last = more, "dropped a message: it {rejected}");
+        }
     }
 
     /// Tells every browser of the gap: those that are connected now, and those that come back from before it.
@@ -134,21 +141,6 @@ impl Notices {
     fn take(&mut self, now: Instant) -> Option<Arc<str>> {
         (self.last, self.due) = (Some(now), None);
         self.payload.clone()
-    }
-}
-
-/// The channel's name; empty when it is not text, which no channel of the subscription is.
-fn name(channel: &[u8]) -> &str {
-    str::from_utf8(channel).unwrap_or_default()
-}
-
-fn reject(channel: &[u8], rejected: Rejected, metrics: &Metrics) {
-    static KINDS: [Throttle; 7] = [const { Throttle::new() }; 7];
-    metrics.count(Counter::MessagesRejected);
-    let throttle = KINDS.get(rejected as usize);
-    if let Some(more) = throttle.and_then(|throttle| throttle.allow(std::time::Instant::now())) {
-        let channel = name(channel);
-        tracing::warn!(channel, more_since_last = more, "dropped a message: it {rejected}");
     }
 }
 

@@ -42,8 +42,6 @@ pub struct RedisSource {
     before: Option<Before>,
     /// Whether [`Inbound::Drained`] is owed.
     draining: bool,
-    /// Messages yielded so far.
-    yielded: u64,
     losses: Throttle,
     /// Whether the last loss was not logged, so that its end is not logged either.
     quiet: bool,
@@ -67,7 +65,6 @@ impl RedisSource {
             standby: None,
             before: None,
             draining: false,
-            yielded: 0,
             losses: Throttle::new(),
             quiet: false,
         }
@@ -145,23 +142,15 @@ impl Source for RedisSource {
                     Some((standby, _)) => standby,
                     None => self.dialler.next().await,
                 };
-                return Inbound::Subscribed { gap: self.install(subscription) };
+                return Inbound::Subscribed(self.install(subscription));
             };
             // Only now does the caller know of the subscription.
             self.readiness.set(!live.silent);
             let event = if live.silent { self.next_silent().await } else { live.next().await.map(Some) };
             match event {
-                Ok(Some(Event::Message { channel, payload })) => {
-                    let position = self.yielded;
-                    self.yielded += 1;
-                    return match payload {
-                        Some(payload) => Inbound::Message { position, channel, payload },
-                        None => Inbound::TooLarge { position, channel },
-                    };
-                }
-                Ok(Some(Event::Drained)) => {
-                    self.draining = false;
-                    return Inbound::Drained;
+                Ok(Some(Event::Inbound(inbound))) => {
+                    self.draining &= inbound != Inbound::Drained;
+                    return inbound;
                 }
                 Ok(Some(Event::Silent)) => {
                     tracing::warn!("redis does not answer; dialling beside the subscription, browsers stay connected");

@@ -22,7 +22,7 @@ use super::{
     resp::{NotRedis, Reply, ReplyDecoder},
 };
 use crate::{
-    bus::{BOT, MAX_PAYLOAD, RECORDS, SYSTEM_NOTICE},
+    bus::{BOT, Inbound, MAX_PAYLOAD, RECORDS, SYSTEM_NOTICE},
     redis_client::{ConnectionError, Connector, RawConnection},
 };
 
@@ -70,10 +70,8 @@ impl SubscriptionError {
 /// What a subscription brings.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum SubscriptionEvent {
-    /// A message on one of the channels for browsers; without its payload when that is larger than [`MAX_PAYLOAD`].
-    Message { channel: Bytes, payload: Option<Bytes> },
-    /// Redis has answered a [drain](Subscription::drain).
-    Drained,
+    /// A message on one of the channels for browsers, or the end of a [drain](Subscription::drain).
+    Inbound(Inbound),
     /// Redis does not answer. Messages may still come.
     Silent,
     /// A silent Redis sends again.
@@ -117,7 +115,7 @@ pub(super) struct Subscription {
     /// What was received, beside what Redis has counted.
     pub(super) ledger: Ledger,
     /// Messages that came before the first answers, about [`EARLY_BYTES`] at most.
-    early: VecDeque<Event>,
+    early: VecDeque<Inbound>,
     /// When the next sign of life is asked for.
     ask_at: Instant,
     /// When Redis counts as silent, while a question is unanswered.
@@ -163,12 +161,14 @@ impl Subscription {
         let mut bytes = 0;
         while !this.asked.is_empty() && bytes < EARLY_BYTES {
             match this.step().await? {
-                Some(Event::Message { channel, payload }) => {
-                    bytes += size_of::<Event>() + channel.len() + payload.as_ref().map_or(0, Bytes::len);
-                    this.early.push_back(Event::Message { channel, payload });
+                Some(Event::Inbound(inbound)) => {
+                    if let Inbound::Message { channel, payload } = &inbound {
+                        bytes += size_of::<Inbound>() + channel.len() + payload.as_ref().map_or(0, Bytes::len);
+                    }
+                    this.early.push_back(inbound);
                 }
                 Some(Event::Silent) => return Err(SubscriptionError::Silent),
-                Some(Event::Alive | Event::Drained) | None => {}
+                Some(Event::Alive) | None => {}
             }
         }
         this.since = Instant::now();
@@ -180,8 +180,8 @@ impl Subscription {
     /// # Errors
     /// When the connection ended, or what was read is no RESP.
     pub(super) async fn next(&mut self) -> Result<Event, SubscriptionError> {
-        if let Some(event) = self.early.pop_front() {
-            return Ok(event);
+        if let Some(inbound) = self.early.pop_front() {
+            return Ok(Event::Inbound(inbound));
         }
         loop {
             if let Some(event) = self.step().await? {
@@ -200,7 +200,7 @@ impl Subscription {
         }
     }
 
-    /// Asks for [`SubscriptionEvent::Drained`].
+    /// Asks for [`Inbound::Drained`].
     pub(super) fn drain(&mut self) {
         if !self.asked.contains(&Ask::Drain) {
             self.ask(&[Ask::Drain], &redis::cmd("PING"));
@@ -238,7 +238,7 @@ impl Subscription {
                 self.grown |= payload.as_ref().is_some_and(|payload| payload.len() > CHUNK_BYTES);
                 // Messages for the bot are subscribed so that the ledger has them, and not used yet.
                 let bot = BOT.strip_suffix('*').is_some_and(|prefix| channel.starts_with(prefix.as_bytes()));
-                Ok((!bot).then_some(Event::Message { channel, payload }))
+                Ok((!bot).then_some(Event::Inbound(Inbound::Message { channel, payload })))
             }
             answer => self.answer(&answer),
         }
@@ -254,7 +254,7 @@ impl Subscription {
             (Ask::Channel, Reply::Error(text)) => {
                 return Err(SubscriptionError::Refused(text.escape_ascii().to_string()));
             }
-            (Ask::Drain, Reply::Other | Reply::Error(_)) => return Ok(Some(Event::Drained)),
+            (Ask::Drain, Reply::Other | Reply::Error(_)) => return Ok(Some(Event::Inbound(Inbound::Drained))),
             (Ask::Channel, Reply::Subscribed) | (Ask::Ping, Reply::Other) | (_, Reply::Error(_)) => {}
             (Ask::Pattern, Reply::Subscribed) => self.granted.bot = true,
             (Ask::Hello, Reply::Other) => self.granted.resp3 = true,

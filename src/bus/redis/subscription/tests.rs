@@ -83,7 +83,7 @@ async fn say(server: &mut DuplexStream, words: &str) {
 /// The next event must be a message with this payload.
 async fn payload(subscription: &mut Subscription) -> Bytes {
     match subscription.next().await.unwrap() {
-        Event::Message { payload: Some(payload), .. } => payload,
+        Event::Inbound(Inbound::Message { payload: Some(payload), .. }) => payload,
         other => panic!("no message: {other:?}"),
     }
 }
@@ -221,7 +221,7 @@ async fn messages_before_the_first_answers_come_after_these_and_are_accounted_fo
     let (mut third, _server) = subscribed(&granted_at(13)).await;
     second.drain();
     say(&mut server, "+PONG\r\n").await;
-    assert_eq!(second.next().await.unwrap(), Event::Drained);
+    assert_eq!(second.next().await.unwrap(), Event::Inbound(Inbound::Drained));
     assert_eq!(
         third.ledger.gap_after(&second.ledger, Ending::Cut, Duration::ZERO),
         Gap::Possible,
@@ -255,7 +255,9 @@ async fn an_end_is_orderly_when_no_reply_is_cut_off() {
         assert_eq!(payload(&mut subscription).await, "1");
         let ended = loop {
             match subscription.next().await {
-                Ok(event) => assert!(matches!(event, Event::Message { payload: None, .. }), "{event:?}"),
+                Ok(event) => {
+                    assert!(matches!(event, Event::Inbound(Inbound::Message { payload: None, .. })), "{event:?}")
+                }
                 Err(error) => break matches!(error, SubscriptionError::Closed),
             }
         };
@@ -303,7 +305,9 @@ async fn nothing_is_lost_by_cancelling() {
         server.write_all(piece).await.unwrap();
         // Polled once for each message that is whole, and once more in vain.
         while let Ok(event) = tokio::time::timeout(Duration::ZERO, subscription.next()).await {
-            let Event::Message { payload: Some(payload), .. } = event.unwrap() else { panic!("no message") };
+            let Event::Inbound(Inbound::Message { payload: Some(payload), .. }) = event.unwrap() else {
+                panic!("no message")
+            };
             assert_eq!(payload, got.to_string());
             got += 1;
         }
@@ -329,6 +333,6 @@ async fn memory_of_large_messages_is_not_kept() {
     }
     subscription.drain();
     say(&mut server, "+PONG\r\n").await;
-    assert_eq!(subscription.next().await.unwrap(), Event::Drained);
+    assert_eq!(subscription.next().await.unwrap(), Event::Inbound(Inbound::Drained));
     assert!(subscription.buffer.capacity() <= 2 * CHUNK_BYTES, "{}", subscription.buffer.capacity());
 }
