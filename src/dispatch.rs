@@ -3,7 +3,7 @@
 //! Never waits for anything but the bus. A message that cannot be used is counted, logged once a minute for each reason,
 //! and dropped. When messages may have been lost, browsers are told so.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -28,13 +28,22 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 pub struct Dispatch {
     hub: Hub,
     metrics: Metrics,
-    notices: Notices,
+    /// What browsers are told of a gap, written as Loomio's own system notices are; `None` to tell nothing.
+    notice: Option<String>,
+    /// When they were last told.
+    notified: Option<Instant>,
+    /// When they are to be told of a gap that followed too soon.
+    due: Option<Instant>,
 }
 
 impl Dispatch {
     /// To `hub`. Browsers are told of gaps as `notice` says.
     pub fn new(hub: Hub, notice: &GapNotice, metrics: Metrics) -> Self {
-        Self { hub, metrics, notices: Notices::new(notice) }
+        let notice = match notice {
+            GapNotice::Off => None,
+            GapNotice::Reload(text) => Some(serde_json::json!({ "notice": text, "reload": true }).to_string()),
+        };
+        Self { hub, metrics, notice, notified: None, due: None }
     }
 
     /// Takes messages from `source` until `stop`, and then all that Redis had accepted by that time.
@@ -48,7 +57,7 @@ impl Dispatch {
     /// Takes messages until the source is drained.
     async fn follow(&mut self, source: &mut impl Source) {
         loop {
-            let due = self.notices.due;
+            let due = self.due;
             tokio::select! {
                 biased;
                 // First: while messages come without a pause, no later branch has its turn.
@@ -83,9 +92,7 @@ impl Dispatch {
             Inbound::Subscribed(Gap::Possible) => {
                 self.metrics.count(Counter::Gaps);
                 self.hub.resume(false);
-                if self.notices.note_gap(Instant::now()) {
-                    self.notify();
-                }
+                self.notify();
             }
             Inbound::Drained => {}
         }
@@ -104,67 +111,63 @@ impl Dispatch {
         }
     }
 
-    /// Tells every browser of the gap: those that are connected now, and those that come back from before it.
+    /// Tells every browser of the gap: those that are connected now, and those that come back from before it. Sets
+    /// when to do so instead if the last notice was a moment ago.
     fn notify(&mut self) {
-        if let Some(notice) = self.notices.take(Instant::now()) {
-            self.publish(Kind::Notice, EVERYONE, &notice);
+        let now = Instant::now();
+        self.due = self.notified.map(|last| last + NOTICE_PAUSE).filter(|&next| next > now);
+        if self.due.is_none() {
+            self.notified = Some(now);
+            if let Some(notice) = &self.notice {
+                self.publish(Kind::Notice, EVERYONE, notice);
+            }
         }
-    }
-}
-
-/// When browsers are told of gaps.
-struct Notices {
-    /// Written as Loomio's own system notices are; `None` to tell nothing.
-    payload: Option<Arc<str>>,
-    last: Option<Instant>,
-    due: Option<Instant>,
-}
-
-impl Notices {
-    fn new(notice: &GapNotice) -> Self {
-        let payload = match notice {
-            GapNotice::Off => None,
-            GapNotice::Reload(text) => Some(serde_json::json!({ "notice": text, "reload": true }).to_string().into()),
-        };
-        Self { payload, last: None, due: None }
-    }
-
-    /// Returns whether browsers are to be told at once; otherwise sets when they are.
-    fn note_gap(&mut self, now: Instant) -> bool {
-        let next = self.last.map_or(now, |last| last + NOTICE_PAUSE);
-        if next > now {
-            self.due = Some(next);
-        }
-        next <= now
-    }
-
-    fn take(&mut self, now: Instant) -> Option<Arc<str>> {
-        (self.last, self.due) = (Some(now), None);
-        self.payload.clone()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::advance;
+
     use super::*;
+    use crate::hub::{Clock, Epoch, HubOptions, LogBounds, OffsetKey, Shards};
+
+    fn dispatch(notice: GapNotice) -> (Dispatch, Shards) {
+        let options = HubOptions {
+            epoch: Epoch(1),
+            key: OffsetKey::new(&[7; 32]),
+            bounds: LogBounds { window: Duration::from_hours(1), bytes: 10_000, undelivered: 0, replay: 10_000 },
+            shards: 1,
+            clock: Clock { at: std::time::Instant::now(), unix: 0 },
+        };
+        let (hub, shards) = Hub::start(options, || ()).unwrap();
+        (Dispatch::new(hub, &notice, Metrics::default()), shards)
+    }
 
     #[tokio::test(start_paused = true)]
     async fn gaps_in_quick_succession_are_told_together() {
-        let mut notices = Notices::new(&GapNotice::Reload(None));
+        let (mut dispatch, _shards) = dispatch(GapNotice::Reload(None));
         let start = Instant::now();
-        assert!(notices.note_gap(start));
-        assert_eq!(notices.take(start).as_deref(), Some(r#"{"notice":null,"reload":true}"#));
-        let soon = start + NOTICE_PAUSE / 2;
-        assert!(!notices.note_gap(soon) && !notices.note_gap(soon));
-        assert_eq!(notices.due, Some(start + NOTICE_PAUSE));
-        assert!(notices.take(start + NOTICE_PAUSE).is_some() && notices.due.is_none());
-        assert!(notices.note_gap(start + NOTICE_PAUSE * 2));
+        dispatch.notify();
+        let notice = dispatch.hub.log_bytes();
+        assert!(notice > 0 && dispatch.due.is_none());
+        advance(NOTICE_PAUSE / 2).await;
+        dispatch.notify();
+        dispatch.notify();
+        assert_eq!((dispatch.hub.log_bytes(), dispatch.due), (notice, Some(start + NOTICE_PAUSE)));
+        advance(NOTICE_PAUSE / 2).await;
+        dispatch.notify();
+        assert_eq!((dispatch.hub.log_bytes(), dispatch.due), (2 * notice, None));
+        advance(NOTICE_PAUSE).await;
+        dispatch.notify();
+        assert_eq!(dispatch.hub.log_bytes(), 3 * notice);
     }
 
     #[test]
     fn a_notice_is_as_loomio_writes_it() {
-        let payload = |notice| Notices::new(&notice).payload;
+        let payload = |notice| dispatch(notice).0.notice;
         assert_eq!(payload(GapNotice::Off), None);
+        assert_eq!(payload(GapNotice::Reload(None)).as_deref(), Some(r#"{"notice":null,"reload":true}"#));
         let text = GapNotice::Reload(Some("\"Reload\", please".to_owned()));
         assert_eq!(payload(text).as_deref(), Some(r#"{"notice":"\"Reload\", please","reload":true}"#));
     }
