@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use self::{
-    dialler::Dialler,
+    dialler::{Dialled, Dialler},
     ledger::{Ending, Ledger},
     subscription::{Subscription, SubscriptionError, SubscriptionEvent as Event},
 };
@@ -37,7 +37,7 @@ pub struct RedisSource {
     live: Option<Subscription>,
     /// A connection that was dialled since the live one fell silent, and when it takes its place. It is not read until
     /// then: Redis and the system keep what comes on it.
-    standby: Option<(Subscription, Instant)>,
+    standby: Option<(Dialled, Instant)>,
     /// The connection before. `None` before the first one.
     before: Option<Before>,
     /// Whether [`Inbound::Drained`] is owed.
@@ -88,23 +88,23 @@ impl RedisSource {
     }
 
     /// Makes a subscription the live one; returns what was before it.
-    fn install(&mut self, mut subscription: Subscription) -> Gap {
+    fn install(&mut self, Dialled { mut subscription, started, found_nothing }: Dialled) -> Gap {
         let gap = match self.before.take() {
             None => {
                 if let Some(limit) = subscription.limit() {
-                    tracing::warn!("{limit}");
+                    tracing::warn!("gaps cannot be proved empty: {limit}");
                 }
                 Gap::Start
             }
             Some(Before { ledger, orderly, at }) => {
-                let ending = if orderly && self.dialler.found_nothing() { Ending::Exited } else { Ending::Cut };
+                let ending = if orderly && found_nothing { Ending::Exited } else { Ending::Cut };
                 let ago = subscription.since.saturating_duration_since(at);
                 subscription.ledger.gap_after(&ledger, ending, ago)
             }
         };
         if !self.quiet {
             let gap = format!("{gap:?}").to_lowercase();
-            tracing::info!(after_ms = self.dialler.started.elapsed().as_millis(), gap, "subscribed to redis");
+            tracing::info!(after_ms = started.elapsed().as_millis(), gap, "subscribed to redis");
         }
         self.live = Some(subscription);
         gap
@@ -138,11 +138,11 @@ impl Source for RedisSource {
                 if std::mem::take(&mut self.draining) {
                     return Inbound::Drained;
                 }
-                let subscription = match self.standby.take() {
+                let dialled = match self.standby.take() {
                     Some((standby, _)) => standby,
                     None => self.dialler.next().await,
                 };
-                return Inbound::Subscribed(self.install(subscription));
+                return Inbound::Subscribed(self.install(dialled));
             };
             // Only now does the caller know of the subscription.
             self.readiness.set(!live.silent);
@@ -154,7 +154,6 @@ impl Source for RedisSource {
                 }
                 Ok(Some(Event::Silent)) => {
                     tracing::warn!("redis does not answer; dialling beside the subscription, browsers stay connected");
-                    self.dialler.restart(Duration::MAX);
                 }
                 Ok(Some(Event::Alive)) => {
                     tracing::info!("redis answers again; nothing was lost");

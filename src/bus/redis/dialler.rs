@@ -3,7 +3,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use rand::RngExt;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::subscription::{Subscription, SubscriptionError};
 use crate::{
@@ -31,106 +31,83 @@ const SHORT_LIFE_BACKOFF: Duration = Duration::from_millis(20);
 /// How often a log line says that Redis is still away.
 const REMINDER: Duration = Duration::from_secs(30);
 
-type Dial = Pin<Box<dyn Future<Output = Result<Subscription, SubscriptionError>> + Send>>;
-
 /// One dial at a time.
 ///
 /// A Redis that stands still keeps dials that were given up in its accept queue: one for each [`DIAL_TIMEOUT`], and as
 /// many as the queue holds, 511 unless it is configured otherwise. The system connects none beyond these.
 pub(super) struct Dialler {
     connector: Arc<Connector>,
-    /// The dial under way.
-    dial: Option<Dial>,
-    /// When the next dial begins.
-    at: Instant,
-    /// The backoff if the next dial fails.
-    backoff: Duration,
-    /// Since when there is no subscription.
+    /// The dials under way.
+    dials: Option<Pin<Box<dyn Future<Output = Dialled> + Send>>>,
+}
+
+/// What dials have come to.
+pub(super) struct Dialled {
+    pub(super) subscription: Subscription,
+    /// When the dials began.
     pub(super) started: Instant,
-    reminded: Option<Instant>,
-    /// When the last dial failed; before the first one, when the subscription was lost.
-    looked: Instant,
-    /// Whether nothing listened at any dial since then, and these were never far apart. `None` before one failed.
-    absent: Option<bool>,
+    /// Whether nothing listened from the first dial to the last that failed, of which there was one at least.
+    pub(super) found_nothing: bool,
 }
 
 impl Dialler {
-    /// A dialler that dials at once.
     pub(super) fn new(connector: Connector) -> Self {
-        let now = Instant::now();
-        Self {
-            connector: Arc::new(connector),
-            dial: None,
-            at: now,
-            backoff: FIRST_BACKOFF,
-            started: now,
-            reminded: None,
-            looked: now,
-            absent: None,
-        }
+        Self { connector: Arc::new(connector), dials: None }
     }
 
     /// Begins anew, after a subscription that lasted for `lived`.
     pub(super) fn restart(&mut self, lived: Duration) {
-        let now = Instant::now();
-        let wait = if lived < SHORT_LIFE { SHORT_LIFE_BACKOFF } else { Duration::ZERO };
-        (self.dial, self.at, self.backoff) = (None, now + wait, FIRST_BACKOFF);
-        (self.started, self.reminded, self.looked, self.absent) = (now, None, now, None);
+        self.dials = Some(Box::pin(dial(Arc::clone(&self.connector), Instant::now(), lived)));
     }
 
-    /// Gives up the dial under way.
+    /// Gives up the dials under way.
     pub(super) fn cancel(&mut self) {
-        self.dial = None;
+        self.dials = None;
     }
 
-    /// Whether nothing listened from the first dial to the last that failed, of which there was one at least.
-    pub(super) fn found_nothing(&self) -> bool {
-        self.absent == Some(true)
-    }
-
-    /// A subscription. Cancel safe: the dial under way is kept for the next call.
-    pub(super) async fn next(&mut self) -> Subscription {
-        loop {
-            if self.dial.is_none() {
-                sleep_until(self.at).await;
-                self.watch();
-            }
-            let dialled = self.dial.get_or_insert_with(|| dial(Arc::clone(&self.connector))).await;
-            self.dial = None;
-            match dialled {
-                Ok(subscription) => return subscription,
-                Err(error) => self.failed(&error),
-            }
-        }
-    }
-
-    /// Notes when the last look was too long ago. To be called when a dial begins and when it has failed.
-    fn watch(&mut self) {
-        if self.looked.elapsed() > UNWATCHED {
-            self.absent = Some(false);
-        }
-    }
-
-    fn failed(&mut self, error: &SubscriptionError) {
-        let now = Instant::now();
-        if self.reminded.is_none_or(|at| now - at >= REMINDER) {
-            self.reminded = Some(now);
-            let error = chain(error);
-            tracing::warn!("cannot subscribe, trying on; is REDIS_URL right? {error}");
-        }
-        self.watch();
-        let refused = error.is_refused_dial();
-        self.absent = Some(self.absent.unwrap_or(true) && refused);
-        self.looked = now;
-        let longest = if refused { LONGEST_REFUSED_BACKOFF } else { LONGEST_BACKOFF };
-        self.at = now + self.backoff.min(longest).mul_f64(rand::rng().random_range(0.75..1.25));
-        self.backoff = (self.backoff * 2).min(longest);
+    /// A subscription, from the dials under way or, without any, from new ones. Cancel safe: they are kept for the next
+    /// call.
+    pub(super) async fn next(&mut self) -> Dialled {
+        let dials = || dial(Arc::clone(&self.connector), Instant::now(), Duration::MAX);
+        let dialled = self.dials.get_or_insert_with(|| Box::pin(dials())).await;
+        self.dials = None;
+        dialled
     }
 }
 
-fn dial(connector: Arc<Connector>) -> Dial {
-    Box::pin(async move {
-        let dialled = timeout(DIAL_TIMEOUT, Subscription::dial(&connector)).await;
-        dialled.unwrap_or(Err(ConnectionError::Timeout.into()))
-    })
+/// Dials until there is a subscription, from when the last one was lost, which lasted for `lived`.
+async fn dial(connector: Arc<Connector>, started: Instant, lived: Duration) -> Dialled {
+    let (mut backoff, mut reminded) = (FIRST_BACKOFF, None::<Instant>);
+    // Whether nothing listened at any dial, and they were never far apart.
+    let (mut looked, mut found_nothing) = (started, true);
+    if lived < SHORT_LIFE {
+        sleep(SHORT_LIFE_BACKOFF).await;
+    }
+    loop {
+        found_nothing &= looked.elapsed() <= UNWATCHED;
+        let error = match timeout(DIAL_TIMEOUT, subscribe(&connector)).await {
+            Ok(Ok(subscription)) => {
+                return Dialled { subscription, started, found_nothing: found_nothing && reminded.is_some() };
+            }
+            Ok(Err(error)) => error,
+            Err(_) => ConnectionError::Timeout.into(),
+        };
+        if reminded.is_none_or(|at| at.elapsed() >= REMINDER) {
+            reminded = Some(Instant::now());
+            let error = chain(&error);
+            tracing::warn!("cannot subscribe, trying on; is REDIS_URL right? {error}");
+        }
+        let refused = error.is_refused_dial();
+        found_nothing &= refused && looked.elapsed() <= UNWATCHED;
+        looked = Instant::now();
+        let longest = if refused { LONGEST_REFUSED_BACKOFF } else { LONGEST_BACKOFF };
+        backoff = backoff.min(longest);
+        let jittered = backoff.mul_f64(rand::rng().random_range(0.75..1.25));
+        sleep(jittered).await;
+        backoff *= 2;
+    }
+}
+
+async fn subscribe(connector: &Connector) -> Result<Subscription, SubscriptionError> {
+    Subscription::over(connector.dial_raw().await?).await
 }

@@ -42,15 +42,6 @@ pub(super) enum Ending {
     Cut,
 }
 
-/// Why the answers on a connection do not help to prove that a gap was empty.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unproved {
-    /// They have no counts, or none that hold.
-    NoCount,
-    /// A node of a cluster counts what is published at it, and delivers what is published anywhere.
-    Cluster,
-}
-
 impl Ledger {
     /// A message came.
     pub(super) fn message(&mut self) {
@@ -76,12 +67,15 @@ impl Ledger {
         self.counted = Some(stats);
     }
 
-    /// Whether a gap before or after this connection may be proved empty.
-    pub(super) fn proves(&self) -> Result<(), Unproved> {
+    /// Whether a gap before or after this connection may be proved empty. `Err` says why not, for the log.
+    pub(super) fn proves(&self) -> Result<(), &'static str> {
         match (&self.process, &self.counted) {
-            (Some(Process { cluster: true, .. }), _) => Err(Unproved::Cluster),
+            // What is published at any node is delivered at each.
+            (Some(Process { cluster: true, .. }), _) => {
+                Err("redis is a cluster, whose nodes count apart; use a single Redis")
+            }
             (Some(_), Some(_)) if !self.wrong => Ok(()),
-            _ => Err(Unproved::NoCount),
+            _ => Err("redis does not count PUBLISH in INFO commandstats"),
         }
     }
 

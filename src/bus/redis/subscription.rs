@@ -1,29 +1,22 @@
 //! One subscribed connection: its bytes, its replies, and whether Redis still answers on it.
 
-use std::{
-    collections::VecDeque,
-    future::poll_fn,
-    io,
-    pin::{Pin, pin},
-    task::Poll,
-    time::Duration,
-};
+use std::{collections::VecDeque, future::pending, io, time::Duration};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use tokio::{
-    io::{AsyncReadExt, AsyncWrite},
+    io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split},
     task::consume_budget,
     time::{Instant, timeout_at},
 };
 
 use super::{
     info::{CommandStats, Process},
-    ledger::{Ledger, Unproved},
+    ledger::Ledger,
     resp::{NotRedis, Reply, ReplyDecoder},
 };
 use crate::{
     bus::{BOT, Inbound, MAX_PAYLOAD, RECORDS, SYSTEM_NOTICE},
-    redis_client::{ConnectionError, Connector, RawConnection},
+    redis_client::{ConnectionError, RawConnection},
 };
 
 /// How often Redis is asked for a sign of life, which is also the number of `PUBLISH` calls it has counted.
@@ -102,11 +95,10 @@ struct Granted {
 }
 
 pub(super) struct Subscription {
-    stream: RawConnection,
+    reader: ReadHalf<RawConnection>,
+    writer: WriteHalf<RawConnection>,
     buffer: BytesMut,
     decoder: ReplyDecoder,
-    /// Whether the buffer has grown for a large reply.
-    grown: bool,
     /// Commands that the socket has not taken yet: a few hundred bytes, as `asked` is short.
     outgoing: BytesMut,
     /// Unanswered questions: those of the beginning, then at most one sign of life and one drain.
@@ -116,10 +108,8 @@ pub(super) struct Subscription {
     pub(super) ledger: Ledger,
     /// Messages that came before the first answers, about [`EARLY_BYTES`] at most.
     early: VecDeque<Inbound>,
-    /// When the next sign of life is asked for.
-    ask_at: Instant,
-    /// When Redis counts as silent, while a question is unanswered.
-    silent_at: Option<Instant>,
+    /// When Redis counts as silent while a question is unanswered, and otherwise when a sign of life is asked for.
+    deadline: Instant,
     /// Whether Redis does not answer.
     pub(super) silent: bool,
     /// Since when the connection is subscribed.
@@ -127,29 +117,24 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
-    /// Dials and subscribes.
+    /// Subscribes, and has the first answers. All commands leave together; a refusal of one of them is an answer too.
     ///
     /// # Errors
-    /// When Redis cannot be reached, or refuses the login or a channel.
-    pub(super) async fn dial(connector: &Connector) -> Result<Self, SubscriptionError> {
-        Self::over(connector.dial_raw().await?).await
-    }
-
-    /// Subscribes, and has the first answers. All commands leave together; a refusal of one of them is an answer too.
-    async fn over(stream: RawConnection) -> Result<Self, SubscriptionError> {
+    /// When Redis refuses a channel, or the connection ends.
+    pub(super) async fn over(connection: RawConnection) -> Result<Self, SubscriptionError> {
         let now = Instant::now();
+        let (reader, writer) = split(connection);
         let mut this = Self {
-            stream,
+            reader,
+            writer,
             buffer: BytesMut::new(),
             decoder: ReplyDecoder::new(MAX_PAYLOAD),
-            grown: false,
             outgoing: BytesMut::new(),
             asked: VecDeque::new(),
             granted: Granted::default(),
             ledger: Ledger::default(),
             early: VecDeque::new(),
-            ask_at: now + ASK_INTERVAL,
-            silent_at: None,
+            deadline: now,
             silent: false,
             since: now,
         };
@@ -211,23 +196,15 @@ impl Subscription {
     pub(super) fn limit(&self) -> Option<&'static str> {
         match self.ledger.proves() {
             _ if !self.granted.resp3 => Some(
-                "gaps cannot be proved empty: redis refuses HELLO 3 and speaks RESP2 only; use Redis 6 or later, and \
-                 allow HELLO for its user and in proxies",
+                "redis refuses HELLO 3 and speaks RESP2 only; use Redis 6 or later, and allow HELLO for its user and in \
+                 proxies",
             ),
-            _ if !self.granted.info => {
-                Some("gaps cannot be proved empty: the redis user may not use INFO; grant it +info")
-            }
-            Err(Unproved::Cluster) => {
-                Some("gaps cannot be proved empty: redis is a cluster, whose nodes count apart; use a single Redis")
-            }
-            Err(Unproved::NoCount) => {
-                Some("gaps cannot be proved empty: redis does not count PUBLISH in INFO commandstats")
-            }
+            _ if !self.granted.info => Some("the redis user may not use INFO; grant it +info"),
             Ok(()) if !self.granted.bot => Some(
-                "gaps in which the bot is sent a message cannot be proved empty: the redis user may not subscribe to \
-                 chatbot/*; grant it +psubscribe &chatbot/*",
+                "the redis user may not subscribe to chatbot/*, so that a message for the bot counts as missed; grant it \
+                 +psubscribe &chatbot/*",
             ),
-            Ok(()) => None,
+            proved => proved.err(),
         }
     }
 
@@ -235,7 +212,6 @@ impl Subscription {
         match reply {
             Reply::Message { channel, payload } => {
                 self.ledger.message();
-                self.grown |= payload.as_ref().is_some_and(|payload| payload.len() > CHUNK_BYTES);
                 // Messages for the bot are subscribed so that the ledger has them, and not used yet.
                 let bot = BOT.strip_suffix('*').is_some_and(|prefix| channel.starts_with(prefix.as_bytes()));
                 Ok((!bot).then_some(Event::Inbound(Inbound::Message { channel, payload })))
@@ -248,7 +224,7 @@ impl Subscription {
     fn answer(&mut self, answer: &Reply) -> Result<Option<Event>, SubscriptionError> {
         let ask = self.asked.pop_front().ok_or(NotRedis)?;
         if self.asked.is_empty() {
-            self.silent_at = None;
+            self.deadline = Instant::now() + ASK_INTERVAL;
         }
         match (ask, answer) {
             (Ask::Channel, Reply::Error(text)) => {
@@ -259,7 +235,6 @@ impl Subscription {
             (Ask::Pattern, Reply::Subscribed) => self.granted.bot = true,
             (Ask::Hello, Reply::Other) => self.granted.resp3 = true,
             (Ask::CommandStats, Reply::Text(text)) => {
-                self.grown |= text.len() > CHUNK_BYTES;
                 self.granted.info = true;
                 self.ledger.counted(CommandStats::parse(text));
             }
@@ -271,12 +246,13 @@ impl Subscription {
 
     /// Reads more bytes, and asks for a sign of life when it is time to. Cancel safe.
     async fn read(&mut self) -> Result<Option<Event>, SubscriptionError> {
-        if self.grown && self.buffer.len() < CHUNK_BYTES {
-            self.buffer = BytesMut::from(&self.buffer[..]);
-            self.grown = false;
-        }
         self.buffer.reserve(CHUNK_BYTES);
-        if self.asked.is_empty() && Instant::now() >= self.ask_at {
+        if self.buffer.capacity() > 2 * CHUNK_BYTES && self.buffer.len() < CHUNK_BYTES {
+            // It has grown for a large reply.
+            self.buffer = BytesMut::from(&self.buffer[..]);
+            self.buffer.reserve(CHUNK_BYTES);
+        }
+        if self.asked.is_empty() && Instant::now() >= self.deadline {
             if self.granted.info {
                 self.ask(&[Ask::CommandStats], redis::cmd("INFO").arg("commandstats"));
             } else {
@@ -286,9 +262,8 @@ impl Subscription {
         let read = if self.silent {
             self.exchange().await
         } else {
-            let deadline = self.silent_at.unwrap_or(self.ask_at);
-            let Ok(read) = timeout_at(deadline, self.exchange()).await else {
-                self.silent = self.silent_at.is_some();
+            let Ok(read) = timeout_at(self.deadline, self.exchange()).await else {
+                self.silent = !self.asked.is_empty();
                 return Ok(self.silent.then_some(Event::Silent));
             };
             read
@@ -297,8 +272,8 @@ impl Subscription {
             0 if self.decoder.is_between_replies(&self.buffer) => Err(SubscriptionError::Closed),
             0 => Err(SubscriptionError::Truncated),
             _ => {
-                if let Some(silent_at) = &mut self.silent_at {
-                    *silent_at = Instant::now() + SILENCE_TIMEOUT;
+                if !self.asked.is_empty() {
+                    self.deadline = Instant::now() + SILENCE_TIMEOUT;
                 }
                 Ok(std::mem::take(&mut self.silent).then_some(Event::Alive))
             }
@@ -307,30 +282,27 @@ impl Subscription {
 
     /// Puts a command, which is answered by as many replies as `answers`, behind those that leave next.
     fn ask(&mut self, answers: &[Ask], command: &redis::Cmd) {
-        let now = Instant::now();
-        self.ask_at = now + ASK_INTERVAL;
-        self.silent_at = Some(now + SILENCE_TIMEOUT);
+        self.deadline = Instant::now() + SILENCE_TIMEOUT;
         self.asked.extend(answers);
         self.outgoing.extend_from_slice(&command.get_packed_command());
     }
 
     /// Reads more bytes, and meanwhile writes what waits: Redis may take nothing and still send.
     async fn exchange(&mut self) -> io::Result<usize> {
-        poll_fn(|context| {
-            let mut stream = Pin::new(&mut self.stream);
-            while !self.outgoing.is_empty() {
-                match stream.as_mut().poll_write(context, &self.outgoing) {
-                    Poll::Ready(Ok(written @ 1..)) => self.outgoing.advance(written),
-                    // The connection broke. What Redis sent before can still be read, and then how it ended.
-                    Poll::Ready(_) => self.outgoing.clear(),
-                    Poll::Pending => break,
-                }
+        let write = async {
+            // When the connection broke, what Redis sent before can still be read, and then how it ended.
+            if self.writer.write_all_buf(&mut self.outgoing).await.is_err() {
+                self.outgoing.clear();
             }
-            // What TLS holds back leaves now or when this is polled again; a failure shows in the read.
-            let _ = stream.poll_flush(context);
-            pin!(self.stream.read_buf(&mut self.buffer)).poll(context)
-        })
-        .await
+            // What TLS holds back.
+            let _ = self.writer.flush().await;
+            pending().await
+        };
+        tokio::select! {
+            biased;
+            read = write => read,
+            read = self.reader.read_buf(&mut self.buffer) => read,
+        }
     }
 }
 
