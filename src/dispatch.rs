@@ -132,7 +132,7 @@ mod tests {
     use super::*;
     use crate::hub::{Clock, Epoch, HubOptions, LogBounds, OffsetKey, Shards};
 
-    fn dispatch(notice: GapNotice) -> (Dispatch, Shards) {
+    fn dispatch(notice: &GapNotice) -> (Dispatch, Shards) {
         let options = HubOptions {
             epoch: Epoch(1),
             key: OffsetKey::new(&[7; 32]),
@@ -141,12 +141,12 @@ mod tests {
             clock: Clock { at: std::time::Instant::now(), unix: 0 },
         };
         let (hub, shards) = Hub::start(options, || ()).unwrap();
-        (Dispatch::new(hub, &notice, Metrics::default()), shards)
+        (Dispatch::new(hub, notice, Metrics::default()), shards)
     }
 
     #[tokio::test(start_paused = true)]
     async fn gaps_in_quick_succession_are_told_together() {
-        let (mut dispatch, _shards) = dispatch(GapNotice::Reload(None));
+        let (mut dispatch, _shards) = dispatch(&GapNotice::Reload(None));
         let start = Instant::now();
         dispatch.notify();
         let notice = dispatch.hub.log_bytes();
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_notice_is_as_loomio_writes_it() {
-        let payload = |notice| dispatch(notice).0.notice;
+        let payload = |notice| dispatch(&notice).0.notice;
         assert_eq!(payload(GapNotice::Off), None);
         assert_eq!(payload(GapNotice::Reload(None)).as_deref(), Some(r#"{"notice":null,"reload":true}"#));
         let text = GapNotice::Reload(Some("\"Reload\", please".to_owned()));

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 
 use self::{
     dialler::{Dialled, Dialler},
-    ledger::{Ending, Ledger},
+    ledger::Ledger,
     subscription::{Subscription, SubscriptionError, SubscriptionEvent as Event},
 };
 use super::{Gap, Inbound, Source};
@@ -38,21 +38,14 @@ pub struct RedisSource {
     /// A connection that was dialled since the live one fell silent, and when it takes its place. It is not read until
     /// then: Redis and the system keep what comes on it.
     standby: Option<(Dialled, Instant)>,
-    /// The connection before. `None` before the first one.
-    before: Option<Before>,
+    /// What the connection before had received, and when it ended if Redis closed it and all of it was read. `None`
+    /// before the first one.
+    before: Option<(Ledger, Option<Instant>)>,
     /// Whether [`Inbound::Drained`] is owed.
     draining: bool,
     losses: Throttle,
     /// Whether the last loss was not logged, so that its end is not logged either.
     quiet: bool,
-}
-
-/// A connection that has ended.
-struct Before {
-    ledger: Ledger,
-    /// Redis closed it, and all of it was read.
-    orderly: bool,
-    at: Instant,
 }
 
 impl RedisSource {
@@ -96,10 +89,10 @@ impl RedisSource {
                 }
                 Gap::Start
             }
-            Some(Before { ledger, orderly, at }) => {
-                let ending = if orderly && found_nothing { Ending::Exited } else { Ending::Cut };
-                let ago = subscription.since.saturating_duration_since(at);
-                subscription.ledger.gap_after(&ledger, ending, ago)
+            Some((before, closed)) => {
+                let exited =
+                    closed.filter(|_| found_nothing).map(|at| subscription.since.saturating_duration_since(at));
+                subscription.ledger.gap_after(&before, exited)
             }
         };
         if !self.quiet {
@@ -127,7 +120,7 @@ impl RedisSource {
             self.dialler.restart(lost.since.elapsed());
         }
         let orderly = matches!(error, SubscriptionError::Closed) && !lost.silent;
-        self.before = Some(Before { ledger: lost.ledger, orderly, at: Instant::now() });
+        self.before = Some((lost.ledger, orderly.then(Instant::now)));
     }
 }
 

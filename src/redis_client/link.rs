@@ -1,7 +1,7 @@
 //! One connection for commands, shared by all callers.
 
 use std::{
-    sync::{self, Arc, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -49,13 +49,13 @@ impl Denial {
 pub struct Link {
     connector: Connector,
     connection: Mutex<Option<Arc<MultiplexedConnection>>>,
-    breaker: sync::Mutex<Breaker>,
+    breaker: Breaker,
 }
 
 impl Link {
     /// A link that is not dialled yet.
     pub fn new(connector: Connector) -> Self {
-        Self { connector, connection: Mutex::default(), breaker: sync::Mutex::default() }
+        Self { connector, connection: Mutex::default(), breaker: Breaker::default() }
     }
 
     /// The value of a string key.
@@ -79,7 +79,7 @@ impl Link {
         let connection = self.connection().await?;
         let error: RedisError = match command.query_async(&mut MultiplexedConnection::clone(&connection)).await {
             Ok(value) => {
-                self.breaker(Breaker::succeeded);
+                self.breaker.succeeded();
                 return Ok(value);
             }
             Err(error) => error,
@@ -87,15 +87,15 @@ impl Link {
         if error.is_io_error() || error.is_timeout() || error.is_connection_dropped() {
             // Another caller may have replaced the connection already.
             if self.connection.lock().await.take_if(|now| Arc::ptr_eq(now, &connection)).is_some() {
-                self.breaker(|breaker| breaker.lost(Instant::now()));
+                self.breaker.lost(Instant::now());
             }
             return Err(error.into());
         }
         let denial = Denial::of(&error);
         if denial.is_some() || error.code() == Some("WRONGTYPE") {
-            self.breaker(Breaker::succeeded);
+            self.breaker.succeeded();
         } else {
-            self.breaker(|breaker| breaker.failed(Instant::now()));
+            self.breaker.failed(Instant::now());
         }
         Err(denial.map_or(ConnectionError::Redis(error), ConnectionError::Denied))
     }
@@ -103,7 +103,7 @@ impl Link {
     async fn connection(&self) -> Result<Arc<MultiplexedConnection>, ConnectionError> {
         let mut shared = self.connection.lock().await;
         // After the lock: the dial that was waited for may have failed.
-        if !self.breaker(|breaker| breaker.admit(Instant::now())) {
+        if !self.breaker.admit(Instant::now()) {
             return Err(ConnectionError::Down);
         }
         if let Some(connection) = &*shared {
@@ -112,7 +112,7 @@ impl Link {
         // Boxed, as otherwise the task of every browser that is looked up is as large as a dial.
         let dialled = timeout(DIAL_TIMEOUT, Box::pin(self.dial())).await.unwrap_or(Err(ConnectionError::Timeout));
         if dialled.is_err() {
-            self.breaker(|breaker| breaker.failed(Instant::now()));
+            self.breaker.failed(Instant::now());
         }
         Ok(Arc::clone(shared.insert(Arc::new(dialled?))))
     }
@@ -123,11 +123,6 @@ impl Link {
             .set_connection_timeout(Some(DIAL_TIMEOUT))
             .set_response_timeout(Some(ANSWER_TIMEOUT));
         Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
-    }
-
-    /// The breaker is whole after each of its steps, so that a panic elsewhere cannot have spoilt it.
-    fn breaker<T>(&self, step: impl FnOnce(&mut Breaker) -> T) -> T {
-        step(&mut self.breaker.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

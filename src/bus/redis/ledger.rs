@@ -32,16 +32,6 @@ pub(super) struct Ledger {
     wrong: bool,
 }
 
-/// How a connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ending {
-    /// Redis ended: it closed the connection between two replies, all of it was read, and from then on until this
-    /// connection nothing listened.
-    Exited,
-    /// Any other way: something that was sent on the connection may be lost, or Redis went on without it.
-    Cut,
-}
-
 impl Ledger {
     /// A message came.
     pub(super) fn message(&mut self) {
@@ -67,37 +57,38 @@ impl Ledger {
         self.counted = Some(stats);
     }
 
-    /// Whether a gap before or after this connection may be proved empty. `Err` says why not, for the log.
-    pub(super) fn proves(&self) -> Result<(), &'static str> {
+    /// What a gap before or after this connection may be proved empty with. `Err` says why it cannot, for the log.
+    pub(super) fn proof(&self) -> Result<(&Process, &CommandStats), &'static str> {
         match (&self.process, &self.counted) {
             // What is published at any node is delivered at each.
             (Some(Process { cluster: true, .. }), _) => {
                 Err("redis is a cluster, whose nodes count apart; use a single Redis")
             }
-            (Some(_), Some(_)) if !self.wrong => Ok(()),
+            (Some(process), Some(stats)) if !self.wrong => Ok((process, stats)),
             _ => Err("redis does not count PUBLISH in INFO commandstats"),
         }
     }
 
-    /// What the gap between `before` and this connection was. `before` ended as `ending` says, `ago` before this
-    /// connection had its first answers. To be called once, right after these.
-    pub(super) fn gap_after(&mut self, before: &Ledger, ending: Ending, ago: Duration) -> Gap {
+    /// What the gap between `before` and this connection was. To be called once, right after the first answers.
+    ///
+    /// `exited` is how long before these Redis closed the connection `before`, if it did so between two replies, all of
+    /// it was read, and nothing has listened from then on until this connection. Otherwise something that was sent may
+    /// be lost, or Redis went on without the connection.
+    pub(super) fn gap_after(&mut self, before: &Ledger, exited: Option<Duration>) -> Gap {
         self.wrong |= before.wrong;
-        if self.is_complete_after(before, ending, ago) == Some(true) { Gap::Empty } else { Gap::Possible }
+        if self.is_complete_after(before, exited) == Some(true) { Gap::Empty } else { Gap::Possible }
     }
 
-    fn is_complete_after(&self, before: &Ledger, ending: Ending, ago: Duration) -> Option<bool> {
-        self.proves().and_then(|()| before.proves()).ok()?;
-        let (process, stats) = (self.process.as_ref()?, self.counted.as_ref()?);
-        let (last_process, last_stats) = (before.process.as_ref()?, before.counted.as_ref()?);
+    fn is_complete_after(&self, before: &Ledger, exited: Option<Duration>) -> Option<bool> {
+        let ((process, stats), (last_process, last_stats)) = (self.proof().ok()?, before.proof().ok()?);
         let missed_or_known = stats.publishes.checked_sub(self.early)?;
         Some(if process.run_id == last_process.run_id {
             last_stats.continues_as(stats) && Some(missed_or_known) == last_stats.publishes.checked_add(before.since)
         } else {
             // No Redis ran between the two, unless this one ran before the other had ended: then it is not the same one
             // restarted, and what was published on the other may not have come here.
-            let restarted = process.uptime <= ago + UPTIME_PRECISION;
-            ending == Ending::Exited && restarted && stats.were_never_reset() && missed_or_known == 0
+            let restarted = process.uptime <= exited? + UPTIME_PRECISION;
+            restarted && stats.were_never_reset() && missed_or_known == 0
         })
     }
 }

@@ -194,17 +194,17 @@ impl Subscription {
 
     /// Why gaps cannot be proved empty and how to mend it, for the log; `None` when they can.
     pub(super) fn limit(&self) -> Option<&'static str> {
-        match self.ledger.proves() {
+        match self.ledger.proof() {
             _ if !self.granted.resp3 => Some(
                 "redis refuses HELLO 3 and speaks RESP2 only; use Redis 6 or later, and allow HELLO for its user and in \
                  proxies",
             ),
             _ if !self.granted.info => Some("the redis user may not use INFO; grant it +info"),
-            Ok(()) if !self.granted.bot => Some(
+            Ok(_) if !self.granted.bot => Some(
                 "the redis user may not subscribe to chatbot/*, so that a message for the bot counts as missed; grant it \
                  +psubscribe &chatbot/*",
             ),
-            proved => proved.err(),
+            proof => proof.err(),
         }
     }
 

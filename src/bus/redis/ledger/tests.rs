@@ -32,9 +32,9 @@ fn restarted(early: u64, publishes: u64, uptime: u64) -> Ledger {
     ledger
 }
 
-use Ending::{Cut, Exited};
-
-const AGO: Duration = Duration::from_secs(10);
+/// How the connection before ended.
+const EXITED: Option<Duration> = Some(Duration::from_secs(10));
+const CUT: Option<Duration> = None;
 
 #[test]
 fn a_gap_is_empty_when_every_call_is_accounted_for() {
@@ -48,8 +48,8 @@ fn a_gap_is_empty_when_every_call_is_accounted_for() {
         (ledger(0, 0, 0), ledger(1, 0, 0), Gap::Possible),
         (ledger(0, u64::MAX, 1), ledger(0, u64::MAX, 0), Gap::Possible),
     ] {
-        for ended in [Exited, Cut] {
-            assert_eq!(after.gap_after(&before, ended, AGO), gap, "{before:?}, {after:?}");
+        for ended in [EXITED, CUT] {
+            assert_eq!(after.gap_after(&before, ended), gap, "{before:?}, {after:?}");
         }
     }
 }
@@ -58,15 +58,15 @@ fn a_gap_is_empty_when_every_call_is_accounted_for() {
 fn a_restarted_redis_is_complete_when_nothing_was_published_before_the_subscription() {
     let before = ledger(0, 5, 2);
     for (mut after, ended, gap) in [
-        (restarted(0, 0, 9), Exited, Gap::Empty),
-        (restarted(2, 2, 11), Exited, Gap::Empty),
-        (restarted(0, 1, 9), Exited, Gap::Possible),
-        (restarted(0, 7, 9), Exited, Gap::Possible),
-        (restarted(0, 0, 9), Cut, Gap::Possible),
+        (restarted(0, 0, 9), EXITED, Gap::Empty),
+        (restarted(2, 2, 11), EXITED, Gap::Empty),
+        (restarted(0, 1, 9), EXITED, Gap::Possible),
+        (restarted(0, 7, 9), EXITED, Gap::Possible),
+        (restarted(0, 0, 9), CUT, Gap::Possible),
         // It ran beside the other one: a replica that was promoted, or another server at the same address.
-        (restarted(0, 0, 12), Exited, Gap::Possible),
+        (restarted(0, 0, 12), EXITED, Gap::Possible),
     ] {
-        assert_eq!(after.gap_after(&before, ended, AGO), gap, "{after:?}, {ended:?}");
+        assert_eq!(after.gap_after(&before, ended), gap, "{after:?}, {ended:?}");
     }
 }
 
@@ -74,16 +74,16 @@ fn a_restarted_redis_is_complete_when_nothing_was_published_before_the_subscript
 fn counts_that_were_reset_prove_nothing_even_where_they_agree() {
     let (before, mut after) = (ledger(0, 5, 0), ledger(0, 5, 0));
     after.counted = stats(5, 1);
-    assert_eq!(after.gap_after(&before, Exited, AGO), Gap::Possible);
+    assert_eq!(after.gap_after(&before, EXITED), Gap::Possible);
     let mut after = restarted(0, 0, 9);
     after.counted = stats(0, 1);
-    assert_eq!(after.gap_after(&before, Exited, AGO), Gap::Possible);
+    assert_eq!(after.gap_after(&before, EXITED), Gap::Possible);
     // On a connection that lives, it is only another zero to count from.
     let mut before = ledger(0, 5, 1);
     before.counted(stats(0, 1));
     let mut after = ledger(0, 0, 0);
     after.counted = stats(0, 1);
-    assert_eq!(after.gap_after(&before, Exited, AGO), Gap::Empty);
+    assert_eq!(after.gap_after(&before, EXITED), Gap::Empty);
 }
 
 #[test]
@@ -101,9 +101,9 @@ fn answers_that_are_missing_prove_nothing() {
         (no_count, "does not count"),
         (cluster, "cluster"),
     ] {
-        assert!(unproved.proves().unwrap_err().contains(reason));
-        assert_eq!(unproved.clone().gap_after(&ledger(0, 5, 0), Exited, AGO), Gap::Possible);
-        assert_eq!(ledger(0, 5, 0).gap_after(&unproved, Exited, AGO), Gap::Possible);
+        assert!(unproved.proof().unwrap_err().contains(reason));
+        assert_eq!(unproved.clone().gap_after(&ledger(0, 5, 0), EXITED), Gap::Possible);
+        assert_eq!(ledger(0, 5, 0).gap_after(&unproved, EXITED), Gap::Possible);
     }
 }
 
@@ -111,17 +111,17 @@ fn answers_that_are_missing_prove_nothing() {
 fn an_answer_without_counts_leaves_what_is_known() {
     let mut before = ledger(0, 5, 2);
     before.counted(None);
-    assert_eq!(ledger(0, 7, 0).gap_after(&before, Exited, AGO), Gap::Empty);
+    assert_eq!(ledger(0, 7, 0).gap_after(&before, EXITED), Gap::Empty);
 }
 
 #[test]
 fn a_redis_that_delivers_what_it_does_not_count_is_not_believed_again() {
     let mut before = ledger(0, 5, 2);
     before.counted(stats(6, 0));
-    assert!(before.proves().is_err());
+    assert!(before.proof().is_err());
     let mut after = ledger(0, 6, 0);
-    assert_eq!(after.gap_after(&before, Exited, AGO), Gap::Possible);
-    assert_eq!(ledger(0, 6, 0).gap_after(&after, Exited, AGO), Gap::Possible);
+    assert_eq!(after.gap_after(&before, EXITED), Gap::Possible);
+    assert_eq!(ledger(0, 6, 0).gap_after(&after, EXITED), Gap::Possible);
 }
 
 /// What happens to the model, in turn.
@@ -164,7 +164,7 @@ struct Model {
     resets: u64,
     /// The subscriber's side, with the messages it has been sent and has not read.
     live: Option<(Ledger, usize)>,
-    before: Option<(Ledger, Ending)>,
+    before: Option<(Ledger, Option<Duration>)>,
     /// Messages for the subscriber that it did not get, and calls on other channels, since the last subscription.
     missed: usize,
     elsewhere: usize,
@@ -204,7 +204,7 @@ impl Model {
         *unread -= lost;
         self.read();
         self.missed += lost;
-        self.before = self.live.take().map(|(ledger, _)| (ledger, Ending::Cut));
+        self.before = self.live.take().map(|(ledger, _)| (ledger, CUT));
     }
 
     /// What the gap is taken for, if there was one, and whether more than was missed speaks against its being empty.
@@ -221,8 +221,8 @@ impl Model {
         let missed = std::mem::take(&mut self.missed);
         let blurred = self.reset || self.elsewhere > 0;
         let gap = self.before.take().map(|(before, end)| {
-            let blurred = blurred || self.restarted && end == Ending::Cut;
-            (ledger.gap_after(&before, end, AGO), missed, blurred)
+            let blurred = blurred || self.restarted && end == CUT;
+            (ledger.gap_after(&before, end), missed, blurred)
         });
         (self.reset, self.restarted, self.elsewhere) = (false, false, 0);
         gap
@@ -252,7 +252,7 @@ proptest! {
                     model.cut(0);
                     if let Some((_, end)) = &mut model.before {
                         // Dials in between have met a Redis that was started after the subscription had ended.
-                        *end = if was_live { Ending::Exited } else { Ending::Cut };
+                        *end = if was_live { EXITED } else { CUT };
                     }
                     // What is published while it is down fails at the publisher.
                     (model.run_id, model.publishes, model.resets) = (model.run_id + 1, 0, 0);

@@ -6,7 +6,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::bus::{Gap, redis::ledger::Ending};
+use crate::bus::Gap;
 
 const HELLO: &str = "%1\r\n$5\r\nproto\r\n:3\r\n";
 const CHANNELS: &str = ">3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n>3\r\n$9\r\nsubscribe\r\n$1\r\nb\r\n:2\r\n";
@@ -209,11 +209,7 @@ async fn messages_before_the_first_answers_come_after_these_and_are_accounted_fo
     let answers = [HELLO, CHANNELS, &early, &message("/records", "3"), &process()].concat();
     let (mut second, mut server) = subscribed(&answers).await;
     let (first, _server) = subscribed(&granted()).await;
-    assert_eq!(
-        second.ledger.gap_after(&first.ledger, Ending::Cut, Duration::ZERO),
-        Gap::Empty,
-        "10 are 7 and 3 early ones"
-    );
+    assert_eq!(second.ledger.gap_after(&first.ledger, None), Gap::Empty, "10 are 7 and 3 early ones");
     say(&mut server, &[bot, &message("/system_notice", "4"), bot].concat()).await;
     for expected in ["1", "2", "3", "4"] {
         assert_eq!(payload(&mut second).await, expected);
@@ -222,13 +218,9 @@ async fn messages_before_the_first_answers_come_after_these_and_are_accounted_fo
     second.drain();
     say(&mut server, "+PONG\r\n").await;
     assert_eq!(second.next().await.unwrap(), Event::Inbound(Inbound::Drained));
-    assert_eq!(
-        third.ledger.gap_after(&second.ledger, Ending::Cut, Duration::ZERO),
-        Gap::Possible,
-        "10, 1 since, 2 for the bot and itself"
-    );
+    assert_eq!(third.ledger.gap_after(&second.ledger, None), Gap::Possible, "10, 1 since, 2 for the bot and itself");
     let (mut third, _server) = subscribed(&granted_at(14)).await;
-    assert_eq!(third.ledger.gap_after(&second.ledger, Ending::Cut, Duration::ZERO), Gap::Empty);
+    assert_eq!(third.ledger.gap_after(&second.ledger, None), Gap::Empty);
 }
 
 #[tokio::test(start_paused = true)]
@@ -236,7 +228,7 @@ async fn more_early_messages_than_are_kept_make_it_do_without_the_proof() {
     let large = message("/records", &"x".repeat(MAX_PAYLOAD));
     let (mut subscription, mut server) = subscribed(&[HELLO, CHANNELS, &large, &large].concat()).await;
     let (before, _server) = subscribed(&granted()).await;
-    let gap = subscription.ledger.gap_after(&before.ledger, Ending::Cut, Duration::ZERO);
+    let gap = subscription.ledger.gap_after(&before.ledger, None);
     assert_eq!(gap, Gap::Possible);
     say(&mut server, &[PATTERN, &stats(9), &process(), &message("/records", "end")].concat()).await;
     for expected in [MAX_PAYLOAD, MAX_PAYLOAD, 3] {
