@@ -4,17 +4,17 @@
 //! stands between Redis and the caller of [`RedisSource::next`]. Redis cuts a subscriber that reads too slowly.
 
 mod dialler;
-mod info;
 mod ledger;
 pub mod resp;
 mod subscription;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use futures_util::future::OptionFuture;
 use tokio::time::{Instant, sleep_until};
 
 use self::{
-    dialler::{Dialled, Dialler},
+    dialler::{Dialled, Dials, dial},
     ledger::Ledger,
     subscription::{Subscription, SubscriptionError, SubscriptionEvent as Event},
 };
@@ -31,8 +31,10 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// The messages of Rails, from Redis.
 pub struct RedisSource {
-    dialler: Dialler,
+    connector: Arc<Connector>,
     readiness: Readiness,
+    /// The way to the next connection; `None` while the live one is well or a standby is there.
+    dials: Option<Dials>,
     /// The connection whose messages are yielded.
     live: Option<Subscription>,
     /// A connection that was dialled since the live one fell silent, and when it takes its place. It is not read until
@@ -52,8 +54,9 @@ impl RedisSource {
     /// A source that is `readiness` while it is subscribed and Redis answers.
     pub fn new(connector: Connector, readiness: Readiness) -> Self {
         Self {
-            dialler: Dialler::new(connector),
+            connector: Arc::new(connector),
             readiness,
+            dials: None,
             live: None,
             standby: None,
             before: None,
@@ -72,7 +75,8 @@ impl RedisSource {
             // What the old connection has to say comes before what is decided without it.
             biased;
             event = live.next() => event.map(Some),
-            standby = self.dialler.next(), if until.is_none() => {
+            Some(standby) = OptionFuture::from(self.dials.as_mut()) => {
+                self.dials = None;
                 self.standby = Some((standby, Instant::now() + GRACE));
                 Ok(None)
             }
@@ -117,7 +121,7 @@ impl RedisSource {
         }
         // A standby for a silent connection is dialled already.
         if !lost.silent {
-            self.dialler.restart(lost.since.elapsed());
+            self.dials = Some(dial(&self.connector, lost.since.elapsed()));
         }
         let orderly = matches!(error, SubscriptionError::Closed) && !lost.silent;
         self.before = Some((lost.ledger, orderly.then(Instant::now)));
@@ -133,8 +137,9 @@ impl Source for RedisSource {
                 }
                 let dialled = match self.standby.take() {
                     Some((standby, _)) => standby,
-                    None => self.dialler.next().await,
+                    None => self.dials.get_or_insert_with(|| dial(&self.connector, Duration::MAX)).await,
                 };
+                self.dials = None;
                 return Inbound::Subscribed(self.install(dialled));
             };
             // Only now does the caller know of the subscription.
@@ -147,11 +152,11 @@ impl Source for RedisSource {
                 }
                 Ok(Some(Event::Silent)) => {
                     tracing::warn!("redis does not answer; dialling beside the subscription, browsers stay connected");
+                    self.dials = Some(dial(&self.connector, Duration::MAX));
                 }
                 Ok(Some(Event::Alive)) => {
                     tracing::info!("redis answers again; nothing was lost");
-                    self.dialler.cancel();
-                    self.standby = None;
+                    (self.dials, self.standby) = (None, None);
                 }
                 Ok(None) => {}
                 Err(error) => {

@@ -1,6 +1,6 @@
-//! Dials until there is a subscription, with backoff.
+//! The way to a subscription: dials with backoff.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{io, pin::Pin, sync::Arc, time::Duration};
 
 use rand::RngExt;
 use tokio::time::{Instant, sleep, timeout};
@@ -31,16 +31,6 @@ const SHORT_LIFE_BACKOFF: Duration = Duration::from_millis(20);
 /// How often a log line says that Redis is still away.
 const REMINDER: Duration = Duration::from_secs(30);
 
-/// One dial at a time.
-///
-/// A Redis that stands still keeps dials that were given up in its accept queue: one for each [`DIAL_TIMEOUT`], and as
-/// many as the queue holds, 511 unless it is configured otherwise. The system connects none beyond these.
-pub(super) struct Dialler {
-    connector: Arc<Connector>,
-    /// The dials under way.
-    dials: Option<Pin<Box<dyn Future<Output = Dialled> + Send>>>,
-}
-
 /// What dials have come to.
 pub(super) struct Dialled {
     pub(super) subscription: Subscription,
@@ -50,62 +40,51 @@ pub(super) struct Dialled {
     pub(super) found_nothing: bool,
 }
 
-impl Dialler {
-    pub(super) fn new(connector: Connector) -> Self {
-        Self { connector: Arc::new(connector), dials: None }
-    }
+/// Dials under way. A wait for them may be given up and taken up again.
+pub(super) type Dials = Pin<Box<dyn Future<Output = Dialled> + Send>>;
 
-    /// Begins anew, after a subscription that lasted for `lived`.
-    pub(super) fn restart(&mut self, lived: Duration) {
-        self.dials = Some(Box::pin(dial(Arc::clone(&self.connector), Instant::now(), lived)));
-    }
-
-    /// Gives up the dials under way.
-    pub(super) fn cancel(&mut self) {
-        self.dials = None;
-    }
-
-    /// A subscription, from the dials under way or, without any, from new ones. Cancel safe: they are kept for the next
-    /// call.
-    pub(super) async fn next(&mut self) -> Dialled {
-        let dials = || dial(Arc::clone(&self.connector), Instant::now(), Duration::MAX);
-        let dialled = self.dials.get_or_insert_with(|| Box::pin(dials())).await;
-        self.dials = None;
-        dialled
-    }
+/// Dials until there is a subscription, one at a time; the last one has just ended, and lasted for `lived`.
+///
+/// A Redis that stands still keeps dials that were given up in its accept queue: one for each [`DIAL_TIMEOUT`], and as
+/// many as the queue holds, 511 unless it is configured otherwise. The system connects none beyond these.
+pub(super) fn dial(connector: &Arc<Connector>, lived: Duration) -> Dials {
+    let (connector, started) = (Arc::clone(connector), Instant::now());
+    Box::pin(async move {
+        if lived < SHORT_LIFE {
+            sleep(SHORT_LIFE_BACKOFF).await;
+        }
+        let (mut backoff, mut reminded) = (FIRST_BACKOFF, None::<Instant>);
+        // When the last dial failed; whether nothing listened at any dial, and they were never far apart.
+        let (mut looked, mut found_nothing) = (started, true);
+        loop {
+            found_nothing &= looked.elapsed() <= UNWATCHED;
+            let error = match timeout(DIAL_TIMEOUT, subscribe(&connector)).await {
+                Ok(Ok(subscription)) => {
+                    return Dialled { subscription, started, found_nothing: found_nothing && reminded.is_some() };
+                }
+                Ok(Err(error)) => error,
+                Err(_) => ConnectionError::Timeout.into(),
+            };
+            if reminded.is_none_or(|at| at.elapsed() >= REMINDER) {
+                reminded = Some(Instant::now());
+                let error = chain(&error);
+                tracing::warn!("cannot subscribe, trying on; is REDIS_URL right? {error}");
+            }
+            let refused = is_refused(&error);
+            found_nothing &= refused && looked.elapsed() <= UNWATCHED;
+            looked = Instant::now();
+            let longest = if refused { LONGEST_REFUSED_BACKOFF } else { LONGEST_BACKOFF };
+            let jittered = backoff.min(longest).mul_f64(rand::rng().random_range(0.75..1.25));
+            sleep(jittered).await;
+            backoff = (backoff * 2).min(longest);
+        }
+    })
 }
 
-/// Dials until there is a subscription, from when the last one was lost, which lasted for `lived`.
-async fn dial(connector: Arc<Connector>, started: Instant, lived: Duration) -> Dialled {
-    let (mut backoff, mut reminded) = (FIRST_BACKOFF, None::<Instant>);
-    // Whether nothing listened at any dial, and they were never far apart.
-    let (mut looked, mut found_nothing) = (started, true);
-    if lived < SHORT_LIFE {
-        sleep(SHORT_LIFE_BACKOFF).await;
-    }
-    loop {
-        found_nothing &= looked.elapsed() <= UNWATCHED;
-        let error = match timeout(DIAL_TIMEOUT, subscribe(&connector)).await {
-            Ok(Ok(subscription)) => {
-                return Dialled { subscription, started, found_nothing: found_nothing && reminded.is_some() };
-            }
-            Ok(Err(error)) => error,
-            Err(_) => ConnectionError::Timeout.into(),
-        };
-        if reminded.is_none_or(|at| at.elapsed() >= REMINDER) {
-            reminded = Some(Instant::now());
-            let error = chain(&error);
-            tracing::warn!("cannot subscribe, trying on; is REDIS_URL right? {error}");
-        }
-        let refused = error.is_refused_dial();
-        found_nothing &= refused && looked.elapsed() <= UNWATCHED;
-        looked = Instant::now();
-        let longest = if refused { LONGEST_REFUSED_BACKOFF } else { LONGEST_BACKOFF };
-        backoff = backoff.min(longest);
-        let jittered = backoff.mul_f64(rand::rng().random_range(0.75..1.25));
-        sleep(jittered).await;
-        backoff *= 2;
-    }
+/// Whether nothing listens at the address of Redis. A Unix socket is removed when its Redis ends.
+fn is_refused(error: &SubscriptionError) -> bool {
+    use io::ErrorKind::{ConnectionRefused, NotFound};
+    matches!(error, SubscriptionError::Connection(ConnectionError::Io(error)) if matches!(error.kind(), ConnectionRefused | NotFound))
 }
 
 async fn subscribe(connector: &Connector) -> Result<Subscription, SubscriptionError> {

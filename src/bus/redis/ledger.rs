@@ -12,7 +12,6 @@
 
 use std::time::Duration;
 
-use super::info::{CommandStats, Process};
 use crate::bus::Gap;
 
 /// Precision of the uptime of Redis: it is the difference of two times in whole seconds.
@@ -39,18 +38,18 @@ impl Ledger {
     }
 
     /// Redis said which process it is.
-    pub(super) fn process(&mut self, process: Option<Process>) {
-        self.process = process;
+    pub(super) fn process(&mut self, text: &[u8]) {
+        self.process = Process::parse(text);
     }
 
     /// Redis said what it has counted. An answer without counts changes nothing.
-    pub(super) fn counted(&mut self, stats: Option<CommandStats>) {
-        let Some(stats) = stats else { return };
+    pub(super) fn counted(&mut self, text: &[u8]) {
+        let Some(stats) = CommandStats::parse(text) else { return };
         match &self.counted {
             None => self.early = self.since,
             Some(last) => {
                 let received = last.publishes.checked_add(self.since);
-                self.wrong |= last.continues_as(&stats) && received.is_none_or(|received| received > stats.publishes);
+                self.wrong |= last.resets == stats.resets && received.is_none_or(|received| received > stats.publishes);
             }
         }
         self.since = 0;
@@ -83,14 +82,72 @@ impl Ledger {
         let ((process, stats), (last_process, last_stats)) = (self.proof().ok()?, before.proof().ok()?);
         let missed_or_known = stats.publishes.checked_sub(self.early)?;
         Some(if process.run_id == last_process.run_id {
-            last_stats.continues_as(stats) && Some(missed_or_known) == last_stats.publishes.checked_add(before.since)
+            last_stats.resets == stats.resets && Some(missed_or_known) == last_stats.publishes.checked_add(before.since)
         } else {
             // No Redis ran between the two, unless this one ran before the other had ended: then it is not the same one
             // restarted, and what was published on the other may not have come here.
             let restarted = process.uptime <= exited? + UPTIME_PRECISION;
-            restarted && stats.were_never_reset() && missed_or_known == 0
+            restarted && stats.resets.is_none() && missed_or_known == 0
         })
     }
+}
+
+/// From `INFO commandstats`: what was called since Redis was started, or since its statistics were reset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct CommandStats {
+    /// Calls of `PUBLISH`, on whatever channel, direct, in `MULTI` or from scripts.
+    publishes: u64,
+    /// What is said of `CONFIG RESETSTAT`, which sets all of this to zero and then counts itself: two answers that say
+    /// the same have no reset between them. Before Redis 7 it is part of what is said of `CONFIG`.
+    resets: Option<Box<str>>,
+}
+
+impl CommandStats {
+    /// Reads the section; `None` when the text has no such section.
+    ///
+    /// Commands that were never called are not named. The subscriber that asks has called `SUBSCRIBE`, so this must be
+    /// named, or a reset.
+    fn parse(text: &[u8]) -> Option<Self> {
+        let (mut publishes, mut resets, mut complete) = (0, None, false);
+        for (name, value) in fields(text) {
+            match name {
+                "cmdstat_publish" => publishes = value.strip_prefix("calls=")?.split(',').next()?.parse().ok()?,
+                "cmdstat_config|resetstat" | "cmdstat_config" => resets = Some(value.into()),
+                "cmdstat_subscribe" => {}
+                _ => continue,
+            }
+            complete = true;
+        }
+        complete.then_some(Self { publishes, resets })
+    }
+}
+
+/// From `INFO server`: which process answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Process {
+    /// Another one after each start.
+    run_id: Box<str>,
+    /// In whole seconds, at most one more than it is.
+    uptime: Duration,
+    /// Whether messages also come from other nodes, which count them.
+    cluster: bool,
+}
+
+impl Process {
+    /// Reads the section; `None` when the text has no such section.
+    fn parse(text: &[u8]) -> Option<Self> {
+        let value = |name| fields(text).find(|(known, _)| *known == name).map(|(_, value)| value);
+        Some(Self {
+            run_id: value("run_id").filter(|id| !id.is_empty())?.into(),
+            uptime: Duration::from_secs(value("uptime_in_seconds")?.parse().ok()?),
+            cluster: value("redis_mode") == Some("cluster"),
+        })
+    }
+}
+
+/// Names and values of the lines that have both. Redis writes them in ASCII.
+fn fields(text: &[u8]) -> impl Iterator<Item = (&str, &str)> {
+    str::from_utf8(text).unwrap_or_default().lines().filter_map(|line| line.split_once(':'))
 }
 
 #[cfg(test)]

@@ -10,7 +10,6 @@ use tokio::{
 };
 
 use super::{
-    info::{CommandStats, Process},
     ledger::Ledger,
     resp::{NotRedis, Reply, ReplyDecoder},
 };
@@ -50,14 +49,6 @@ pub(super) enum SubscriptionError {
     Silent,
     #[error(transparent)]
     NotRedis(#[from] NotRedis),
-}
-
-impl SubscriptionError {
-    /// Whether nothing listens at the address of Redis. A Unix socket is removed when its Redis ends.
-    pub(super) fn is_refused_dial(&self) -> bool {
-        use io::ErrorKind::{ConnectionRefused, NotFound};
-        matches!(self, Self::Connection(ConnectionError::Io(error)) if matches!(error.kind(), ConnectionRefused | NotFound))
-    }
 }
 
 /// What a subscription brings.
@@ -236,9 +227,9 @@ impl Subscription {
             (Ask::Hello, Reply::Other) => self.granted.resp3 = true,
             (Ask::CommandStats, Reply::Text(text)) => {
                 self.granted.info = true;
-                self.ledger.counted(CommandStats::parse(text));
+                self.ledger.counted(text);
             }
-            (Ask::Process, Reply::Text(text)) => self.ledger.process(Process::parse(text)),
+            (Ask::Process, Reply::Text(text)) => self.ledger.process(text),
             _ => return Err(NotRedis.into()),
         }
         Ok(None)

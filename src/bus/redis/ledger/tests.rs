@@ -4,12 +4,16 @@ use proptest::{collection::vec, prelude::*};
 
 use super::*;
 
-fn stats(publishes: u64, resets: u64) -> Option<CommandStats> {
+fn counts(publishes: u64, resets: u64) -> Vec<u8> {
     let resets = match resets {
         0 => String::new(),
         times => format!("cmdstat_config|resetstat:calls=1,usec={times}\r\n"),
     };
-    CommandStats::parse(format!("cmdstat_publish:calls={publishes},usec=1\r\n{resets}").as_bytes())
+    format!("cmdstat_publish:calls={publishes},usec=1\r\n{resets}").into_bytes()
+}
+
+fn stats(publishes: u64, resets: u64) -> Option<CommandStats> {
+    CommandStats::parse(&counts(publishes, resets))
 }
 
 fn process(run_id: u64, uptime: u64) -> Process {
@@ -20,15 +24,15 @@ fn process(run_id: u64, uptime: u64) -> Process {
 fn ledger(early: u64, publishes: u64, since: u64) -> Ledger {
     let mut ledger = Ledger::default();
     (0..early).for_each(|_| ledger.message());
-    ledger.counted(stats(publishes, 0));
-    ledger.process(Some(process(1, 1_000)));
+    ledger.counted(&counts(publishes, 0));
+    ledger.process = Some(process(1, 1_000));
     (0..since).for_each(|_| ledger.message());
     ledger
 }
 
 fn restarted(early: u64, publishes: u64, uptime: u64) -> Ledger {
     let mut ledger = ledger(early, publishes, 0);
-    ledger.process(Some(process(2, uptime)));
+    ledger.process = Some(process(2, uptime));
     ledger
 }
 
@@ -80,7 +84,7 @@ fn counts_that_were_reset_prove_nothing_even_where_they_agree() {
     assert_eq!(after.gap_after(&before, EXITED), Gap::Possible);
     // On a connection that lives, it is only another zero to count from.
     let mut before = ledger(0, 5, 1);
-    before.counted(stats(0, 1));
+    before.counted(&counts(0, 1));
     let mut after = ledger(0, 0, 0);
     after.counted = stats(0, 1);
     assert_eq!(after.gap_after(&before, EXITED), Gap::Empty);
@@ -90,11 +94,11 @@ fn counts_that_were_reset_prove_nothing_even_where_they_agree() {
 fn answers_that_are_missing_prove_nothing() {
     let nothing = Ledger::default();
     let mut no_process = ledger(0, 5, 0);
-    no_process.process(None);
+    no_process.process(b"");
     let mut cluster = ledger(0, 5, 0);
     cluster.process.as_mut().unwrap().cluster = true;
     let mut no_count = Ledger::default();
-    no_count.process(Some(process(1, 1)));
+    no_count.process = Some(process(1, 1));
     for (unproved, reason) in [
         (nothing, "does not count"),
         (no_process, "does not count"),
@@ -110,14 +114,14 @@ fn answers_that_are_missing_prove_nothing() {
 #[test]
 fn an_answer_without_counts_leaves_what_is_known() {
     let mut before = ledger(0, 5, 2);
-    before.counted(None);
+    before.counted(b"");
     assert_eq!(ledger(0, 7, 0).gap_after(&before, EXITED), Gap::Empty);
 }
 
 #[test]
 fn a_redis_that_delivers_what_it_does_not_count_is_not_believed_again() {
     let mut before = ledger(0, 5, 2);
-    before.counted(stats(6, 0));
+    before.counted(&counts(6, 0));
     assert!(before.proof().is_err());
     let mut after = ledger(0, 6, 0);
     assert_eq!(after.gap_after(&before, EXITED), Gap::Possible);
@@ -193,7 +197,7 @@ impl Model {
     fn ask(&mut self) {
         self.read();
         if let Some((ledger, _)) = &mut self.live {
-            ledger.counted(stats(self.publishes, self.resets));
+            ledger.counted(&counts(self.publishes, self.resets));
             (self.reset, self.restarted, self.elsewhere) = (false, false, 0);
         }
     }
@@ -216,8 +220,8 @@ impl Model {
         (0..early).for_each(|_| self.publish(false));
         self.read();
         let (ledger, _) = self.live.as_mut()?;
-        ledger.counted(stats(self.publishes, self.resets));
-        ledger.process(Some(process(self.run_id, 1)));
+        ledger.counted(&counts(self.publishes, self.resets));
+        ledger.process = Some(process(self.run_id, 1));
         let missed = std::mem::take(&mut self.missed);
         let blurred = self.reset || self.elsewhere > 0;
         let gap = self.before.take().map(|(before, end)| {
@@ -271,5 +275,42 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn publishes_are_read_and_a_command_that_was_never_called_is_zero() {
+    let stats = |text: &str| CommandStats::parse(text.as_bytes()).map(|stats| stats.publishes);
+    let publish = "cmdstat_publish:calls=12,usec=7,usec_per_call=7.00,rejected_calls=0,failed_calls=0\r\n";
+    assert_eq!(stats(&format!("# Commandstats\r\n{publish}cmdstat_spublish:calls=3,usec=1\r\n")), Some(12));
+    assert_eq!(stats("# Commandstats\r\ncmdstat_subscribe:calls=1,usec=4\r\n"), Some(0));
+    assert_eq!(stats("# Commandstats\r\ncmdstat_config|resetstat:calls=1,usec=4\r\n"), Some(0));
+    for text in ["", "# Commandstats\r\n", "redis_version:7.0.15\r\n", "cmdstat_PUBLISH:calls=1,\r\n"] {
+        assert_eq!(stats(text), None, "{text}");
+    }
+    for calls in ["", "-1", "x", "18446744073709551616"] {
+        assert_eq!(stats(&format!("cmdstat_subscribe:calls=1,\r\ncmdstat_publish:calls={calls},usec=1\r\n")), None);
+    }
+}
+
+#[test]
+fn a_reset_shows_even_where_counts_agree() {
+    let stats = |text: &str| CommandStats::parse(text.as_bytes()).unwrap();
+    let publish = "cmdstat_publish:calls=1,usec=7\r\n";
+    let never = stats(publish);
+    let once = stats(&format!("{publish}cmdstat_config|resetstat:calls=1,usec=156\r\n"));
+    let again = stats(&format!("{publish}cmdstat_config|resetstat:calls=1,usec=49\r\n"));
+    assert_eq!(never.resets, None);
+    assert!(never.resets != once.resets && once.resets != again.resets);
+}
+
+#[test]
+fn the_process_is_known_by_its_run_id() {
+    let text = "# Server\r\nredis_mode:standalone\r\nrun_id:6a63\r\nuptime_in_seconds:61\r\nhz:10\r\n";
+    let expected = Process { run_id: "6a63".into(), uptime: Duration::from_secs(61), cluster: false };
+    assert_eq!(Process::parse(text.as_bytes()), Some(expected));
+    assert!(Process::parse(text.replace("standalone", "cluster").as_bytes()).unwrap().cluster);
+    for text in ["", "run_id:6a63\r\n", "run_id:\r\nuptime_in_seconds:1\r\n", "run_id:a\r\nuptime_in_seconds:-\r\n"] {
+        assert_eq!(Process::parse(text.as_bytes()), None, "{text}");
     }
 }
