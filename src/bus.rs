@@ -10,7 +10,7 @@ mod redis;
 use bytes::Bytes;
 
 pub use self::{
-    decode::{MAX_PAYLOAD, Rejected, Update, decode},
+    decode::{MAX_PAYLOAD, Rejected, decode},
     memory::{MemoryBus, MemorySource},
     publication::{Publication, PublicationError},
     redis::{RedisSource, resp},
@@ -45,10 +45,8 @@ pub enum Inbound {
 
 /// A bus to take messages from. It never ends.
 pub trait Source: Send {
-    /// The next message or change; waits as long as that takes.
-    ///
-    /// Cancel safe: a call that is dropped, as in a `select!`, loses nothing, and what is there already is returned
-    /// without another wait. The caller must not wait for anything slow between two calls.
+    /// The next message or change. Cancel safe, and what is there already is returned without a wait. The caller must not
+    /// wait for anything slow between two calls.
     fn next(&mut self) -> impl Future<Output = Inbound> + Send;
 
     /// Asks for [`Inbound::Drained`] once all that was published before has been yielded.

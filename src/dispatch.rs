@@ -1,24 +1,25 @@
 //! From the bus to the hub: the only place that decides where a message goes.
 //!
 //! Never waits for anything but the bus. A message that cannot be used is counted, logged once a minute for each reason,
-//! and dropped. When messages may have been lost, browsers are told so.
+//! and dropped.
 
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::EVERYONE,
-    bus::{Gap, Inbound, Rejected, Source, Update, decode},
+    bus::{Gap, Inbound, Rejected, Source, decode},
     config::GapNotice,
     hub::{Hub, Kind},
     metrics::{Counter, Metrics},
     telemetry::Throttle,
 };
 
-/// Least time between two notices of a gap. Gaps that follow sooner are told together, so that a subscription that is cut
-/// again and again does not flood every browser.
+/// Least time between two notices of a gap, for a subscription that is cut again and again. Gaps that follow sooner are
+/// told together.
 const NOTICE_PAUSE: Duration = Duration::from_secs(10);
 
 /// How long Redis may take to yield what it had accepted when the stop came.
@@ -50,76 +51,72 @@ impl Dispatch {
     pub async fn run(mut self, mut source: impl Source, stop: CancellationToken) {
         stop.run_until_cancelled(self.follow(&mut source)).await;
         source.drain();
-        // A Redis that does not answer in time is not waited for.
         let _ = timeout(DRAIN_TIMEOUT, self.follow(&mut source)).await;
     }
 
     /// Takes messages until the source is drained.
     async fn follow(&mut self, source: &mut impl Source) {
         loop {
-            let due = self.due;
-            tokio::select! {
+            let inbound = tokio::select! {
                 biased;
                 // First: while messages come without a pause, no later branch has its turn.
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.notify(),
-                inbound = source.next() => match inbound {
-                    Inbound::Drained => return,
-                    inbound => self.take(inbound),
-                },
-            }
-        }
-    }
-
-    fn take(&mut self, inbound: Inbound) {
-        match inbound {
-            Inbound::Message { channel, payload } => {
-                self.metrics.count(Counter::MessagesReceived);
-                // Empty when it is not text, which no channel of the subscription is.
-                let channel = str::from_utf8(&channel).unwrap_or_default();
-                match payload.as_deref().ok_or(Rejected::TooLarge).and_then(|payload| decode(channel, payload)) {
-                    Ok(Update::Records { room, payload }) => self.publish(Kind::Records, &room, payload),
-                    Ok(Update::Notice { payload }) => self.publish(Kind::Notice, EVERYONE, payload),
-                    Err(rejected) => self.reject(channel, rejected),
+                Some(()) = OptionFuture::from(self.due.map(sleep_until)) => {
+                    self.notify();
+                    continue;
                 }
+                inbound = source.next() => inbound,
+            };
+            match inbound {
+                Inbound::Message { channel, payload } => self.take(&channel, payload.as_deref()),
+                Inbound::Lost => self.hub.interrupt(),
+                // A browser that connected before was not told that it missed nothing, but need not reload either.
+                Inbound::Subscribed(Gap::Start) => self.hub.resume(false),
+                Inbound::Subscribed(Gap::Empty) => {
+                    self.metrics.count(Counter::GapsEmpty);
+                    self.hub.resume(true);
+                }
+                Inbound::Subscribed(Gap::Possible) => {
+                    self.metrics.count(Counter::Gaps);
+                    self.hub.resume(false);
+                    self.notify();
+                }
+                Inbound::Drained => return,
             }
-            Inbound::Lost => self.hub.interrupt(),
-            // A browser that connected before was not told that it missed nothing, but need not reload for that either.
-            Inbound::Subscribed(Gap::Start) => self.hub.resume(false),
-            Inbound::Subscribed(Gap::Empty) => {
-                self.metrics.count(Counter::GapsEmpty);
-                self.hub.resume(true);
-            }
-            Inbound::Subscribed(Gap::Possible) => {
-                self.metrics.count(Counter::Gaps);
-                self.hub.resume(false);
-                self.notify();
-            }
-            Inbound::Drained => {}
         }
     }
 
-    fn publish(&self, kind: Kind, room: &str, payload: &str) {
-        self.hub.publish(kind, room, payload.as_bytes(), std::time::Instant::now());
+    fn take(&self, channel: &[u8], payload: Option<&[u8]>) {
+        self.metrics.count(Counter::MessagesReceived);
+        // Empty when it is not text, which no channel of the subscription is.
+        let channel = str::from_utf8(channel).unwrap_or_default();
+        let Some(payload) = payload else { return self.reject(channel, Rejected::TooLarge) };
+        match decode(channel, payload) {
+            Ok(Some(room)) => self.publish(Kind::Records, &room, payload),
+            Ok(None) => self.publish(Kind::Notice, EVERYONE, payload),
+            Err(rejected) => self.reject(channel, rejected),
+        }
+    }
+
+    fn publish(&self, kind: Kind, room: &str, payload: &[u8]) {
+        self.hub.publish(kind, room, payload, std::time::Instant::now());
     }
 
     fn reject(&self, channel: &str, rejected: Rejected) {
         static KINDS: [Throttle; 7] = [const { Throttle::new() }; 7];
         self.metrics.count(Counter::MessagesRejected);
-        let throttle = KINDS.get(rejected as usize);
-        if let Some(more) = throttle.and_then(|throttle| throttle.allow(std::time::Instant::now())) {
+        if let Some(more) = KINDS.get(rejected as usize).and_then(|kind| kind.allow(std::time::Instant::now())) {
             tracing::warn!(channel, more_since_last = more, "dropped a message: it {rejected}");
         }
     }
 
-    /// Tells every browser of the gap: those that are connected now, and those that come back from before it. Sets
-    /// when to do so instead if the last notice was a moment ago.
+    /// Tells every browser of the gap, also those that come back from before it; or sets when, after a notice just now.
     fn notify(&mut self) {
         let now = Instant::now();
         self.due = self.notified.map(|last| last + NOTICE_PAUSE).filter(|&next| next > now);
         if self.due.is_none() {
             self.notified = Some(now);
             if let Some(notice) = &self.notice {
-                self.publish(Kind::Notice, EVERYONE, notice);
+                self.publish(Kind::Notice, EVERYONE, notice.as_bytes());
             }
         }
     }

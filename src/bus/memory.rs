@@ -5,8 +5,7 @@ use tokio::sync::mpsc;
 use super::{Gap, Inbound, Publication, Source};
 use crate::lifecycle::Readiness;
 
-/// Messages that wait to be dispatched; a publisher waits for room. At [`MAX_PAYLOAD`](super::MAX_PAYLOAD) each they take
-/// 64 MiB.
+/// Messages that wait to be dispatched, of 8 MiB each at most; a publisher waits for room.
 const WAITING: usize = 8;
 
 /// Publishes to the one [`MemorySource`]. Clones publish to the same.
@@ -36,8 +35,7 @@ pub struct MemorySource {
 
 impl Source for MemorySource {
     async fn next(&mut self) -> Inbound {
-        if !self.subscribed {
-            self.subscribed = true;
+        if !std::mem::replace(&mut self.subscribed, true) {
             return Inbound::Subscribed(Gap::Start);
         }
         // Only now does the caller know of the subscription.

@@ -1,7 +1,7 @@
 //! The subscription to Redis: dials again by itself, and tells whether it may have missed something.
 //!
-//! The bytes are read and cut up here and not by the client, so that a message is looked at where it lies, and no queue
-//! stands between Redis and the caller of [`RedisSource::next`]. Redis cuts a subscriber that reads too slowly.
+//! Reads the bytes itself in place of the client, so that no queue stands between Redis and the caller of
+//! [`RedisSource::next`]. Redis cuts a subscriber that reads too slowly.
 
 mod dialler;
 mod ledger;
@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use self::{
     dialler::{Dialled, Dials, dial},
     ledger::Ledger,
-    subscription::{Subscription, SubscriptionError, SubscriptionEvent as Event},
+    subscription::{Heard, Subscription, SubscriptionError},
 };
 use super::{Gap, Inbound, Source};
 use crate::{
@@ -33,7 +33,7 @@ const GRACE: Duration = Duration::from_secs(1);
 pub struct RedisSource {
     connector: Arc<Connector>,
     readiness: Readiness,
-    /// The way to the next connection; `None` while the live one is well or a standby is there.
+    /// Dials under way; `None` while the live connection is well or a standby is there.
     dials: Option<Dials>,
     /// The connection whose messages are yielded.
     live: Option<Subscription>,
@@ -63,24 +63,6 @@ impl RedisSource {
             draining: false,
             losses: Throttle::new(),
             quiet: false,
-        }
-    }
-
-    /// The next event of a silent connection. Dials a standby meanwhile, and ends the silent one when the standby's grace
-    /// is over.
-    async fn next_silent(&mut self) -> Result<Option<Event>, SubscriptionError> {
-        let Some(live) = &mut self.live else { return Ok(None) };
-        let until = self.standby.as_ref().map(|(_, until)| *until);
-        tokio::select! {
-            // What the old connection has to say comes before what is decided without it.
-            biased;
-            event = live.next() => event.map(Some),
-            Some(standby) = OptionFuture::from(self.dials.as_mut()) => {
-                self.dials = None;
-                self.standby = Some((standby, Instant::now() + GRACE));
-                Ok(None)
-            }
-            () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => Err(SubscriptionError::Silent),
         }
     }
 
@@ -144,21 +126,30 @@ impl Source for RedisSource {
             };
             // Only now does the caller know of the subscription.
             self.readiness.set(!live.silent);
-            let event = if live.silent { self.next_silent().await } else { live.next().await.map(Some) };
-            match event {
-                Ok(Some(Event::Inbound(inbound))) => {
+            let grace_is_over = self.standby.as_ref().map(|(_, until)| sleep_until(*until));
+            let heard = tokio::select! {
+                // What a silent connection has to say comes before what is decided without it.
+                biased;
+                heard = live.next() => heard,
+                Some(standby) = OptionFuture::from(self.dials.as_mut()) => {
+                    (self.dials, self.standby) = (None, Some((standby, Instant::now() + GRACE)));
+                    continue;
+                }
+                Some(()) = OptionFuture::from(grace_is_over) => Err(SubscriptionError::Silent),
+            };
+            match heard {
+                Ok(Heard::Inbound(inbound)) => {
                     self.draining &= inbound != Inbound::Drained;
                     return inbound;
                 }
-                Ok(Some(Event::Silent)) => {
+                Ok(Heard::Silent) => {
                     tracing::warn!("redis does not answer; dialling beside the subscription, browsers stay connected");
                     self.dials = Some(dial(&self.connector, Duration::MAX));
                 }
-                Ok(Some(Event::Alive)) => {
+                Ok(Heard::Alive) => {
                     tracing::info!("redis answers again; nothing was lost");
                     (self.dials, self.standby) = (None, None);
                 }
-                Ok(None) => {}
                 Err(error) => {
                     self.lose(&error);
                     return Inbound::Lost;

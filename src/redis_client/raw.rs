@@ -3,20 +3,17 @@
 use std::io;
 
 use futures_util::future::select_ok;
-use redis::{ConnectionAddr, ConnectionInfo, RedisConnectionInfo};
+use redis::{ConnectionAddr, RedisConnectionInfo};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream, lookup_host},
 };
 
-use super::ConnectionError;
+use super::{ConnectionError, Connector};
 use crate::tls;
 
 /// Longest answer to a login in bytes.
 const MAX_ANSWER: usize = 4096;
-
-/// How servers before Redis 6 say that they know passwords only.
-const NO_USERS: &str = "wrong number of arguments";
 
 /// Bytes both ways, over TCP, TLS or a Unix socket.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
@@ -26,16 +23,21 @@ impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Duplex for T {}
 /// A connection to Redis that is logged in and has nothing unread.
 pub type RawConnection = Box<dyn Duplex>;
 
-/// Dials and logs in, as the address says.
-pub(super) async fn dial(info: &ConnectionInfo) -> Result<RawConnection, ConnectionError> {
-    let mut connection: RawConnection = match info.addr() {
-        ConnectionAddr::Tcp(host, port) => Box::new(tcp(host, *port).await?),
-        ConnectionAddr::TcpTls { host, port, .. } => Box::new(tls::connect(host, tcp(host, *port).await?).await?),
-        ConnectionAddr::Unix(path) => Box::new(UnixStream::connect(path).await?),
-        _ => return Err(io::Error::from(io::ErrorKind::Unsupported).into()),
-    };
-    log_in(&mut connection, info.redis_settings()).await?;
-    Ok(connection)
+impl Connector {
+    /// A new bare connection. Fails when Redis cannot be reached or refuses the login; there is no timeout for a server
+    /// that sends nothing.
+    pub async fn dial_raw(&self) -> Result<RawConnection, ConnectionError> {
+        let client = self.client().await?;
+        let info = client.get_connection_info();
+        let mut connection: RawConnection = match info.addr() {
+            ConnectionAddr::Tcp(host, port) => Box::new(tcp(host, *port).await?),
+            ConnectionAddr::TcpTls { host, port, .. } => Box::new(tls::connect(host, tcp(host, *port).await?).await?),
+            ConnectionAddr::Unix(path) => Box::new(UnixStream::connect(path).await?),
+            _ => return Err(io::Error::from(io::ErrorKind::Unsupported).into()),
+        };
+        log_in(&mut connection, info.redis_settings()).await?;
+        Ok(connection)
+    }
 }
 
 /// The first connection that comes about to any address of `host`.
@@ -52,7 +54,9 @@ async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
 async fn log_in(connection: &mut RawConnection, login: &RedisConnectionInfo) -> Result<(), ConnectionError> {
     if let Some(password) = login.password() {
         let mut answer = ask(connection, redis::cmd("AUTH").arg(login.username()).arg(password)).await?;
-        if login.username().is_some() && answer.as_ref().is_err_and(|text| text.contains(NO_USERS)) {
+        // So say servers before Redis 6, which know passwords only.
+        let knows_no_users = answer.as_ref().is_err_and(|text| text.contains("wrong number of arguments"));
+        if knows_no_users && login.username().is_some() {
             answer = ask(connection, redis::cmd("AUTH").arg(password)).await?;
         }
         // Only the first word: a server that does not know the command repeats the password after it.

@@ -1,6 +1,6 @@
 //! The way to a subscription: dials with backoff.
 
-use std::{io, pin::Pin, sync::Arc, time::Duration};
+use std::{io::ErrorKind, pin::Pin, sync::Arc, time::Duration};
 
 use rand::RngExt;
 use tokio::time::{Instant, sleep, timeout};
@@ -15,16 +15,14 @@ use crate::{
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
 
-/// Longest backoff after a dial at which nothing listened: such a dial costs next to nothing, and a Redis that came and
-/// went between two dials would be taken for one that was never there.
+/// Longest backoff after a dial at which nothing listened, so that no Redis comes and goes between two dials unnoticed.
 const LONGEST_REFUSED_BACKOFF: Duration = Duration::from_millis(100);
 
 /// Longest time between the loss and a dial that failed, or between two of these, in which no Redis can have come and
 /// gone unnoticed: it would have to start, be found by Rails, take a message and end.
 const UNWATCHED: Duration = Duration::from_secs(1);
 
-/// After a subscription that lasted less than this the first dial waits a little, so that a Redis that cuts every
-/// subscription at once is not dialled as fast as it can answer. What is published meanwhile is missed.
+/// After a subscription that lasted less than this the first dial waits a little, for a Redis that cuts every one at once.
 const SHORT_LIFE: Duration = Duration::from_millis(100);
 const SHORT_LIFE_BACKOFF: Duration = Duration::from_millis(20);
 
@@ -58,7 +56,8 @@ pub(super) fn dial(connector: &Arc<Connector>, lived: Duration) -> Dials {
         let (mut looked, mut found_nothing) = (started, true);
         loop {
             found_nothing &= looked.elapsed() <= UNWATCHED;
-            let error = match timeout(DIAL_TIMEOUT, subscribe(&connector)).await {
+            let subscribe = async { Subscription::over(connector.dial_raw().await?).await };
+            let error = match timeout(DIAL_TIMEOUT, subscribe).await {
                 Ok(Ok(subscription)) => {
                     return Dialled { subscription, started, found_nothing: found_nothing && reminded.is_some() };
                 }
@@ -70,7 +69,9 @@ pub(super) fn dial(connector: &Arc<Connector>, lived: Duration) -> Dials {
                 let error = chain(&error);
                 tracing::warn!("cannot subscribe, trying on; is REDIS_URL right? {error}");
             }
-            let refused = is_refused(&error);
+            // A Unix socket is removed when its Redis ends.
+            let refused = matches!(&error, SubscriptionError::Connection(ConnectionError::Io(error))
+                if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound));
             found_nothing &= refused && looked.elapsed() <= UNWATCHED;
             looked = Instant::now();
             let longest = if refused { LONGEST_REFUSED_BACKOFF } else { LONGEST_BACKOFF };
@@ -79,14 +80,4 @@ pub(super) fn dial(connector: &Arc<Connector>, lived: Duration) -> Dials {
             backoff = (backoff * 2).min(longest);
         }
     })
-}
-
-/// Whether nothing listens at the address of Redis. A Unix socket is removed when its Redis ends.
-fn is_refused(error: &SubscriptionError) -> bool {
-    use io::ErrorKind::{ConnectionRefused, NotFound};
-    matches!(error, SubscriptionError::Connection(ConnectionError::Io(error)) if matches!(error.kind(), ConnectionRefused | NotFound))
-}
-
-async fn subscribe(connector: &Connector) -> Result<Subscription, SubscriptionError> {
-    Subscription::over(connector.dial_raw().await?).await
 }

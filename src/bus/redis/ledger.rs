@@ -1,9 +1,9 @@
 //! Whether something was published while no connection was subscribed: told from Redis' own count of `PUBLISH` calls.
 //!
-//! Pure: knows no connection and no clock. On one connection Redis sends answers and messages in the order in which it
-//! executed what caused them. So when an answer says that `PUBLISH` was called N times, every message of these N that
-//! was meant for this connection has been read from it. Channels and patterns that are subscribed must be disjoint: a
-//! call brings at most one message.
+//! Pure. On one connection Redis sends answers and messages in the order in which it executed what caused them. So when
+//! an answer to `INFO` (<https://redis.io/docs/latest/commands/info/>) says that `PUBLISH` was called N times, every
+//! message of these N that was meant for this connection has been read from it. Channels and patterns that are subscribed
+//! must be disjoint: a call brings at most one message.
 //!
 //! At the last answer on a connection the count was C, and m messages came after it, of any channel. On the next
 //! connection to the same process, r messages came before the first answer, which says N. Then N - r - (C + m) calls
@@ -61,7 +61,7 @@ impl Ledger {
         match (&self.process, &self.counted) {
             // What is published at any node is delivered at each.
             (Some(Process { cluster: true, .. }), _) => {
-                Err("redis is a cluster, whose nodes count apart; use a single Redis")
+                Err("redis is a cluster, whose nodes count apart; use a single one")
             }
             (Some(process), Some(stats)) if !self.wrong => Ok((process, stats)),
             _ => Err("redis does not count PUBLISH in INFO commandstats"),
@@ -75,20 +75,19 @@ impl Ledger {
     /// be lost, or Redis went on without the connection.
     pub(super) fn gap_after(&mut self, before: &Ledger, exited: Option<Duration>) -> Gap {
         self.wrong |= before.wrong;
-        if self.is_complete_after(before, exited) == Some(true) { Gap::Empty } else { Gap::Possible }
-    }
-
-    fn is_complete_after(&self, before: &Ledger, exited: Option<Duration>) -> Option<bool> {
-        let ((process, stats), (last_process, last_stats)) = (self.proof().ok()?, before.proof().ok()?);
-        let missed_or_known = stats.publishes.checked_sub(self.early)?;
-        Some(if process.run_id == last_process.run_id {
-            last_stats.resets == stats.resets && Some(missed_or_known) == last_stats.publishes.checked_add(before.since)
+        let (Ok((process, stats)), Ok((last_process, last))) = (self.proof(), before.proof()) else {
+            return Gap::Possible;
+        };
+        let Some(missed_or_known) = stats.publishes.checked_sub(self.early) else { return Gap::Possible };
+        let empty = if process.run_id == last_process.run_id {
+            last.resets == stats.resets && last.publishes.checked_add(before.since) == Some(missed_or_known)
         } else {
             // No Redis ran between the two, unless this one ran before the other had ended: then it is not the same one
             // restarted, and what was published on the other may not have come here.
-            let restarted = process.uptime <= exited? + UPTIME_PRECISION;
+            let restarted = exited.is_some_and(|ago| process.uptime <= ago + UPTIME_PRECISION);
             restarted && stats.resets.is_none() && missed_or_known == 0
-        })
+        };
+        if empty { Gap::Empty } else { Gap::Possible }
     }
 }
 
@@ -103,10 +102,8 @@ pub(super) struct CommandStats {
 }
 
 impl CommandStats {
-    /// Reads the section; `None` when the text has no such section.
-    ///
-    /// Commands that were never called are not named. The subscriber that asks has called `SUBSCRIBE`, so this must be
-    /// named, or a reset.
+    /// `None` when the text has no such section. Commands that were never called are not named; the subscriber that asks
+    /// has called `SUBSCRIBE`, so this must be named, or a reset.
     fn parse(text: &[u8]) -> Option<Self> {
         let (mut publishes, mut resets, mut complete) = (0, None, false);
         for (name, value) in fields(text) {
@@ -134,7 +131,7 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Reads the section; `None` when the text has no such section.
+    /// `None` when the text has no such section.
     fn parse(text: &[u8]) -> Option<Self> {
         let value = |name| fields(text).find(|(known, _)| *known == name).map(|(_, value)| value);
         Some(Self {

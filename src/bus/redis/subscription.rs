@@ -28,8 +28,7 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(5);
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Most bytes of messages that are kept while the first answers are under way, so that it is known before them whether
-/// something was missed. Subscription and questions leave together, so that more than a few messages are rare. When there
-/// are more, the answers are not waited for, and the gap counts as [`Possible`](crate::bus::Gap::Possible).
+/// something was missed. When there are more, the gap counts as [`Possible`](crate::bus::Gap::Possible).
 const EARLY_BYTES: usize = 2 * MAX_PAYLOAD;
 
 /// Why there is no subscription, or why it ended.
@@ -41,8 +40,6 @@ pub(super) enum SubscriptionError {
     Refused(String),
     #[error("redis closed the connection")]
     Closed,
-    #[error("redis closed the connection within a message")]
-    Truncated,
     #[error("the connection to redis broke")]
     Io(#[from] io::Error),
     #[error("redis was silent for {} s", (ASK_INTERVAL + SILENCE_TIMEOUT).as_secs())]
@@ -51,9 +48,9 @@ pub(super) enum SubscriptionError {
     NotRedis(#[from] NotRedis),
 }
 
-/// What a subscription brings.
+/// What is heard on a subscription.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum SubscriptionEvent {
+pub(super) enum Heard {
     /// A message on one of the channels for browsers, or the end of a [drain](Subscription::drain).
     Inbound(Inbound),
     /// Redis does not answer. Messages may still come.
@@ -62,9 +59,7 @@ pub(super) enum SubscriptionEvent {
     Alive,
 }
 
-use SubscriptionEvent as Event;
-
-/// A question, to be matched with its answer. Redis answers in the order in which it was asked.
+/// A question. Redis answers in the order in which it was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ask {
     Hello,
@@ -108,10 +103,8 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
-    /// Subscribes, and has the first answers. All commands leave together; a refusal of one of them is an answer too.
-    ///
-    /// # Errors
-    /// When Redis refuses a channel, or the connection ends.
+    /// Subscribes, and has the first answers. All commands leave together; a refusal is an answer too, and an error if it
+    /// is of a channel.
     pub(super) async fn over(connection: RawConnection) -> Result<Self, SubscriptionError> {
         let now = Instant::now();
         let (reader, writer) = split(connection);
@@ -137,27 +130,24 @@ impl Subscription {
         let mut bytes = 0;
         while !this.asked.is_empty() && bytes < EARLY_BYTES {
             match this.step().await? {
-                Some(Event::Inbound(inbound)) => {
+                Some(Heard::Inbound(inbound)) => {
                     if let Inbound::Message { channel, payload } = &inbound {
                         bytes += size_of::<Inbound>() + channel.len() + payload.as_ref().map_or(0, Bytes::len);
                     }
                     this.early.push_back(inbound);
                 }
-                Some(Event::Silent) => return Err(SubscriptionError::Silent),
-                Some(Event::Alive) | None => {}
+                Some(Heard::Silent) => return Err(SubscriptionError::Silent),
+                Some(Heard::Alive) | None => {}
             }
         }
         this.since = Instant::now();
         Ok(this)
     }
 
-    /// The next event. Cancel safe.
-    ///
-    /// # Errors
-    /// When the connection ended, or what was read is no RESP.
-    pub(super) async fn next(&mut self) -> Result<Event, SubscriptionError> {
+    /// What comes next; an error when the connection ended, or what was read is no RESP. Cancel safe.
+    pub(super) async fn next(&mut self) -> Result<Heard, SubscriptionError> {
         if let Some(inbound) = self.early.pop_front() {
-            return Ok(Event::Inbound(inbound));
+            return Ok(Heard::Inbound(inbound));
         }
         loop {
             if let Some(event) = self.step().await? {
@@ -167,11 +157,17 @@ impl Subscription {
     }
 
     /// Decodes a reply, or reads more when there is none.
-    async fn step(&mut self) -> Result<Option<Event>, SubscriptionError> {
+    async fn step(&mut self) -> Result<Option<Heard>, SubscriptionError> {
         // Decoding waits for nothing, and other tasks need this thread as well.
         consume_budget().await;
         match self.decoder.decode(&mut self.buffer)? {
-            Some(reply) => self.take(reply),
+            Some(Reply::Message { channel, payload }) => {
+                self.ledger.message();
+                // Messages for the bot are subscribed so that the ledger has them, and not used yet.
+                let bot = BOT.strip_suffix('*').is_some_and(|prefix| channel.starts_with(prefix.as_bytes()));
+                Ok((!bot).then_some(Heard::Inbound(Inbound::Message { channel, payload })))
+            }
+            Some(answer) => self.answer(&answer),
             None => self.read().await,
         }
     }
@@ -186,10 +182,9 @@ impl Subscription {
     /// Why gaps cannot be proved empty and how to mend it, for the log; `None` when they can.
     pub(super) fn limit(&self) -> Option<&'static str> {
         match self.ledger.proof() {
-            _ if !self.granted.resp3 => Some(
-                "redis refuses HELLO 3 and speaks RESP2 only; use Redis 6 or later, and allow HELLO for its user and in \
-                 proxies",
-            ),
+            _ if !self.granted.resp3 => {
+                Some("redis speaks RESP2 only; use Redis 6 or later, and allow HELLO 3 for its user and in proxies")
+            }
             _ if !self.granted.info => Some("the redis user may not use INFO; grant it +info"),
             Ok(_) if !self.granted.bot => Some(
                 "the redis user may not subscribe to chatbot/*, so that a message for the bot counts as missed; grant it \
@@ -199,20 +194,8 @@ impl Subscription {
         }
     }
 
-    fn take(&mut self, reply: Reply) -> Result<Option<Event>, SubscriptionError> {
-        match reply {
-            Reply::Message { channel, payload } => {
-                self.ledger.message();
-                // Messages for the bot are subscribed so that the ledger has them, and not used yet.
-                let bot = BOT.strip_suffix('*').is_some_and(|prefix| channel.starts_with(prefix.as_bytes()));
-                Ok((!bot).then_some(Event::Inbound(Inbound::Message { channel, payload })))
-            }
-            answer => self.answer(&answer),
-        }
-    }
-
     /// Matches an answer with its question.
-    fn answer(&mut self, answer: &Reply) -> Result<Option<Event>, SubscriptionError> {
+    fn answer(&mut self, answer: &Reply) -> Result<Option<Heard>, SubscriptionError> {
         let ask = self.asked.pop_front().ok_or(NotRedis)?;
         if self.asked.is_empty() {
             self.deadline = Instant::now() + ASK_INTERVAL;
@@ -221,7 +204,7 @@ impl Subscription {
             (Ask::Channel, Reply::Error(text)) => {
                 return Err(SubscriptionError::Refused(text.escape_ascii().to_string()));
             }
-            (Ask::Drain, Reply::Other | Reply::Error(_)) => return Ok(Some(Event::Inbound(Inbound::Drained))),
+            (Ask::Drain, Reply::Other | Reply::Error(_)) => return Ok(Some(Heard::Inbound(Inbound::Drained))),
             (Ask::Channel, Reply::Subscribed) | (Ask::Ping, Reply::Other) | (_, Reply::Error(_)) => {}
             (Ask::Pattern, Reply::Subscribed) => self.granted.bot = true,
             (Ask::Hello, Reply::Other) => self.granted.resp3 = true,
@@ -236,7 +219,7 @@ impl Subscription {
     }
 
     /// Reads more bytes, and asks for a sign of life when it is time to. Cancel safe.
-    async fn read(&mut self) -> Result<Option<Event>, SubscriptionError> {
+    async fn read(&mut self) -> Result<Option<Heard>, SubscriptionError> {
         self.buffer.reserve(CHUNK_BYTES);
         if self.buffer.capacity() > 2 * CHUNK_BYTES && self.buffer.len() < CHUNK_BYTES {
             // It has grown for a large reply.
@@ -250,24 +233,18 @@ impl Subscription {
                 self.ask(&[Ask::Ping], &redis::cmd("PING"));
             }
         }
-        let read = if self.silent {
-            self.exchange().await
-        } else {
-            let Ok(read) = timeout_at(self.deadline, self.exchange()).await else {
-                self.silent = !self.asked.is_empty();
-                return Ok(self.silent.then_some(Event::Silent));
-            };
-            read
-        };
-        match read? {
-            0 if self.decoder.is_between_replies(&self.buffer) => Err(SubscriptionError::Closed),
-            0 => Err(SubscriptionError::Truncated),
-            _ => {
-                if !self.asked.is_empty() {
-                    self.deadline = Instant::now() + SILENCE_TIMEOUT;
-                }
-                Ok(std::mem::take(&mut self.silent).then_some(Event::Alive))
-            }
+        let read = timeout_at(self.deadline, self.exchange()).await;
+        if !self.asked.is_empty() {
+            self.deadline = Instant::now() + SILENCE_TIMEOUT;
+        }
+        match read {
+            Ok(Ok(0)) if self.decoder.is_between_replies(&self.buffer) => Err(SubscriptionError::Closed),
+            Ok(Ok(0)) => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Ok(Ok(_)) => Ok(std::mem::take(&mut self.silent).then_some(Heard::Alive)),
+            Ok(Err(error)) => Err(error.into()),
+            // It is time to ask.
+            Err(_) if self.asked.is_empty() => Ok(None),
+            Err(_) => Ok((!std::mem::replace(&mut self.silent, true)).then_some(Heard::Silent)),
         }
     }
 

@@ -97,8 +97,7 @@ fn answers_that_are_missing_prove_nothing() {
     no_process.process(b"");
     let mut cluster = ledger(0, 5, 0);
     cluster.process.as_mut().unwrap().cluster = true;
-    let mut no_count = Ledger::default();
-    no_count.process = Some(process(1, 1));
+    let no_count = Ledger { process: Some(process(1, 1)), ..Ledger::default() };
     for (unproved, reason) in [
         (nothing, "does not count"),
         (no_process, "does not count"),

@@ -83,7 +83,7 @@ async fn say(server: &mut DuplexStream, words: &str) {
 /// The next event must be a message with this payload.
 async fn payload(subscription: &mut Subscription) -> Bytes {
     match subscription.next().await.unwrap() {
-        Event::Inbound(Inbound::Message { payload: Some(payload), .. }) => payload,
+        Heard::Inbound(Inbound::Message { payload: Some(payload), .. }) => payload,
         other => panic!("no message: {other:?}"),
     }
 }
@@ -141,7 +141,7 @@ async fn a_busy_connection_is_asked_as_well() {
 async fn a_connection_that_falls_silent_is_read_on() {
     let (mut subscription, mut server) = subscribed(&granted()).await;
     let started = Instant::now();
-    assert_eq!(subscription.next().await.unwrap(), Event::Silent);
+    assert_eq!(subscription.next().await.unwrap(), Heard::Silent);
     assert_eq!(started.elapsed(), ASK_INTERVAL + SILENCE_TIMEOUT);
     let late = async {
         sleep(ASK_INTERVAL * 100).await;
@@ -150,14 +150,14 @@ async fn a_connection_that_falls_silent_is_read_on() {
         // Half a message is life.
         let (first, second) = (message("/records", "late"), stats(8));
         say(&mut server, &first[..10]).await;
-        assert_eq!(subscription.next().await.unwrap(), Event::Alive);
+        assert_eq!(subscription.next().await.unwrap(), Heard::Alive);
         assert!(!subscription.silent);
         say(&mut server, &first[10..]).await;
         assert_eq!(payload(&mut subscription).await, "late");
         say(&mut server, &second).await;
         // The question was answered, so that silence is asked about again.
         let resumed = Instant::now();
-        assert_eq!(subscription.next().await.unwrap(), Event::Silent);
+        assert_eq!(subscription.next().await.unwrap(), Heard::Silent);
         assert!(resumed.elapsed() >= SILENCE_TIMEOUT);
     };
     late.await;
@@ -217,7 +217,7 @@ async fn messages_before_the_first_answers_come_after_these_and_are_accounted_fo
     let (mut third, _server) = subscribed(&granted_at(13)).await;
     second.drain();
     say(&mut server, "+PONG\r\n").await;
-    assert_eq!(second.next().await.unwrap(), Event::Inbound(Inbound::Drained));
+    assert_eq!(second.next().await.unwrap(), Heard::Inbound(Inbound::Drained));
     assert_eq!(third.ledger.gap_after(&second.ledger, None), Gap::Possible, "10, 1 since, 2 for the bot and itself");
     let (mut third, _server) = subscribed(&granted_at(14)).await;
     assert_eq!(third.ledger.gap_after(&second.ledger, None), Gap::Empty);
@@ -248,7 +248,7 @@ async fn an_end_is_orderly_when_no_reply_is_cut_off() {
         let ended = loop {
             match subscription.next().await {
                 Ok(event) => {
-                    assert!(matches!(event, Event::Inbound(Inbound::Message { payload: None, .. })), "{event:?}")
+                    assert!(matches!(event, Heard::Inbound(Inbound::Message { payload: None, .. })), "{event:?}");
                 }
                 Err(error) => break matches!(error, SubscriptionError::Closed),
             }
@@ -297,7 +297,7 @@ async fn nothing_is_lost_by_cancelling() {
         server.write_all(piece).await.unwrap();
         // Polled once for each message that is whole, and once more in vain.
         while let Ok(event) = tokio::time::timeout(Duration::ZERO, subscription.next()).await {
-            let Event::Inbound(Inbound::Message { payload: Some(payload), .. }) = event.unwrap() else {
+            let Heard::Inbound(Inbound::Message { payload: Some(payload), .. }) = event.unwrap() else {
                 panic!("no message")
             };
             assert_eq!(payload, got.to_string());
@@ -325,6 +325,6 @@ async fn memory_of_large_messages_is_not_kept() {
     }
     subscription.drain();
     say(&mut server, "+PONG\r\n").await;
-    assert_eq!(subscription.next().await.unwrap(), Event::Inbound(Inbound::Drained));
+    assert_eq!(subscription.next().await.unwrap(), Heard::Inbound(Inbound::Drained));
     assert!(subscription.buffer.capacity() <= 2 * CHUNK_BYTES, "{}", subscription.buffer.capacity());
 }
