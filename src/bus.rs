@@ -45,8 +45,8 @@ pub enum Inbound {
 
 /// A bus to take messages from. It never ends.
 pub trait Source: Send {
-    /// The next message or change. Cancel safe, and what is there already is returned without a wait. The caller must not
-    /// wait for anything slow between two calls.
+    /// The next message or change. Cancel safe, and what is there already is returned without a wait. The caller must
+    /// not wait for anything slow between two calls.
     fn next(&mut self) -> impl Future<Output = Inbound> + Send;
 
     /// Asks for [`Inbound::Drained`] once all that was published before has been yielded.

@@ -47,8 +47,8 @@ pub enum Rejected {
     UnknownChannel,
 }
 
-/// The room that a message of `channel` is for; `None` when it is for every browser. Fails when browsers could not use the
-/// message, which must be dropped.
+/// The room that a message of `channel` is for; `None` when it is for every browser. Fails when browsers could not use
+/// the message, which must be dropped.
 pub fn decode<'a>(channel: &str, payload: &'a [u8]) -> Result<Option<Cow<'a, str>>, Rejected> {
     if payload.len() > MAX_PAYLOAD {
         return Err(Rejected::TooLarge);

@@ -16,7 +16,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A refusal that stays the same until a person changes a setting, so that asking again soon is of no use.
 ///
 /// Every other error passes by itself and counts as an outage: `LOADING`, `BUSY`, `MASTERDOWN`, `READONLY`, `TRYAGAIN`,
-/// `ASK`, `CLUSTERDOWN`, other `ERR` (such as too many clients), and a login that fails, of which the subscription tells.
+/// `ASK`, `CLUSTERDOWN`, other `ERR` (as for too many clients), and a login that fails, of which the subscription tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denial {
     /// `NOPERM`: the user may not use this command, or not with this key.
@@ -42,8 +42,8 @@ impl Denial {
 }
 
 /// A connection that is dialled when it is first used, and again after it failed. While Redis fails, a circuit breaker
-/// lets four calls a second through; the others fail at once. [`ConnectionError::Denied`] means that asking again is of no
-/// use, any other error that Redis does not answer now.
+/// lets four calls a second through; the others fail at once. [`ConnectionError::Denied`] means that asking again is of
+/// no use, any other error that Redis does not answer now.
 pub struct Link {
     connector: Connector,
     connection: Mutex<Option<Arc<MultiplexedConnection>>>,

@@ -22,7 +22,7 @@ const LONGEST_REFUSED_BACKOFF: Duration = Duration::from_millis(100);
 /// gone unnoticed: it would have to start, be found by Rails, take a message and end.
 const UNWATCHED: Duration = Duration::from_secs(1);
 
-/// After a subscription that lasted less than this the first dial waits a little, for a Redis that cuts every one at once.
+/// After a subscription shorter than this the first dial waits a little, for a Redis that cuts every one at once.
 const SHORT_LIFE: Duration = Duration::from_millis(100);
 const SHORT_LIFE_BACKOFF: Duration = Duration::from_millis(20);
 

@@ -2,8 +2,8 @@
 //!
 //! Pure. On one connection Redis sends answers and messages in the order in which it executed what caused them. So when
 //! an answer to `INFO` (<https://redis.io/docs/latest/commands/info/>) says that `PUBLISH` was called N times, every
-//! message of these N that was meant for this connection has been read from it. Channels and patterns that are subscribed
-//! must be disjoint: a call brings at most one message.
+//! message of these N that was meant for this connection has been read from it. Channels and patterns that are
+//! subscribed must be disjoint: a call brings at most one message.
 //!
 //! At the last answer on a connection the count was C, and m messages came after it, of any channel. On the next
 //! connection to the same process, r messages came before the first answer, which says N. Then N - r - (C + m) calls
@@ -102,8 +102,8 @@ pub(super) struct CommandStats {
 }
 
 impl CommandStats {
-    /// `None` when the text has no such section. Commands that were never called are not named; the subscriber that asks
-    /// has called `SUBSCRIBE`, so this must be named, or a reset.
+    /// `None` when the text has no such section. Commands that were never called are not named; the subscriber that
+    /// asks has called `SUBSCRIBE`, so this must be named, or a reset.
     fn parse(text: &[u8]) -> Option<Self> {
         let (mut publishes, mut resets, mut complete) = (0, None, false);
         for (name, value) in fields(text) {

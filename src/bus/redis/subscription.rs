@@ -103,8 +103,8 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
-    /// Subscribes, and has the first answers. All commands leave together; a refusal is an answer too, and an error if it
-    /// is of a channel.
+    /// Subscribes, and has the first answers. All commands leave together; a refusal is an answer too, and an error if
+    /// it is of a channel.
     pub(super) async fn over(connection: RawConnection) -> Result<Self, SubscriptionError> {
         let now = Instant::now();
         let (reader, writer) = split(connection);
@@ -187,8 +187,8 @@ impl Subscription {
             }
             _ if !self.granted.info => Some("the redis user may not use INFO; grant it +info"),
             Ok(_) if !self.granted.bot => Some(
-                "the redis user may not subscribe to chatbot/*, so that a message for the bot counts as missed; grant it \
-                 +psubscribe &chatbot/*",
+                "the redis user may not subscribe to chatbot/*, so that a message for the bot counts as missed; grant \
+                 it +psubscribe &chatbot/*",
             ),
             proof => proof.err(),
         }
