@@ -10,7 +10,7 @@ mod redis;
 use bytes::Bytes;
 
 pub use self::{
-    decode::{MAX_PAYLOAD, Rejected, Update, decode},
+    decode::{MAX_PAYLOAD, Rejected, decode},
     memory::{MemoryBus, MemorySource},
     publication::{Publication, PublicationError},
     redis::{RedisSource, resp},
@@ -30,25 +30,13 @@ pub const BOT: &str = "chatbot/*";
 pub enum Inbound {
     /// A message.
     Message {
-        /// How many messages the source yielded before this one.
-        position: u64,
         /// The channel it came on.
         channel: Bytes,
-        /// At most [`MAX_PAYLOAD`] bytes.
-        payload: Bytes,
+        /// `None` in place of more than [`MAX_PAYLOAD`] bytes.
+        payload: Option<Bytes>,
     },
-    /// A message whose payload is larger than [`MAX_PAYLOAD`], without that.
-    TooLarge {
-        /// How many messages the source yielded before this one.
-        position: u64,
-        /// The channel it came on.
-        channel: Bytes,
-    },
-    /// From now on messages come.
-    Subscribed {
-        /// What was before.
-        gap: Gap,
-    },
+    /// From now on messages come; what was before.
+    Subscribed(Gap),
     /// From now on messages may be missed.
     Lost,
     /// All that was published before a [drain](Source::drain) has been yielded, or was lost.
@@ -57,10 +45,8 @@ pub enum Inbound {
 
 /// A bus to take messages from. It never ends.
 pub trait Source: Send {
-    /// The next message or change; waits as long as that takes.
-    ///
-    /// Cancel safe: a call that is dropped, as in a `select!`, loses nothing, and what is there already is returned
-    /// without another wait. The caller must not wait for anything slow between two calls.
+    /// The next message or change. Cancel safe, and what is there already is returned without a wait. The caller must
+    /// not wait for anything slow between two calls.
     fn next(&mut self) -> impl Future<Output = Inbound> + Send;
 
     /// Asks for [`Inbound::Drained`] once all that was published before has been yielded.

@@ -158,7 +158,7 @@ mod tests {
             assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), r#"{"receivers":1}"#);
             let Inbound::Message { channel: on, payload, .. } = source.next().await else { panic!("no message") };
             assert_eq!(on, channel);
-            assert!(payload.starts_with(br#"{"n":1.50"#));
+            assert!(payload.unwrap().starts_with(br#"{"n":1.50"#));
         }
     }
 

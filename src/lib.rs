@@ -25,7 +25,7 @@
 //!
 //! # One message to N sockets
 //!
-//! 1. A [`bus::Source`] reads a message and its position on the bus. Nothing slow sits behind the read.
+//! 1. A [`bus::Source`] reads a message. Nothing slow sits behind the read.
 //! 2. [`dispatch`] finds the room without building a tree of the JSON. The payload stays as Rails wrote it.
 //! 3. The [`hub`] numbers the message and appends it to the log as a [`hub::Event`]: kind, room, payload, offset. It wakes
 //!    the shards that have the room.

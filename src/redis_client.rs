@@ -2,7 +2,6 @@
 //!
 //! Knows addresses and connections; nothing of channels or keys.
 
-mod breaker;
 mod link;
 mod raw;
 
@@ -58,10 +57,7 @@ enum Route {
 }
 
 impl Connector {
-    /// A connector to the configured server; dials nothing yet.
-    ///
-    /// # Errors
-    /// When the client does not take the address.
+    /// A connector to the configured server; dials nothing yet. Fails when the client does not take the address.
     pub fn new(url: &RedisUrl) -> Result<Self, RedisError> {
         tls::install();
         Ok(Self(match url.target() {
@@ -91,14 +87,6 @@ impl Connector {
                 Route::Sentinel(Mutex::new(builder.build()?))
             }
         }))
-    }
-
-    /// A new bare connection, logged in.
-    ///
-    /// # Errors
-    /// When Redis cannot be reached or refuses the login. There is no timeout for a server that sends nothing.
-    pub async fn dial_raw(&self) -> Result<RawConnection, ConnectionError> {
-        raw::dial(self.client().await?.get_connection_info()).await
     }
 
     /// The client of the server to use now, which with Sentinel may be another each time.

@@ -1,7 +1,6 @@
 //! Reads what Rails publishes, without copying it and without building a tree.
 //!
-//! Pure. The payload goes to browsers byte for byte as Rails wrote it, so all that is read of it is the room, and all
-//! that is checked is that a browser can parse it.
+//! Pure. The payload goes to browsers as it is: only its room is read, and checked that a browser can parse it.
 
 use std::{borrow::Cow, fmt};
 
@@ -21,23 +20,6 @@ const MAX_DEPTH: usize = 128;
 
 /// Longest name of a room in bytes.
 const MAX_ROOM: usize = 256;
-
-/// A message that can be sent to browsers.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Update<'a> {
-    /// For the sockets in a room.
-    Records {
-        /// The room that the payload names.
-        room: Cow<'a, str>,
-        /// A JSON object.
-        payload: &'a str,
-    },
-    /// For every socket.
-    Notice {
-        /// Any JSON value.
-        payload: &'a str,
-    },
-}
 
 /// Why a message cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,11 +47,9 @@ pub enum Rejected {
     UnknownChannel,
 }
 
-/// Reads a message of `channel`.
-///
-/// # Errors
-/// When browsers could not use the message; it must be dropped.
-pub fn decode<'a>(channel: &str, payload: &'a [u8]) -> Result<Update<'a>, Rejected> {
+/// The room that a message of `channel` is for; `None` when it is for every browser. Fails when browsers could not use
+/// the message, which must be dropped.
+pub fn decode<'a>(channel: &str, payload: &'a [u8]) -> Result<Option<Cow<'a, str>>, Rejected> {
     if payload.len() > MAX_PAYLOAD {
         return Err(Rejected::TooLarge);
     }
@@ -78,11 +58,8 @@ pub fn decode<'a>(channel: &str, payload: &'a [u8]) -> Result<Update<'a>, Reject
         return Err(Rejected::TooDeep);
     }
     match channel {
-        RECORDS => Ok(Update::Records { room: room(payload)?, payload }),
-        SYSTEM_NOTICE => {
-            serde_json::from_str::<&RawValue>(payload).map_err(|_| Rejected::NotJson)?;
-            Ok(Update::Notice { payload })
-        }
+        RECORDS => room(payload).map(Some),
+        SYSTEM_NOTICE => serde_json::from_str::<&RawValue>(payload).map(|_| None).map_err(|_| Rejected::NotJson),
         _ => Err(Rejected::UnknownChannel),
     }
 }
@@ -130,9 +107,7 @@ impl<'de> Visitor<'de> for LastRoom {
 
 /// Whether a key, with its quotes, is `room`. A key that cannot be unescaped is another.
 fn is_room(key: &str) -> bool {
-    // As `\uXXXX`, a letter takes five bytes more.
-    let escaped = matches!(key.len(), 11 | 16 | 21 | 26) && key.contains('\\');
-    key == r#""room""# || escaped && serde_json::from_str::<String>(key).is_ok_and(|key| key == "room")
+    key == r#""room""# || key.contains('\\') && serde_json::from_str::<String>(key).is_ok_and(|key| key == "room")
 }
 
 /// Whether brackets outside of strings nest deeper than `most`. Says nothing useful of what is not JSON.
@@ -163,11 +138,10 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn payloads_stay_as_they_are() {
+    fn records_name_their_room_and_notices_none() {
         let payload = r#" { "records" : {"n":1.0e+2, "n":[ ]}, "room":"group-1","x":"\u00e9é" }"#;
-        let update = decode(RECORDS, payload.as_bytes());
-        assert_eq!(update, Ok(Update::Records { room: "group-1".into(), payload }));
-        assert_eq!(decode(SYSTEM_NOTICE, b"null"), Ok(Update::Notice { payload: "null" }));
+        assert_eq!(decode(RECORDS, payload.as_bytes()), Ok(Some("group-1".into())));
+        assert_eq!(decode(SYSTEM_NOTICE, b"null"), Ok(None));
         let escaped = r#"{"room":"gr\u006fup-\"1"}"#;
         assert_eq!(room(escaped).unwrap(), "group-\"1");
     }
@@ -265,7 +239,7 @@ mod tests {
     #[test]
     fn a_notice_may_hold_any_escape() {
         for payload in [r#""\ud800""#, r#"{"\udc00":["\uD83D\u0000"],"\udc00":1}"#] {
-            assert_eq!(decode(SYSTEM_NOTICE, payload.as_bytes()), Ok(Update::Notice { payload }));
+            assert_eq!(decode(SYSTEM_NOTICE, payload.as_bytes()), Ok(None));
         }
         for payload in [r#""\x""#, r#"{"\u12":1}"#, "\"\t\""] {
             assert_eq!(decode(SYSTEM_NOTICE, payload.as_bytes()), Err(Rejected::NotJson));
@@ -288,7 +262,7 @@ mod tests {
         fn any_room_is_found(room in "\\PC{1,60}", before: bool) {
             let name = serde_json::to_string(&room).unwrap();
             let payload = if before { format!("{{\"room\":{name},\"a\":1}}") } else { format!("{{\"a\":{{\"room\":2}},\"room\":{name}}}") };
-            prop_assert_eq!(decode(RECORDS, payload.as_bytes()), Ok(Update::Records { room: room.into(), payload: &payload }));
+            prop_assert_eq!(decode(RECORDS, payload.as_bytes()), Ok(Some(room.into())));
         }
     }
 }

@@ -5,8 +5,7 @@ use tokio::sync::mpsc;
 use super::{Gap, Inbound, Publication, Source};
 use crate::lifecycle::Readiness;
 
-/// Messages that wait to be dispatched; a publisher waits for room. At [`MAX_PAYLOAD`](super::MAX_PAYLOAD) each they take
-/// 64 MiB.
+/// Messages that wait to be dispatched, of 8 MiB each at most; a publisher waits for room.
 const WAITING: usize = 8;
 
 /// Publishes to the one [`MemorySource`]. Clones publish to the same.
@@ -17,7 +16,7 @@ impl MemoryBus {
     /// A bus, and the source that is `readiness` once it is used.
     pub fn new(readiness: Readiness) -> (Self, MemorySource) {
         let (sender, queue) = mpsc::channel(WAITING);
-        (Self(sender), MemorySource { queue, readiness, subscribed: false, draining: false, yielded: 0 })
+        (Self(sender), MemorySource { queue, readiness, subscribed: false, draining: false })
     }
 
     /// Publishes a message; returns the number of subscribers, which is 0 once the source is gone.
@@ -32,23 +31,19 @@ pub struct MemorySource {
     readiness: Readiness,
     subscribed: bool,
     draining: bool,
-    yielded: u64,
 }
 
 impl Source for MemorySource {
     async fn next(&mut self) -> Inbound {
-        if !self.subscribed {
-            self.subscribed = true;
-            return Inbound::Subscribed { gap: Gap::Start };
+        if !std::mem::replace(&mut self.subscribed, true) {
+            return Inbound::Subscribed(Gap::Start);
         }
         // Only now does the caller know of the subscription.
         self.readiness.set(true);
         let next = if self.draining { self.queue.try_recv().ok() } else { self.queue.recv().await };
         match next {
             Some(Publication { channel, payload }) => {
-                let position = self.yielded;
-                self.yielded += 1;
-                Inbound::Message { position, channel: channel.into(), payload }
+                Inbound::Message { channel: channel.into(), payload: Some(payload) }
             }
             None if std::mem::take(&mut self.draining) => Inbound::Drained,
             // Nothing can be published any more.
@@ -68,14 +63,14 @@ mod tests {
     use super::*;
     use crate::bus::RECORDS;
 
-    async fn drained(source: &mut MemorySource) -> Vec<(u64, String)> {
+    async fn drained(source: &mut MemorySource) -> Vec<String> {
         source.drain();
         let mut yielded = Vec::new();
         loop {
             match source.next().await {
-                Inbound::Message { position, channel, payload } => {
+                Inbound::Message { channel, payload: Some(payload) } => {
                     assert_eq!(channel, RECORDS);
-                    yielded.push((position, String::from_utf8(payload.to_vec()).unwrap()));
+                    yielded.push(String::from_utf8(payload.to_vec()).unwrap());
                 }
                 Inbound::Drained => return yielded,
                 other => panic!("{other:?}"),
@@ -84,20 +79,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_published_is_yielded_in_order_and_counted() {
+    async fn what_is_published_is_yielded_in_order() {
         let readiness = Readiness::default();
         let is_ready = readiness.clone().until(CancellationToken::new());
         let (bus, mut source) = MemoryBus::new(readiness);
         let publication = |room: &str| Publication::new(room, b"{}").unwrap();
         assert_eq!(bus.publish(publication("group-1")).await, 1);
-        assert_eq!(source.next().await, Inbound::Subscribed { gap: Gap::Start });
+        assert_eq!(source.next().await, Inbound::Subscribed(Gap::Start));
         assert!(!is_ready());
         bus.publish(publication("user-2")).await;
-        let rooms = [r#"{"room":"group-1"}"#, r#"{"room":"user-2"}"#].map(str::to_owned);
-        assert_eq!(drained(&mut source).await, (0..).zip(rooms).collect::<Vec<_>>());
+        assert_eq!(drained(&mut source).await, [r#"{"room":"group-1"}"#, r#"{"room":"user-2"}"#]);
         assert!(is_ready());
         bus.publish(publication("user-3")).await;
-        assert_eq!(drained(&mut source).await, [(2, r#"{"room":"user-3"}"#.to_owned())]);
+        assert_eq!(drained(&mut source).await, [r#"{"room":"user-3"}"#]);
         drop(source);
         assert_eq!(bus.publish(publication("group-1")).await, 0);
     }

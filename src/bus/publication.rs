@@ -35,10 +35,7 @@ pub enum PublicationError {
 
 impl Publication {
     /// The message `json` for `room`: `group-<id>`, `user-<id>`, or `notice`. The `room` of records is set, or replaced;
-    /// other values stay as they are written.
-    ///
-    /// # Errors
-    /// When the room is no such room, or a browser could not use the message.
+    /// other values stay as they are written. Fails for any other room, or when a browser could not use the message.
     pub fn new(room: &str, json: &[u8]) -> Result<Self, PublicationError> {
         let id = room.strip_prefix("group-").or_else(|| room.strip_prefix("user-"));
         if room != NOTICE && !id.is_some_and(|id| id.parse::<u64>().is_ok() && !id.starts_with('+')) {

@@ -1,22 +1,22 @@
 //! The subscription to Redis: dials again by itself, and tells whether it may have missed something.
 //!
-//! The bytes are read and cut up here and not by the client, so that a message is looked at where it lies, and no queue
-//! stands between Redis and the caller of [`RedisSource::next`]. Redis cuts a subscriber that reads too slowly.
+//! Reads the bytes itself in place of the client, so that no queue stands between Redis and the caller of
+//! [`RedisSource::next`]. Redis cuts a subscriber that reads too slowly.
 
 mod dialler;
-mod info;
 mod ledger;
 pub mod resp;
 mod subscription;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use futures_util::future::OptionFuture;
 use tokio::time::{Instant, sleep_until};
 
 use self::{
-    dialler::Dialler,
-    ledger::{Ending, Ledger},
-    subscription::{Subscription, SubscriptionError, SubscriptionEvent as Event},
+    dialler::{Dialled, Dials, dial},
+    ledger::Ledger,
+    subscription::{Heard, Subscription, SubscriptionError},
 };
 use super::{Gap, Inbound, Source};
 use crate::{
@@ -31,83 +31,59 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// The messages of Rails, from Redis.
 pub struct RedisSource {
-    dialler: Dialler,
+    connector: Arc<Connector>,
     readiness: Readiness,
+    /// Dials under way; `None` while the live connection is well or a standby is there.
+    dials: Option<Dials>,
     /// The connection whose messages are yielded.
     live: Option<Subscription>,
     /// A connection that was dialled since the live one fell silent, and when it takes its place. It is not read until
     /// then: Redis and the system keep what comes on it.
-    standby: Option<(Subscription, Instant)>,
-    /// The connection before. `None` before the first one.
-    before: Option<Before>,
+    standby: Option<(Dialled, Instant)>,
+    /// What the connection before had received, and when it ended if Redis closed it and all of it was read. `None`
+    /// before the first one.
+    before: Option<(Ledger, Option<Instant>)>,
     /// Whether [`Inbound::Drained`] is owed.
     draining: bool,
-    /// Messages yielded so far.
-    yielded: u64,
     losses: Throttle,
     /// Whether the last loss was not logged, so that its end is not logged either.
     quiet: bool,
-}
-
-/// A connection that has ended.
-struct Before {
-    ledger: Ledger,
-    /// Redis closed it, and all of it was read.
-    orderly: bool,
-    at: Instant,
 }
 
 impl RedisSource {
     /// A source that is `readiness` while it is subscribed and Redis answers.
     pub fn new(connector: Connector, readiness: Readiness) -> Self {
         Self {
-            dialler: Dialler::new(connector),
+            connector: Arc::new(connector),
             readiness,
+            dials: None,
             live: None,
             standby: None,
             before: None,
             draining: false,
-            yielded: 0,
             losses: Throttle::new(),
             quiet: false,
         }
     }
 
-    /// The next event of a silent connection. Dials a standby meanwhile, and ends the silent one when the standby's grace
-    /// is over.
-    async fn next_silent(&mut self) -> Result<Option<Event>, SubscriptionError> {
-        let Some(live) = &mut self.live else { return Ok(None) };
-        let until = self.standby.as_ref().map(|(_, until)| *until);
-        tokio::select! {
-            // What the old connection has to say comes before what is decided without it.
-            biased;
-            event = live.next() => event.map(Some),
-            standby = self.dialler.next(), if until.is_none() => {
-                self.standby = Some((standby, Instant::now() + GRACE));
-                Ok(None)
-            }
-            () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => Err(SubscriptionError::Silent),
-        }
-    }
-
     /// Makes a subscription the live one; returns what was before it.
-    fn install(&mut self, mut subscription: Subscription) -> Gap {
+    fn install(&mut self, Dialled { mut subscription, started, found_nothing }: Dialled) -> Gap {
         let gap = match self.before.take() {
             None => {
                 if let Some(limit) = subscription.limit() {
-                    tracing::warn!("{limit}");
+                    tracing::warn!("gaps cannot be proved empty: {limit}");
                 }
                 Gap::Start
             }
-            Some(Before { ledger, orderly, at }) => {
-                let ending = if orderly && self.dialler.found_nothing() { Ending::Exited } else { Ending::Cut };
-                let ago = subscription.since.saturating_duration_since(at);
-                subscription.ledger.gap_after(&ledger, ending, ago)
+            Some((before, closed)) => {
+                let exited =
+                    closed.filter(|_| found_nothing).map(|at| subscription.since.saturating_duration_since(at));
+                subscription.ledger.gap_after(&before, exited)
             }
         };
         if !self.quiet {
             let gap = format!("{gap:?}").to_lowercase();
-            tracing::info!(after_ms = self.dialler.started.elapsed().as_millis(), gap, "subscribed to redis");
+            tracing::info!(after_ms = started.elapsed().as_millis(), gap, "subscribed to redis");
         }
         self.live = Some(subscription);
         gap
@@ -127,10 +103,10 @@ impl RedisSource {
         }
         // A standby for a silent connection is dialled already.
         if !lost.silent {
-            self.dialler.restart(lost.since.elapsed());
+            self.dials = Some(dial(&self.connector, lost.since.elapsed()));
         }
         let orderly = matches!(error, SubscriptionError::Closed) && !lost.silent;
-        self.before = Some(Before { ledger: lost.ledger, orderly, at: Instant::now() });
+        self.before = Some((lost.ledger, orderly.then(Instant::now)));
     }
 }
 
@@ -141,38 +117,39 @@ impl Source for RedisSource {
                 if std::mem::take(&mut self.draining) {
                     return Inbound::Drained;
                 }
-                let subscription = match self.standby.take() {
+                let dialled = match self.standby.take() {
                     Some((standby, _)) => standby,
-                    None => self.dialler.next().await,
+                    None => self.dials.get_or_insert_with(|| dial(&self.connector, Duration::MAX)).await,
                 };
-                return Inbound::Subscribed { gap: self.install(subscription) };
+                self.dials = None;
+                return Inbound::Subscribed(self.install(dialled));
             };
             // Only now does the caller know of the subscription.
             self.readiness.set(!live.silent);
-            let event = if live.silent { self.next_silent().await } else { live.next().await.map(Some) };
-            match event {
-                Ok(Some(Event::Message { channel, payload })) => {
-                    let position = self.yielded;
-                    self.yielded += 1;
-                    return match payload {
-                        Some(payload) => Inbound::Message { position, channel, payload },
-                        None => Inbound::TooLarge { position, channel },
-                    };
+            let grace_is_over = self.standby.as_ref().map(|(_, until)| sleep_until(*until));
+            let heard = tokio::select! {
+                // What a silent connection has to say comes before what is decided without it.
+                biased;
+                heard = live.next() => heard,
+                Some(standby) = OptionFuture::from(self.dials.as_mut()) => {
+                    (self.dials, self.standby) = (None, Some((standby, Instant::now() + GRACE)));
+                    continue;
                 }
-                Ok(Some(Event::Drained)) => {
-                    self.draining = false;
-                    return Inbound::Drained;
+                Some(()) = OptionFuture::from(grace_is_over) => Err(SubscriptionError::Silent),
+            };
+            match heard {
+                Ok(Heard::Inbound(inbound)) => {
+                    self.draining &= inbound != Inbound::Drained;
+                    return inbound;
                 }
-                Ok(Some(Event::Silent)) => {
+                Ok(Heard::Silent) => {
                     tracing::warn!("redis does not answer; dialling beside the subscription, browsers stay connected");
-                    self.dialler.restart(Duration::MAX);
+                    self.dials = Some(dial(&self.connector, Duration::MAX));
                 }
-                Ok(Some(Event::Alive)) => {
+                Ok(Heard::Alive) => {
                     tracing::info!("redis answers again; nothing was lost");
-                    self.dialler.cancel();
-                    self.standby = None;
+                    (self.dials, self.standby) = (None, None);
                 }
-                Ok(None) => {}
                 Err(error) => {
                     self.lose(&error);
                     return Inbound::Lost;

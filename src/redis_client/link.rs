@@ -1,24 +1,22 @@
 //! One connection for commands, shared by all callers.
 
 use std::{
-    sync::{self, Arc, PoisonError},
+    sync::{self, Arc, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, RedisError, aio::MultiplexedConnection};
 use tokio::{sync::Mutex, time::timeout};
 
-use super::{ConnectionError, Connector, DIAL_TIMEOUT, breaker::Breaker};
+use super::{ConnectionError, Connector, DIAL_TIMEOUT};
 
 /// How long an answer may take before the connection counts as dead. Longer than any caller waits.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A refusal that stays the same until a person changes a setting, so that asking again soon is of no use.
 ///
-/// Every other error passes by itself and counts as an outage: `LOADING` (Redis starts), `BUSY` (a script runs),
-/// `MASTERDOWN` (a replica has lost its primary), `READONLY` (a primary has become a replica), `TRYAGAIN`, `ASK` and
-/// `CLUSTERDOWN` (a cluster moves keys or elects), `ERR` with another text (such as too many clients, or a proxy before
-/// Redis that has lost it), and a login that fails, as then nothing works and the subscription says so.
+/// Every other error passes by itself and counts as an outage: `LOADING`, `BUSY`, `MASTERDOWN`, `READONLY`, `TRYAGAIN`,
+/// `ASK`, `CLUSTERDOWN`, other `ERR` (as for too many clients), and a login that fails, of which the subscription tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denial {
     /// `NOPERM`: the user may not use this command, or not with this key.
@@ -43,34 +41,27 @@ impl Denial {
     }
 }
 
-/// A connection that is dialled when it is first used, and again after it failed.
-///
-/// While Redis fails, a circuit breaker lets four calls a second through; the others fail at once.
+/// A connection that is dialled when it is first used, and again after it failed. While Redis fails, a circuit breaker
+/// lets four calls a second through; the others fail at once. [`ConnectionError::Denied`] means that asking again is of
+/// no use, any other error that Redis does not answer now.
 pub struct Link {
     connector: Connector,
     connection: Mutex<Option<Arc<MultiplexedConnection>>>,
-    breaker: sync::Mutex<Breaker>,
+    breaker: Breaker,
 }
 
 impl Link {
     /// A link that is not dialled yet.
     pub fn new(connector: Connector) -> Self {
-        Self { connector, connection: Mutex::default(), breaker: sync::Mutex::default() }
+        Self { connector, connection: Mutex::default(), breaker: Breaker::default() }
     }
 
-    /// The value of a string key.
-    ///
-    /// # Errors
-    /// [`ConnectionError::Denied`] when asking again is of no use. [`ConnectionError::Redis`] with the code `WRONGTYPE`
-    /// when the key holds no string. Any other error means that Redis does not answer now.
+    /// The value of a string key; [`ConnectionError::Redis`] with the code `WRONGTYPE` when the key holds no string.
     pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, ConnectionError> {
         self.call(redis::cmd("GET").arg(key)).await
     }
 
     /// Publishes a message; returns the number of subscribers that received it.
-    ///
-    /// # Errors
-    /// [`ConnectionError::Denied`] when the user may not publish. Any other error means that Redis does not answer now.
     pub async fn publish(&self, channel: &str, payload: &[u8]) -> Result<u64, ConnectionError> {
         self.call(redis::cmd("PUBLISH").arg(channel).arg(payload)).await
     }
@@ -79,7 +70,7 @@ impl Link {
         let connection = self.connection().await?;
         let error: RedisError = match command.query_async(&mut MultiplexedConnection::clone(&connection)).await {
             Ok(value) => {
-                self.breaker(Breaker::succeeded);
+                self.breaker.succeeded();
                 return Ok(value);
             }
             Err(error) => error,
@@ -87,15 +78,15 @@ impl Link {
         if error.is_io_error() || error.is_timeout() || error.is_connection_dropped() {
             // Another caller may have replaced the connection already.
             if self.connection.lock().await.take_if(|now| Arc::ptr_eq(now, &connection)).is_some() {
-                self.breaker(|breaker| breaker.lost(Instant::now()));
+                self.breaker.lost(Instant::now());
             }
             return Err(error.into());
         }
         let denial = Denial::of(&error);
         if denial.is_some() || error.code() == Some("WRONGTYPE") {
-            self.breaker(Breaker::succeeded);
+            self.breaker.succeeded();
         } else {
-            self.breaker(|breaker| breaker.failed(Instant::now()));
+            self.breaker.failed(Instant::now());
         }
         Err(denial.map_or(ConnectionError::Redis(error), ConnectionError::Denied))
     }
@@ -103,31 +94,68 @@ impl Link {
     async fn connection(&self) -> Result<Arc<MultiplexedConnection>, ConnectionError> {
         let mut shared = self.connection.lock().await;
         // After the lock: the dial that was waited for may have failed.
-        if !self.breaker(|breaker| breaker.admit(Instant::now())) {
+        if !self.breaker.admit(Instant::now()) {
             return Err(ConnectionError::Down);
         }
         if let Some(connection) = &*shared {
             return Ok(Arc::clone(connection));
         }
         // Boxed, as otherwise the task of every browser that is looked up is as large as a dial.
-        let dialled = timeout(DIAL_TIMEOUT, Box::pin(self.dial())).await.unwrap_or(Err(ConnectionError::Timeout));
+        let dial = Box::pin(async {
+            let config = AsyncConnectionConfig::new()
+                .set_connection_timeout(Some(DIAL_TIMEOUT))
+                .set_response_timeout(Some(ANSWER_TIMEOUT));
+            let client = self.connector.client().await?;
+            Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
+        });
+        let dialled = timeout(DIAL_TIMEOUT, dial).await.unwrap_or(Err(ConnectionError::Timeout));
         if dialled.is_err() {
-            self.breaker(|breaker| breaker.failed(Instant::now()));
+            self.breaker.failed(Instant::now());
         }
         Ok(Arc::clone(shared.insert(Arc::new(dialled?))))
     }
+}
 
-    async fn dial(&self) -> Result<MultiplexedConnection, ConnectionError> {
-        let client = self.connector.client().await?;
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(DIAL_TIMEOUT))
-            .set_response_timeout(Some(ANSWER_TIMEOUT));
-        Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
+/// How long an open breaker refuses attempts, so that a Redis that fails is asked four times a second.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// A circuit breaker: bounds how often a Redis that fails is asked, however many browsers wait for its answer.
+///
+/// Closed, as at first, every attempt is admitted. Open, none is until a pause has passed. Half-open, one attempt is
+/// admitted in each pause; its success closes the breaker. Holds when the next one is admitted; `None` while closed.
+#[derive(Default)]
+struct Breaker(sync::Mutex<Option<Instant>>);
+
+impl Breaker {
+    /// Whether an attempt may be made now. If so, the caller makes one.
+    fn admit(&self, now: Instant) -> bool {
+        let mut next = self.next();
+        let admitted = next.is_none_or(|next| now >= next);
+        if admitted && next.is_some() {
+            *next = Some(now + PAUSE);
+        }
+        admitted
     }
 
-    /// The breaker is whole after each of its steps, so that a panic elsewhere cannot have spoilt it.
-    fn breaker<T>(&self, step: impl FnOnce(&mut Breaker) -> T) -> T {
-        step(&mut self.breaker.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Redis answered.
+    fn succeeded(&self) {
+        *self.next() = None;
+    }
+
+    /// Redis could not be reached, or said that it cannot answer now.
+    fn failed(&self, now: Instant) {
+        *self.next() = Some(now + PAUSE);
+    }
+
+    /// A connection broke. When it was a good one until now, one attempt may follow at once.
+    fn lost(&self, now: Instant) {
+        let mut next = self.next();
+        *next = Some(if next.is_none() { now } else { now + PAUSE });
+    }
+
+    /// Whole after each step, so that a panic elsewhere cannot have spoilt it.
+    fn next(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -166,5 +194,34 @@ mod tests {
         let config = Config::from_env(&std::iter::empty::<(&str, &str)>().collect()).unwrap();
         let link = Link::new(Connector::new(&config.redis).unwrap());
         assert!(size_of_val(&link.get("key")) <= 512, "each browser that connects has one");
+    }
+
+    /// Whether each of several attempts at these many milliseconds after the start is admitted.
+    fn admitted(breaker: &Breaker, start: Instant, at: &[u64]) -> Vec<bool> {
+        at.iter().map(|&millis| breaker.admit(start + Duration::from_millis(millis))).collect()
+    }
+
+    #[test]
+    fn a_failure_lets_one_attempt_through_in_each_pause_until_a_success() {
+        let (breaker, start) = (Breaker::default(), Instant::now());
+        assert_eq!(admitted(&breaker, start, &[0, 0, 0]), [true; 3]);
+        breaker.failed(start);
+        assert_eq!(
+            admitted(&breaker, start, &[0, 249, 250, 250, 499, 500, 501]),
+            [false, false, true, false, false, true, false]
+        );
+        breaker.failed(start + Duration::from_millis(600));
+        assert_eq!(admitted(&breaker, start, &[849, 850, 850]), [false, true, false]);
+        breaker.succeeded();
+        assert_eq!(admitted(&breaker, start, &[850, 850]), [true; 2]);
+    }
+
+    #[test]
+    fn after_the_loss_of_a_good_connection_one_attempt_follows_at_once() {
+        let (breaker, start) = (Breaker::default(), Instant::now());
+        breaker.lost(start);
+        assert_eq!(admitted(&breaker, start, &[0, 0]), [true, false]);
+        breaker.lost(start);
+        assert_eq!(admitted(&breaker, start, &[0, 249, 250]), [false, false, true]);
     }
 }

@@ -1,22 +1,19 @@
 //! A bare connection, for a caller that reads the replies without the client.
 
-use std::{io, net::SocketAddr};
+use std::io;
 
 use futures_util::future::select_ok;
-use redis::{ConnectionAddr, ConnectionInfo, RedisConnectionInfo};
+use redis::{ConnectionAddr, RedisConnectionInfo};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream, lookup_host},
 };
 
-use super::ConnectionError;
+use super::{ConnectionError, Connector};
 use crate::tls;
 
 /// Longest answer to a login in bytes.
 const MAX_ANSWER: usize = 4096;
-
-/// How servers before Redis 6 say that they know passwords only.
-const NO_USERS: &str = "wrong number of arguments";
 
 /// Bytes both ways, over TCP, TLS or a Unix socket.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
@@ -26,48 +23,41 @@ impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Duplex for T {}
 /// A connection to Redis that is logged in and has nothing unread.
 pub type RawConnection = Box<dyn Duplex>;
 
-/// Dials and logs in, as the address says.
-pub(super) async fn dial(info: &ConnectionInfo) -> Result<RawConnection, ConnectionError> {
-    let mut connection: RawConnection = match info.addr() {
-        ConnectionAddr::Tcp(host, port) => Box::new(first(host, *port, tcp).await?),
-        ConnectionAddr::TcpTls { host, port, .. } => {
-            let dial = async |address| tls::connect(host, tcp(address).await?).await;
-            Box::new(first(host, *port, dial).await?)
-        }
-        ConnectionAddr::Unix(path) => Box::new(UnixStream::connect(path).await?),
-        _ => return Err(io::Error::from(io::ErrorKind::Unsupported).into()),
-    };
-    log_in(&mut connection, info.redis_settings()).await?;
-    Ok(connection)
+impl Connector {
+    /// A new bare connection. Fails when Redis cannot be reached or refuses the login; there is no timeout for a server
+    /// that sends nothing.
+    pub async fn dial_raw(&self) -> Result<RawConnection, ConnectionError> {
+        let client = self.client().await?;
+        let info = client.get_connection_info();
+        let mut connection: RawConnection = match info.addr() {
+            ConnectionAddr::Tcp(host, port) => Box::new(tcp(host, *port).await?),
+            ConnectionAddr::TcpTls { host, port, .. } => Box::new(tls::connect(host, tcp(host, *port).await?).await?),
+            ConnectionAddr::Unix(path) => Box::new(UnixStream::connect(path).await?),
+            _ => return Err(io::Error::from(io::ErrorKind::Unsupported).into()),
+        };
+        log_in(&mut connection, info.redis_settings()).await?;
+        Ok(connection)
+    }
 }
 
 /// The first connection that comes about to any address of `host`.
-async fn first<S, D>(host: &str, port: u16, dial: impl Fn(SocketAddr) -> D) -> io::Result<S>
-where
-    D: Future<Output = io::Result<S>>,
-{
-    let mut dials = lookup_host((host, port)).await?.map(|address| Box::pin(dial(address))).peekable();
+async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+    let mut dials = lookup_host((host, port)).await?.map(|address| Box::pin(TcpStream::connect(address))).peekable();
     if dials.peek().is_none() {
         return Err(io::Error::other("the name has no address"));
     }
-    Ok(select_ok(dials).await?.0)
-}
-
-async fn tcp(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(address).await?;
+    let (stream, _) = select_ok(dials).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
 async fn log_in(connection: &mut RawConnection, login: &RedisConnectionInfo) -> Result<(), ConnectionError> {
     if let Some(password) = login.password() {
-        let alone = redis::cmd("AUTH").arg(password).clone();
-        let mut answer = match login.username() {
-            Some(user) => ask(connection, redis::cmd("AUTH").arg(user).arg(password)).await?,
-            None => ask(connection, &alone).await?,
-        };
-        if login.username().is_some() && answer.as_ref().is_err_and(|text| text.contains(NO_USERS)) {
-            answer = ask(connection, &alone).await?;
+        let mut answer = ask(connection, redis::cmd("AUTH").arg(login.username()).arg(password)).await?;
+        // So say servers before Redis 6, which know passwords only.
+        let knows_no_users = answer.as_ref().is_err_and(|text| text.contains("wrong number of arguments"));
+        if knows_no_users && login.username().is_some() {
+            answer = ask(connection, redis::cmd("AUTH").arg(password)).await?;
         }
         // Only the first word: a server that does not know the command repeats the password after it.
         answer.map_err(|text| ConnectionError::Refused(text.split(' ').take(1).collect()))?;

@@ -1,9 +1,9 @@
 //! Whether something was published while no connection was subscribed: told from Redis' own count of `PUBLISH` calls.
 //!
-//! Pure: knows no connection and no clock. On one connection Redis sends answers and messages in the order in which it
-//! executed what caused them. So when an answer says that `PUBLISH` was called N times, every message of these N that
-//! was meant for this connection has been read from it. Channels and patterns that are subscribed must be disjoint: a
-//! call brings at most one message.
+//! Pure. On one connection Redis sends answers and messages in the order in which it executed what caused them. So when
+//! an answer to `INFO` (<https://redis.io/docs/latest/commands/info/>) says that `PUBLISH` was called N times, every
+//! message of these N that was meant for this connection has been read from it. Channels and patterns that are
+//! subscribed must be disjoint: a call brings at most one message.
 //!
 //! At the last answer on a connection the count was C, and m messages came after it, of any channel. On the next
 //! connection to the same process, r messages came before the first answer, which says N. Then N - r - (C + m) calls
@@ -12,7 +12,6 @@
 
 use std::time::Duration;
 
-use super::info::{CommandStats, Process};
 use crate::bus::Gap;
 
 /// Precision of the uptime of Redis: it is the difference of two times in whole seconds.
@@ -32,25 +31,6 @@ pub(super) struct Ledger {
     wrong: bool,
 }
 
-/// How a connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ending {
-    /// Redis ended: it closed the connection between two replies, all of it was read, and from then on until this
-    /// connection nothing listened.
-    Exited,
-    /// Any other way: something that was sent on the connection may be lost, or Redis went on without it.
-    Cut,
-}
-
-/// Why the answers on a connection do not help to prove that a gap was empty.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unproved {
-    /// They have no counts, or none that hold.
-    NoCount,
-    /// A node of a cluster counts what is published at it, and delivers what is published anywhere.
-    Cluster,
-}
-
 impl Ledger {
     /// A message came.
     pub(super) fn message(&mut self) {
@@ -58,54 +38,113 @@ impl Ledger {
     }
 
     /// Redis said which process it is.
-    pub(super) fn process(&mut self, process: Option<Process>) {
-        self.process = process;
+    pub(super) fn process(&mut self, text: &[u8]) {
+        self.process = Process::parse(text);
     }
 
     /// Redis said what it has counted. An answer without counts changes nothing.
-    pub(super) fn counted(&mut self, stats: Option<CommandStats>) {
-        let Some(stats) = stats else { return };
+    pub(super) fn counted(&mut self, text: &[u8]) {
+        let Some(stats) = CommandStats::parse(text) else { return };
         match &self.counted {
             None => self.early = self.since,
             Some(last) => {
                 let received = last.publishes.checked_add(self.since);
-                self.wrong |= last.continues_as(&stats) && received.is_none_or(|received| received > stats.publishes);
+                self.wrong |= last.resets == stats.resets && received.is_none_or(|received| received > stats.publishes);
             }
         }
         self.since = 0;
         self.counted = Some(stats);
     }
 
-    /// Whether a gap before or after this connection may be proved empty.
-    pub(super) fn proves(&self) -> Result<(), Unproved> {
+    /// What a gap before or after this connection may be proved empty with. `Err` says why it cannot, for the log.
+    pub(super) fn proof(&self) -> Result<(&Process, &CommandStats), &'static str> {
         match (&self.process, &self.counted) {
-            (Some(Process { cluster: true, .. }), _) => Err(Unproved::Cluster),
-            (Some(_), Some(_)) if !self.wrong => Ok(()),
-            _ => Err(Unproved::NoCount),
+            // What is published at any node is delivered at each.
+            (Some(Process { cluster: true, .. }), _) => {
+                Err("redis is a cluster, whose nodes count apart; use a single one")
+            }
+            (Some(process), Some(stats)) if !self.wrong => Ok((process, stats)),
+            _ => Err("redis does not count PUBLISH in INFO commandstats"),
         }
     }
 
-    /// What the gap between `before` and this connection was. `before` ended as `ending` says, `ago` before this
-    /// connection had its first answers. To be called once, right after these.
-    pub(super) fn gap_after(&mut self, before: &Ledger, ending: Ending, ago: Duration) -> Gap {
+    /// What the gap between `before` and this connection was. To be called once, right after the first answers.
+    ///
+    /// `exited` is how long before these Redis closed the connection `before`, if it did so between two replies, all of
+    /// it was read, and nothing has listened from then on until this connection. Otherwise something that was sent may
+    /// be lost, or Redis went on without the connection.
+    pub(super) fn gap_after(&mut self, before: &Ledger, exited: Option<Duration>) -> Gap {
         self.wrong |= before.wrong;
-        if self.is_complete_after(before, ending, ago) == Some(true) { Gap::Empty } else { Gap::Possible }
-    }
-
-    fn is_complete_after(&self, before: &Ledger, ending: Ending, ago: Duration) -> Option<bool> {
-        self.proves().and_then(|()| before.proves()).ok()?;
-        let (process, stats) = (self.process.as_ref()?, self.counted.as_ref()?);
-        let (last_process, last_stats) = (before.process.as_ref()?, before.counted.as_ref()?);
-        let missed_or_known = stats.publishes.checked_sub(self.early)?;
-        Some(if process.run_id == last_process.run_id {
-            last_stats.continues_as(stats) && Some(missed_or_known) == last_stats.publishes.checked_add(before.since)
+        let (Ok((process, stats)), Ok((last_process, last))) = (self.proof(), before.proof()) else {
+            return Gap::Possible;
+        };
+        let Some(missed_or_known) = stats.publishes.checked_sub(self.early) else { return Gap::Possible };
+        let empty = if process.run_id == last_process.run_id {
+            last.resets == stats.resets && last.publishes.checked_add(before.since) == Some(missed_or_known)
         } else {
             // No Redis ran between the two, unless this one ran before the other had ended: then it is not the same one
             // restarted, and what was published on the other may not have come here.
-            let restarted = process.uptime <= ago + UPTIME_PRECISION;
-            ending == Ending::Exited && restarted && stats.were_never_reset() && missed_or_known == 0
+            let restarted = exited.is_some_and(|ago| process.uptime <= ago + UPTIME_PRECISION);
+            restarted && stats.resets.is_none() && missed_or_known == 0
+        };
+        if empty { Gap::Empty } else { Gap::Possible }
+    }
+}
+
+/// From `INFO commandstats`: what was called since Redis was started, or since its statistics were reset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct CommandStats {
+    /// Calls of `PUBLISH`, on whatever channel, direct, in `MULTI` or from scripts.
+    publishes: u64,
+    /// What is said of `CONFIG RESETSTAT`, which sets all of this to zero and then counts itself: two answers that say
+    /// the same have no reset between them. Before Redis 7 it is part of what is said of `CONFIG`.
+    resets: Option<Box<str>>,
+}
+
+impl CommandStats {
+    /// `None` when the text has no such section. Commands that were never called are not named; the subscriber that
+    /// asks has called `SUBSCRIBE`, so this must be named, or a reset.
+    fn parse(text: &[u8]) -> Option<Self> {
+        let (mut publishes, mut resets, mut complete) = (0, None, false);
+        for (name, value) in fields(text) {
+            match name {
+                "cmdstat_publish" => publishes = value.strip_prefix("calls=")?.split(',').next()?.parse().ok()?,
+                "cmdstat_config|resetstat" | "cmdstat_config" => resets = Some(value.into()),
+                "cmdstat_subscribe" => {}
+                _ => continue,
+            }
+            complete = true;
+        }
+        complete.then_some(Self { publishes, resets })
+    }
+}
+
+/// From `INFO server`: which process answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Process {
+    /// Another one after each start.
+    run_id: Box<str>,
+    /// In whole seconds, at most one more than it is.
+    uptime: Duration,
+    /// Whether messages also come from other nodes, which count them.
+    cluster: bool,
+}
+
+impl Process {
+    /// `None` when the text has no such section.
+    fn parse(text: &[u8]) -> Option<Self> {
+        let value = |name| fields(text).find(|(known, _)| *known == name).map(|(_, value)| value);
+        Some(Self {
+            run_id: value("run_id").filter(|id| !id.is_empty())?.into(),
+            uptime: Duration::from_secs(value("uptime_in_seconds")?.parse().ok()?),
+            cluster: value("redis_mode") == Some("cluster"),
         })
     }
+}
+
+/// Names and values of the lines that have both. Redis writes them in ASCII.
+fn fields(text: &[u8]) -> impl Iterator<Item = (&str, &str)> {
+    str::from_utf8(text).unwrap_or_default().lines().filter_map(|line| line.split_once(':'))
 }
 
 #[cfg(test)]

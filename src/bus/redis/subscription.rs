@@ -1,29 +1,21 @@
 //! One subscribed connection: its bytes, its replies, and whether Redis still answers on it.
 
-use std::{
-    collections::VecDeque,
-    future::poll_fn,
-    io,
-    pin::{Pin, pin},
-    task::Poll,
-    time::Duration,
-};
+use std::{collections::VecDeque, future::pending, io, time::Duration};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use tokio::{
-    io::{AsyncReadExt, AsyncWrite},
+    io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split},
     task::consume_budget,
     time::{Instant, timeout_at},
 };
 
 use super::{
-    info::{CommandStats, Process},
-    ledger::{Ledger, Unproved},
+    ledger::Ledger,
     resp::{NotRedis, Reply, ReplyDecoder},
 };
 use crate::{
-    bus::{BOT, MAX_PAYLOAD, RECORDS, SYSTEM_NOTICE},
-    redis_client::{ConnectionError, Connector, RawConnection},
+    bus::{BOT, Inbound, MAX_PAYLOAD, RECORDS, SYSTEM_NOTICE},
+    redis_client::{ConnectionError, RawConnection},
 };
 
 /// How often Redis is asked for a sign of life, which is also the number of `PUBLISH` calls it has counted.
@@ -36,8 +28,7 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(5);
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Most bytes of messages that are kept while the first answers are under way, so that it is known before them whether
-/// something was missed. Subscription and questions leave together, so that more than a few messages are rare. When there
-/// are more, the answers are not waited for, and the gap counts as [`Possible`](crate::bus::Gap::Possible).
+/// something was missed. When there are more, the gap counts as [`Possible`](crate::bus::Gap::Possible).
 const EARLY_BYTES: usize = 2 * MAX_PAYLOAD;
 
 /// Why there is no subscription, or why it ended.
@@ -49,8 +40,6 @@ pub(super) enum SubscriptionError {
     Refused(String),
     #[error("redis closed the connection")]
     Closed,
-    #[error("redis closed the connection within a message")]
-    Truncated,
     #[error("the connection to redis broke")]
     Io(#[from] io::Error),
     #[error("redis was silent for {} s", (ASK_INTERVAL + SILENCE_TIMEOUT).as_secs())]
@@ -59,30 +48,18 @@ pub(super) enum SubscriptionError {
     NotRedis(#[from] NotRedis),
 }
 
-impl SubscriptionError {
-    /// Whether nothing listens at the address of Redis. A Unix socket is removed when its Redis ends.
-    pub(super) fn is_refused_dial(&self) -> bool {
-        use io::ErrorKind::{ConnectionRefused, NotFound};
-        matches!(self, Self::Connection(ConnectionError::Io(error)) if matches!(error.kind(), ConnectionRefused | NotFound))
-    }
-}
-
-/// What a subscription brings.
+/// What is heard on a subscription.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum SubscriptionEvent {
-    /// A message on one of the channels for browsers; without its payload when that is larger than [`MAX_PAYLOAD`].
-    Message { channel: Bytes, payload: Option<Bytes> },
-    /// Redis has answered a [drain](Subscription::drain).
-    Drained,
+pub(super) enum Heard {
+    /// A message on one of the channels for browsers, or the end of a [drain](Subscription::drain).
+    Inbound(Inbound),
     /// Redis does not answer. Messages may still come.
     Silent,
     /// A silent Redis sends again.
     Alive,
 }
 
-use SubscriptionEvent as Event;
-
-/// A question, to be matched with its answer. Redis answers in the order in which it was asked.
+/// A question. Redis answers in the order in which it was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ask {
     Hello,
@@ -104,11 +81,10 @@ struct Granted {
 }
 
 pub(super) struct Subscription {
-    stream: RawConnection,
+    reader: ReadHalf<RawConnection>,
+    writer: WriteHalf<RawConnection>,
     buffer: BytesMut,
     decoder: ReplyDecoder,
-    /// Whether the buffer has grown for a large reply.
-    grown: bool,
     /// Commands that the socket has not taken yet: a few hundred bytes, as `asked` is short.
     outgoing: BytesMut,
     /// Unanswered questions: those of the beginning, then at most one sign of life and one drain.
@@ -117,11 +93,9 @@ pub(super) struct Subscription {
     /// What was received, beside what Redis has counted.
     pub(super) ledger: Ledger,
     /// Messages that came before the first answers, about [`EARLY_BYTES`] at most.
-    early: VecDeque<Event>,
-    /// When the next sign of life is asked for.
-    ask_at: Instant,
-    /// When Redis counts as silent, while a question is unanswered.
-    silent_at: Option<Instant>,
+    early: VecDeque<Inbound>,
+    /// When Redis counts as silent while a question is unanswered, and otherwise when a sign of life is asked for.
+    deadline: Instant,
     /// Whether Redis does not answer.
     pub(super) silent: bool,
     /// Since when the connection is subscribed.
@@ -129,29 +103,22 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
-    /// Dials and subscribes.
-    ///
-    /// # Errors
-    /// When Redis cannot be reached, or refuses the login or a channel.
-    pub(super) async fn dial(connector: &Connector) -> Result<Self, SubscriptionError> {
-        Self::over(connector.dial_raw().await?).await
-    }
-
-    /// Subscribes, and has the first answers. All commands leave together; a refusal of one of them is an answer too.
-    async fn over(stream: RawConnection) -> Result<Self, SubscriptionError> {
+    /// Subscribes, and has the first answers. All commands leave together; a refusal is an answer too, and an error if
+    /// it is of a channel.
+    pub(super) async fn over(connection: RawConnection) -> Result<Self, SubscriptionError> {
         let now = Instant::now();
+        let (reader, writer) = split(connection);
         let mut this = Self {
-            stream,
+            reader,
+            writer,
             buffer: BytesMut::new(),
             decoder: ReplyDecoder::new(MAX_PAYLOAD),
-            grown: false,
             outgoing: BytesMut::new(),
             asked: VecDeque::new(),
             granted: Granted::default(),
             ledger: Ledger::default(),
             early: VecDeque::new(),
-            ask_at: now + ASK_INTERVAL,
-            silent_at: None,
+            deadline: now,
             silent: false,
             since: now,
         };
@@ -163,25 +130,24 @@ impl Subscription {
         let mut bytes = 0;
         while !this.asked.is_empty() && bytes < EARLY_BYTES {
             match this.step().await? {
-                Some(Event::Message { channel, payload }) => {
-                    bytes += size_of::<Event>() + channel.len() + payload.as_ref().map_or(0, Bytes::len);
-                    this.early.push_back(Event::Message { channel, payload });
+                Some(Heard::Inbound(inbound)) => {
+                    if let Inbound::Message { channel, payload } = &inbound {
+                        bytes += size_of::<Inbound>() + channel.len() + payload.as_ref().map_or(0, Bytes::len);
+                    }
+                    this.early.push_back(inbound);
                 }
-                Some(Event::Silent) => return Err(SubscriptionError::Silent),
-                Some(Event::Alive | Event::Drained) | None => {}
+                Some(Heard::Silent) => return Err(SubscriptionError::Silent),
+                Some(Heard::Alive) | None => {}
             }
         }
         this.since = Instant::now();
         Ok(this)
     }
 
-    /// The next event. Cancel safe.
-    ///
-    /// # Errors
-    /// When the connection ended, or what was read is no RESP.
-    pub(super) async fn next(&mut self) -> Result<Event, SubscriptionError> {
-        if let Some(event) = self.early.pop_front() {
-            return Ok(event);
+    /// What comes next; an error when the connection ended, or what was read is no RESP. Cancel safe.
+    pub(super) async fn next(&mut self) -> Result<Heard, SubscriptionError> {
+        if let Some(inbound) = self.early.pop_front() {
+            return Ok(Heard::Inbound(inbound));
         }
         loop {
             if let Some(event) = self.step().await? {
@@ -191,16 +157,22 @@ impl Subscription {
     }
 
     /// Decodes a reply, or reads more when there is none.
-    async fn step(&mut self) -> Result<Option<Event>, SubscriptionError> {
+    async fn step(&mut self) -> Result<Option<Heard>, SubscriptionError> {
         // Decoding waits for nothing, and other tasks need this thread as well.
         consume_budget().await;
         match self.decoder.decode(&mut self.buffer)? {
-            Some(reply) => self.take(reply),
+            Some(Reply::Message { channel, payload }) => {
+                self.ledger.message();
+                // Messages for the bot are subscribed so that the ledger has them, and not used yet.
+                let bot = BOT.strip_suffix('*').is_some_and(|prefix| channel.starts_with(prefix.as_bytes()));
+                Ok((!bot).then_some(Heard::Inbound(Inbound::Message { channel, payload })))
+            }
+            Some(answer) => self.answer(&answer),
             None => self.read().await,
         }
     }
 
-    /// Asks for [`SubscriptionEvent::Drained`].
+    /// Asks for [`Inbound::Drained`].
     pub(super) fn drain(&mut self) {
         if !self.asked.contains(&Ask::Drain) {
             self.ask(&[Ask::Drain], &redis::cmd("PING"));
@@ -209,128 +181,96 @@ impl Subscription {
 
     /// Why gaps cannot be proved empty and how to mend it, for the log; `None` when they can.
     pub(super) fn limit(&self) -> Option<&'static str> {
-        match self.ledger.proves() {
-            _ if !self.granted.resp3 => Some(
-                "gaps cannot be proved empty: redis refuses HELLO 3 and speaks RESP2 only; use Redis 6 or later, and \
-                 allow HELLO for its user and in proxies",
+        match self.ledger.proof() {
+            _ if !self.granted.resp3 => {
+                Some("redis speaks RESP2 only; use Redis 6 or later, and allow HELLO 3 for its user and in proxies")
+            }
+            _ if !self.granted.info => Some("the redis user may not use INFO; grant it +info"),
+            Ok(_) if !self.granted.bot => Some(
+                "the redis user may not subscribe to chatbot/*, so that a message for the bot counts as missed; grant \
+                 it +psubscribe &chatbot/*",
             ),
-            _ if !self.granted.info => {
-                Some("gaps cannot be proved empty: the redis user may not use INFO; grant it +info")
-            }
-            Err(Unproved::Cluster) => {
-                Some("gaps cannot be proved empty: redis is a cluster, whose nodes count apart; use a single Redis")
-            }
-            Err(Unproved::NoCount) => {
-                Some("gaps cannot be proved empty: redis does not count PUBLISH in INFO commandstats")
-            }
-            Ok(()) if !self.granted.bot => Some(
-                "gaps in which the bot is sent a message cannot be proved empty: the redis user may not subscribe to \
-                 chatbot/*; grant it +psubscribe &chatbot/*",
-            ),
-            Ok(()) => None,
-        }
-    }
-
-    fn take(&mut self, reply: Reply) -> Result<Option<Event>, SubscriptionError> {
-        match reply {
-            Reply::Message { channel, payload } => {
-                self.ledger.message();
-                self.grown |= payload.as_ref().is_some_and(|payload| payload.len() > CHUNK_BYTES);
-                // Messages for the bot are subscribed so that the ledger has them, and not used yet.
-                let bot = BOT.strip_suffix('*').is_some_and(|prefix| channel.starts_with(prefix.as_bytes()));
-                Ok((!bot).then_some(Event::Message { channel, payload }))
-            }
-            answer => self.answer(&answer),
+            proof => proof.err(),
         }
     }
 
     /// Matches an answer with its question.
-    fn answer(&mut self, answer: &Reply) -> Result<Option<Event>, SubscriptionError> {
+    fn answer(&mut self, answer: &Reply) -> Result<Option<Heard>, SubscriptionError> {
         let ask = self.asked.pop_front().ok_or(NotRedis)?;
         if self.asked.is_empty() {
-            self.silent_at = None;
+            self.deadline = Instant::now() + ASK_INTERVAL;
         }
         match (ask, answer) {
             (Ask::Channel, Reply::Error(text)) => {
                 return Err(SubscriptionError::Refused(text.escape_ascii().to_string()));
             }
-            (Ask::Drain, Reply::Other | Reply::Error(_)) => return Ok(Some(Event::Drained)),
+            (Ask::Drain, Reply::Other | Reply::Error(_)) => return Ok(Some(Heard::Inbound(Inbound::Drained))),
             (Ask::Channel, Reply::Subscribed) | (Ask::Ping, Reply::Other) | (_, Reply::Error(_)) => {}
             (Ask::Pattern, Reply::Subscribed) => self.granted.bot = true,
             (Ask::Hello, Reply::Other) => self.granted.resp3 = true,
             (Ask::CommandStats, Reply::Text(text)) => {
-                self.grown |= text.len() > CHUNK_BYTES;
                 self.granted.info = true;
-                self.ledger.counted(CommandStats::parse(text));
+                self.ledger.counted(text);
             }
-            (Ask::Process, Reply::Text(text)) => self.ledger.process(Process::parse(text)),
+            (Ask::Process, Reply::Text(text)) => self.ledger.process(text),
             _ => return Err(NotRedis.into()),
         }
         Ok(None)
     }
 
     /// Reads more bytes, and asks for a sign of life when it is time to. Cancel safe.
-    async fn read(&mut self) -> Result<Option<Event>, SubscriptionError> {
-        if self.grown && self.buffer.len() < CHUNK_BYTES {
-            self.buffer = BytesMut::from(&self.buffer[..]);
-            self.grown = false;
-        }
+    async fn read(&mut self) -> Result<Option<Heard>, SubscriptionError> {
         self.buffer.reserve(CHUNK_BYTES);
-        if self.asked.is_empty() && Instant::now() >= self.ask_at {
+        if self.buffer.capacity() > 2 * CHUNK_BYTES && self.buffer.len() < CHUNK_BYTES {
+            // It has grown for a large reply.
+            self.buffer = BytesMut::from(&self.buffer[..]);
+            self.buffer.reserve(CHUNK_BYTES);
+        }
+        if self.asked.is_empty() && Instant::now() >= self.deadline {
             if self.granted.info {
                 self.ask(&[Ask::CommandStats], redis::cmd("INFO").arg("commandstats"));
             } else {
                 self.ask(&[Ask::Ping], &redis::cmd("PING"));
             }
         }
-        let read = if self.silent {
-            self.exchange().await
-        } else {
-            let deadline = self.silent_at.unwrap_or(self.ask_at);
-            let Ok(read) = timeout_at(deadline, self.exchange()).await else {
-                self.silent = self.silent_at.is_some();
-                return Ok(self.silent.then_some(Event::Silent));
-            };
-            read
-        };
-        match read? {
-            0 if self.decoder.is_between_replies(&self.buffer) => Err(SubscriptionError::Closed),
-            0 => Err(SubscriptionError::Truncated),
-            _ => {
-                if let Some(silent_at) = &mut self.silent_at {
-                    *silent_at = Instant::now() + SILENCE_TIMEOUT;
-                }
-                Ok(std::mem::take(&mut self.silent).then_some(Event::Alive))
-            }
+        let read = timeout_at(self.deadline, self.exchange()).await;
+        if !self.asked.is_empty() {
+            self.deadline = Instant::now() + SILENCE_TIMEOUT;
+        }
+        match read {
+            Ok(Ok(0)) if self.decoder.is_between_replies(&self.buffer) => Err(SubscriptionError::Closed),
+            Ok(Ok(0)) => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Ok(Ok(_)) => Ok(std::mem::take(&mut self.silent).then_some(Heard::Alive)),
+            Ok(Err(error)) => Err(error.into()),
+            // It is time to ask.
+            Err(_) if self.asked.is_empty() => Ok(None),
+            Err(_) => Ok((!std::mem::replace(&mut self.silent, true)).then_some(Heard::Silent)),
         }
     }
 
     /// Puts a command, which is answered by as many replies as `answers`, behind those that leave next.
     fn ask(&mut self, answers: &[Ask], command: &redis::Cmd) {
-        let now = Instant::now();
-        self.ask_at = now + ASK_INTERVAL;
-        self.silent_at = Some(now + SILENCE_TIMEOUT);
+        self.deadline = Instant::now() + SILENCE_TIMEOUT;
         self.asked.extend(answers);
         self.outgoing.extend_from_slice(&command.get_packed_command());
     }
 
     /// Reads more bytes, and meanwhile writes what waits: Redis may take nothing and still send.
     async fn exchange(&mut self) -> io::Result<usize> {
-        poll_fn(|context| {
-            let mut stream = Pin::new(&mut self.stream);
-            while !self.outgoing.is_empty() {
-                match stream.as_mut().poll_write(context, &self.outgoing) {
-                    Poll::Ready(Ok(written @ 1..)) => self.outgoing.advance(written),
-                    // The connection broke. What Redis sent before can still be read, and then how it ended.
-                    Poll::Ready(_) => self.outgoing.clear(),
-                    Poll::Pending => break,
-                }
+        let write = async {
+            // When the connection broke, what Redis sent before can still be read, and then how it ended.
+            if self.writer.write_all_buf(&mut self.outgoing).await.is_err() {
+                self.outgoing.clear();
             }
-            // What TLS holds back leaves now or when this is polled again; a failure shows in the read.
-            let _ = stream.poll_flush(context);
-            pin!(self.stream.read_buf(&mut self.buffer)).poll(context)
-        })
-        .await
+            // What TLS holds back.
+            let _ = self.writer.flush().await;
+            pending().await
+        };
+        tokio::select! {
+            biased;
+            read = write => read,
+            read = self.reader.read_buf(&mut self.buffer) => read,
+        }
     }
 }
 

@@ -4,12 +4,16 @@ use proptest::{collection::vec, prelude::*};
 
 use super::*;
 
-fn stats(publishes: u64, resets: u64) -> Option<CommandStats> {
+fn counts(publishes: u64, resets: u64) -> Vec<u8> {
     let resets = match resets {
         0 => String::new(),
         times => format!("cmdstat_config|resetstat:calls=1,usec={times}\r\n"),
     };
-    CommandStats::parse(format!("cmdstat_publish:calls={publishes},usec=1\r\n{resets}").as_bytes())
+    format!("cmdstat_publish:calls={publishes},usec=1\r\n{resets}").into_bytes()
+}
+
+fn stats(publishes: u64, resets: u64) -> Option<CommandStats> {
+    CommandStats::parse(&counts(publishes, resets))
 }
 
 fn process(run_id: u64, uptime: u64) -> Process {
@@ -20,21 +24,21 @@ fn process(run_id: u64, uptime: u64) -> Process {
 fn ledger(early: u64, publishes: u64, since: u64) -> Ledger {
     let mut ledger = Ledger::default();
     (0..early).for_each(|_| ledger.message());
-    ledger.counted(stats(publishes, 0));
-    ledger.process(Some(process(1, 1_000)));
+    ledger.counted(&counts(publishes, 0));
+    ledger.process = Some(process(1, 1_000));
     (0..since).for_each(|_| ledger.message());
     ledger
 }
 
 fn restarted(early: u64, publishes: u64, uptime: u64) -> Ledger {
     let mut ledger = ledger(early, publishes, 0);
-    ledger.process(Some(process(2, uptime)));
+    ledger.process = Some(process(2, uptime));
     ledger
 }
 
-use Ending::{Cut, Exited};
-
-const AGO: Duration = Duration::from_secs(10);
+/// How the connection before ended.
+const EXITED: Option<Duration> = Some(Duration::from_secs(10));
+const CUT: Option<Duration> = None;
 
 #[test]
 fn a_gap_is_empty_when_every_call_is_accounted_for() {
@@ -48,8 +52,8 @@ fn a_gap_is_empty_when_every_call_is_accounted_for() {
         (ledger(0, 0, 0), ledger(1, 0, 0), Gap::Possible),
         (ledger(0, u64::MAX, 1), ledger(0, u64::MAX, 0), Gap::Possible),
     ] {
-        for ended in [Exited, Cut] {
-            assert_eq!(after.gap_after(&before, ended, AGO), gap, "{before:?}, {after:?}");
+        for ended in [EXITED, CUT] {
+            assert_eq!(after.gap_after(&before, ended), gap, "{before:?}, {after:?}");
         }
     }
 }
@@ -58,15 +62,15 @@ fn a_gap_is_empty_when_every_call_is_accounted_for() {
 fn a_restarted_redis_is_complete_when_nothing_was_published_before_the_subscription() {
     let before = ledger(0, 5, 2);
     for (mut after, ended, gap) in [
-        (restarted(0, 0, 9), Exited, Gap::Empty),
-        (restarted(2, 2, 11), Exited, Gap::Empty),
-        (restarted(0, 1, 9), Exited, Gap::Possible),
-        (restarted(0, 7, 9), Exited, Gap::Possible),
-        (restarted(0, 0, 9), Cut, Gap::Possible),
+        (restarted(0, 0, 9), EXITED, Gap::Empty),
+        (restarted(2, 2, 11), EXITED, Gap::Empty),
+        (restarted(0, 1, 9), EXITED, Gap::Possible),
+        (restarted(0, 7, 9), EXITED, Gap::Possible),
+        (restarted(0, 0, 9), CUT, Gap::Possible),
         // It ran beside the other one: a replica that was promoted, or another server at the same address.
-        (restarted(0, 0, 12), Exited, Gap::Possible),
+        (restarted(0, 0, 12), EXITED, Gap::Possible),
     ] {
-        assert_eq!(after.gap_after(&before, ended, AGO), gap, "{after:?}, {ended:?}");
+        assert_eq!(after.gap_after(&before, ended), gap, "{after:?}, {ended:?}");
     }
 }
 
@@ -74,54 +78,53 @@ fn a_restarted_redis_is_complete_when_nothing_was_published_before_the_subscript
 fn counts_that_were_reset_prove_nothing_even_where_they_agree() {
     let (before, mut after) = (ledger(0, 5, 0), ledger(0, 5, 0));
     after.counted = stats(5, 1);
-    assert_eq!(after.gap_after(&before, Exited, AGO), Gap::Possible);
+    assert_eq!(after.gap_after(&before, EXITED), Gap::Possible);
     let mut after = restarted(0, 0, 9);
     after.counted = stats(0, 1);
-    assert_eq!(after.gap_after(&before, Exited, AGO), Gap::Possible);
+    assert_eq!(after.gap_after(&before, EXITED), Gap::Possible);
     // On a connection that lives, it is only another zero to count from.
     let mut before = ledger(0, 5, 1);
-    before.counted(stats(0, 1));
+    before.counted(&counts(0, 1));
     let mut after = ledger(0, 0, 0);
     after.counted = stats(0, 1);
-    assert_eq!(after.gap_after(&before, Exited, AGO), Gap::Empty);
+    assert_eq!(after.gap_after(&before, EXITED), Gap::Empty);
 }
 
 #[test]
 fn answers_that_are_missing_prove_nothing() {
     let nothing = Ledger::default();
     let mut no_process = ledger(0, 5, 0);
-    no_process.process(None);
+    no_process.process(b"");
     let mut cluster = ledger(0, 5, 0);
     cluster.process.as_mut().unwrap().cluster = true;
-    let mut no_count = Ledger::default();
-    no_count.process(Some(process(1, 1)));
+    let no_count = Ledger { process: Some(process(1, 1)), ..Ledger::default() };
     for (unproved, reason) in [
-        (nothing, Unproved::NoCount),
-        (no_process, Unproved::NoCount),
-        (no_count, Unproved::NoCount),
-        (cluster, Unproved::Cluster),
+        (nothing, "does not count"),
+        (no_process, "does not count"),
+        (no_count, "does not count"),
+        (cluster, "cluster"),
     ] {
-        assert_eq!(unproved.proves(), Err(reason));
-        assert_eq!(unproved.clone().gap_after(&ledger(0, 5, 0), Exited, AGO), Gap::Possible);
-        assert_eq!(ledger(0, 5, 0).gap_after(&unproved, Exited, AGO), Gap::Possible);
+        assert!(unproved.proof().unwrap_err().contains(reason));
+        assert_eq!(unproved.clone().gap_after(&ledger(0, 5, 0), EXITED), Gap::Possible);
+        assert_eq!(ledger(0, 5, 0).gap_after(&unproved, EXITED), Gap::Possible);
     }
 }
 
 #[test]
 fn an_answer_without_counts_leaves_what_is_known() {
     let mut before = ledger(0, 5, 2);
-    before.counted(None);
-    assert_eq!(ledger(0, 7, 0).gap_after(&before, Exited, AGO), Gap::Empty);
+    before.counted(b"");
+    assert_eq!(ledger(0, 7, 0).gap_after(&before, EXITED), Gap::Empty);
 }
 
 #[test]
 fn a_redis_that_delivers_what_it_does_not_count_is_not_believed_again() {
     let mut before = ledger(0, 5, 2);
-    before.counted(stats(6, 0));
-    assert_eq!(before.proves(), Err(Unproved::NoCount));
+    before.counted(&counts(6, 0));
+    assert!(before.proof().is_err());
     let mut after = ledger(0, 6, 0);
-    assert_eq!(after.gap_after(&before, Exited, AGO), Gap::Possible);
-    assert_eq!(ledger(0, 6, 0).gap_after(&after, Exited, AGO), Gap::Possible);
+    assert_eq!(after.gap_after(&before, EXITED), Gap::Possible);
+    assert_eq!(ledger(0, 6, 0).gap_after(&after, EXITED), Gap::Possible);
 }
 
 /// What happens to the model, in turn.
@@ -164,7 +167,7 @@ struct Model {
     resets: u64,
     /// The subscriber's side, with the messages it has been sent and has not read.
     live: Option<(Ledger, usize)>,
-    before: Option<(Ledger, Ending)>,
+    before: Option<(Ledger, Option<Duration>)>,
     /// Messages for the subscriber that it did not get, and calls on other channels, since the last subscription.
     missed: usize,
     elsewhere: usize,
@@ -193,7 +196,7 @@ impl Model {
     fn ask(&mut self) {
         self.read();
         if let Some((ledger, _)) = &mut self.live {
-            ledger.counted(stats(self.publishes, self.resets));
+            ledger.counted(&counts(self.publishes, self.resets));
             (self.reset, self.restarted, self.elsewhere) = (false, false, 0);
         }
     }
@@ -204,7 +207,7 @@ impl Model {
         *unread -= lost;
         self.read();
         self.missed += lost;
-        self.before = self.live.take().map(|(ledger, _)| (ledger, Ending::Cut));
+        self.before = self.live.take().map(|(ledger, _)| (ledger, CUT));
     }
 
     /// What the gap is taken for, if there was one, and whether more than was missed speaks against its being empty.
@@ -216,13 +219,13 @@ impl Model {
         (0..early).for_each(|_| self.publish(false));
         self.read();
         let (ledger, _) = self.live.as_mut()?;
-        ledger.counted(stats(self.publishes, self.resets));
-        ledger.process(Some(process(self.run_id, 1)));
+        ledger.counted(&counts(self.publishes, self.resets));
+        ledger.process = Some(process(self.run_id, 1));
         let missed = std::mem::take(&mut self.missed);
         let blurred = self.reset || self.elsewhere > 0;
         let gap = self.before.take().map(|(before, end)| {
-            let blurred = blurred || self.restarted && end == Ending::Cut;
-            (ledger.gap_after(&before, end, AGO), missed, blurred)
+            let blurred = blurred || self.restarted && end == CUT;
+            (ledger.gap_after(&before, end), missed, blurred)
         });
         (self.reset, self.restarted, self.elsewhere) = (false, false, 0);
         gap
@@ -252,7 +255,7 @@ proptest! {
                     model.cut(0);
                     if let Some((_, end)) = &mut model.before {
                         // Dials in between have met a Redis that was started after the subscription had ended.
-                        *end = if was_live { Ending::Exited } else { Ending::Cut };
+                        *end = if was_live { EXITED } else { CUT };
                     }
                     // What is published while it is down fails at the publisher.
                     (model.run_id, model.publishes, model.resets) = (model.run_id + 1, 0, 0);
@@ -271,5 +274,42 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn publishes_are_read_and_a_command_that_was_never_called_is_zero() {
+    let stats = |text: &str| CommandStats::parse(text.as_bytes()).map(|stats| stats.publishes);
+    let publish = "cmdstat_publish:calls=12,usec=7,usec_per_call=7.00,rejected_calls=0,failed_calls=0\r\n";
+    assert_eq!(stats(&format!("# Commandstats\r\n{publish}cmdstat_spublish:calls=3,usec=1\r\n")), Some(12));
+    assert_eq!(stats("# Commandstats\r\ncmdstat_subscribe:calls=1,usec=4\r\n"), Some(0));
+    assert_eq!(stats("# Commandstats\r\ncmdstat_config|resetstat:calls=1,usec=4\r\n"), Some(0));
+    for text in ["", "# Commandstats\r\n", "redis_version:7.0.15\r\n", "cmdstat_PUBLISH:calls=1,\r\n"] {
+        assert_eq!(stats(text), None, "{text}");
+    }
+    for calls in ["", "-1", "x", "18446744073709551616"] {
+        assert_eq!(stats(&format!("cmdstat_subscribe:calls=1,\r\ncmdstat_publish:calls={calls},usec=1\r\n")), None);
+    }
+}
+
+#[test]
+fn a_reset_shows_even_where_counts_agree() {
+    let stats = |text: &str| CommandStats::parse(text.as_bytes()).unwrap();
+    let publish = "cmdstat_publish:calls=1,usec=7\r\n";
+    let never = stats(publish);
+    let once = stats(&format!("{publish}cmdstat_config|resetstat:calls=1,usec=156\r\n"));
+    let again = stats(&format!("{publish}cmdstat_config|resetstat:calls=1,usec=49\r\n"));
+    assert_eq!(never.resets, None);
+    assert!(never.resets != once.resets && once.resets != again.resets);
+}
+
+#[test]
+fn the_process_is_known_by_its_run_id() {
+    let text = "# Server\r\nredis_mode:standalone\r\nrun_id:6a63\r\nuptime_in_seconds:61\r\nhz:10\r\n";
+    let expected = Process { run_id: "6a63".into(), uptime: Duration::from_secs(61), cluster: false };
+    assert_eq!(Process::parse(text.as_bytes()), Some(expected));
+    assert!(Process::parse(text.replace("standalone", "cluster").as_bytes()).unwrap().cluster);
+    for text in ["", "run_id:6a63\r\n", "run_id:\r\nuptime_in_seconds:1\r\n", "run_id:a\r\nuptime_in_seconds:-\r\n"] {
+        assert_eq!(Process::parse(text.as_bytes()), None, "{text}");
     }
 }

@@ -6,7 +6,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::bus::{Gap, redis::ledger::Ending};
+use crate::bus::Gap;
 
 const HELLO: &str = "%1\r\n$5\r\nproto\r\n:3\r\n";
 const CHANNELS: &str = ">3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n>3\r\n$9\r\nsubscribe\r\n$1\r\nb\r\n:2\r\n";
@@ -83,7 +83,7 @@ async fn say(server: &mut DuplexStream, words: &str) {
 /// The next event must be a message with this payload.
 async fn payload(subscription: &mut Subscription) -> Bytes {
     match subscription.next().await.unwrap() {
-        Event::Message { payload: Some(payload), .. } => payload,
+        Heard::Inbound(Inbound::Message { payload: Some(payload), .. }) => payload,
         other => panic!("no message: {other:?}"),
     }
 }
@@ -101,8 +101,8 @@ async fn every_answer_is_a_sign_of_life_in_either_protocol() {
             let serve = async {
                 let now = asked(&mut server, &question).await;
                 assert_eq!(now - last, ASK_INTERVAL);
-                last = now;
                 sleep(SILENCE_TIMEOUT * 9 / 10).await;
+                last = Instant::now();
                 say(&mut server, reply).await;
                 say(&mut server, &message("/records", "end")).await;
             };
@@ -141,7 +141,7 @@ async fn a_busy_connection_is_asked_as_well() {
 async fn a_connection_that_falls_silent_is_read_on() {
     let (mut subscription, mut server) = subscribed(&granted()).await;
     let started = Instant::now();
-    assert_eq!(subscription.next().await.unwrap(), Event::Silent);
+    assert_eq!(subscription.next().await.unwrap(), Heard::Silent);
     assert_eq!(started.elapsed(), ASK_INTERVAL + SILENCE_TIMEOUT);
     let late = async {
         sleep(ASK_INTERVAL * 100).await;
@@ -150,14 +150,14 @@ async fn a_connection_that_falls_silent_is_read_on() {
         // Half a message is life.
         let (first, second) = (message("/records", "late"), stats(8));
         say(&mut server, &first[..10]).await;
-        assert_eq!(subscription.next().await.unwrap(), Event::Alive);
+        assert_eq!(subscription.next().await.unwrap(), Heard::Alive);
         assert!(!subscription.silent);
         say(&mut server, &first[10..]).await;
         assert_eq!(payload(&mut subscription).await, "late");
         say(&mut server, &second).await;
         // The question was answered, so that silence is asked about again.
         let resumed = Instant::now();
-        assert_eq!(subscription.next().await.unwrap(), Event::Silent);
+        assert_eq!(subscription.next().await.unwrap(), Heard::Silent);
         assert!(resumed.elapsed() >= SILENCE_TIMEOUT);
     };
     late.await;
@@ -209,11 +209,7 @@ async fn messages_before_the_first_answers_come_after_these_and_are_accounted_fo
     let answers = [HELLO, CHANNELS, &early, &message("/records", "3"), &process()].concat();
     let (mut second, mut server) = subscribed(&answers).await;
     let (first, _server) = subscribed(&granted()).await;
-    assert_eq!(
-        second.ledger.gap_after(&first.ledger, Ending::Cut, Duration::ZERO),
-        Gap::Empty,
-        "10 are 7 and 3 early ones"
-    );
+    assert_eq!(second.ledger.gap_after(&first.ledger, None), Gap::Empty, "10 are 7 and 3 early ones");
     say(&mut server, &[bot, &message("/system_notice", "4"), bot].concat()).await;
     for expected in ["1", "2", "3", "4"] {
         assert_eq!(payload(&mut second).await, expected);
@@ -221,14 +217,10 @@ async fn messages_before_the_first_answers_come_after_these_and_are_accounted_fo
     let (mut third, _server) = subscribed(&granted_at(13)).await;
     second.drain();
     say(&mut server, "+PONG\r\n").await;
-    assert_eq!(second.next().await.unwrap(), Event::Drained);
-    assert_eq!(
-        third.ledger.gap_after(&second.ledger, Ending::Cut, Duration::ZERO),
-        Gap::Possible,
-        "10, 1 since, 2 for the bot and itself"
-    );
+    assert_eq!(second.next().await.unwrap(), Heard::Inbound(Inbound::Drained));
+    assert_eq!(third.ledger.gap_after(&second.ledger, None), Gap::Possible, "10, 1 since, 2 for the bot and itself");
     let (mut third, _server) = subscribed(&granted_at(14)).await;
-    assert_eq!(third.ledger.gap_after(&second.ledger, Ending::Cut, Duration::ZERO), Gap::Empty);
+    assert_eq!(third.ledger.gap_after(&second.ledger, None), Gap::Empty);
 }
 
 #[tokio::test(start_paused = true)]
@@ -236,7 +228,7 @@ async fn more_early_messages_than_are_kept_make_it_do_without_the_proof() {
     let large = message("/records", &"x".repeat(MAX_PAYLOAD));
     let (mut subscription, mut server) = subscribed(&[HELLO, CHANNELS, &large, &large].concat()).await;
     let (before, _server) = subscribed(&granted()).await;
-    let gap = subscription.ledger.gap_after(&before.ledger, Ending::Cut, Duration::ZERO);
+    let gap = subscription.ledger.gap_after(&before.ledger, None);
     assert_eq!(gap, Gap::Possible);
     say(&mut server, &[PATTERN, &stats(9), &process(), &message("/records", "end")].concat()).await;
     for expected in [MAX_PAYLOAD, MAX_PAYLOAD, 3] {
@@ -255,7 +247,9 @@ async fn an_end_is_orderly_when_no_reply_is_cut_off() {
         assert_eq!(payload(&mut subscription).await, "1");
         let ended = loop {
             match subscription.next().await {
-                Ok(event) => assert!(matches!(event, Event::Message { payload: None, .. }), "{event:?}"),
+                Ok(event) => {
+                    assert!(matches!(event, Heard::Inbound(Inbound::Message { payload: None, .. })), "{event:?}");
+                }
                 Err(error) => break matches!(error, SubscriptionError::Closed),
             }
         };
@@ -303,7 +297,9 @@ async fn nothing_is_lost_by_cancelling() {
         server.write_all(piece).await.unwrap();
         // Polled once for each message that is whole, and once more in vain.
         while let Ok(event) = tokio::time::timeout(Duration::ZERO, subscription.next()).await {
-            let Event::Message { payload: Some(payload), .. } = event.unwrap() else { panic!("no message") };
+            let Heard::Inbound(Inbound::Message { payload: Some(payload), .. }) = event.unwrap() else {
+                panic!("no message")
+            };
             assert_eq!(payload, got.to_string());
             got += 1;
         }
@@ -329,6 +325,6 @@ async fn memory_of_large_messages_is_not_kept() {
     }
     subscription.drain();
     say(&mut server, "+PONG\r\n").await;
-    assert_eq!(subscription.next().await.unwrap(), Event::Drained);
+    assert_eq!(subscription.next().await.unwrap(), Heard::Inbound(Inbound::Drained));
     assert!(subscription.buffer.capacity() <= 2 * CHUNK_BYTES, "{}", subscription.buffer.capacity());
 }
