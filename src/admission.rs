@@ -23,7 +23,7 @@ use tokio::{
     time::{self, sleep, timeout_at},
 };
 
-use self::sessions::{Known, Learnt, SessionTable};
+use self::sessions::{Known, SessionTable};
 use self::users::Found;
 pub use self::{
     key::Key,
@@ -62,16 +62,19 @@ struct Returning {
     ticket: Ticket,
     /// The ticket as the browser has it.
     sealed: String,
-    learnt: Learnt,
-    /// Whether the ticket's rooms may serve when Redis does not say which rooms the browser has now.
-    vouches: bool,
+    /// When Redis last said that the rooms of the ticket are its user's, in seconds since 1970.
+    vouched: u64,
+    /// Whether Redis has taken one of them from the user since.
+    revoked: bool,
+    /// Whether the ticket's rooms suffice when Redis does not say which rooms the browser has now.
+    suffices: bool,
 }
 
 impl Returning {
     /// The rooms that the session has had all along; it has no others, as a browser with other rooms begins a new
     /// session. When one of them was taken away in between, what the session was served since is not known.
     fn rooms(&self) -> Vec<String> {
-        if self.learnt.revoked { Vec::new() } else { rooms(self.ticket.user.as_ref()) }
+        if self.revoked { Vec::new() } else { rooms(self.ticket.user.as_ref()) }
     }
 
     /// Whether `user` may go on with the session: the session was sure of its rooms and is no other user's.
@@ -99,14 +102,6 @@ pub struct Arrival {
     _permit: OwnedSemaphorePermit,
 }
 
-/// A lookup that goes on after the browser was admitted.
-pub struct Pending<'a> {
-    lookup: BoxFuture<'a, Found>,
-    vouched: Option<User>,
-    /// The session that the browser returned to, and its rooms.
-    session: Option<(SessionId, Vec<String>)>,
-}
-
 /// A browser's session, new or recovered.
 pub struct Admitted<C> {
     /// Its public id.
@@ -130,7 +125,7 @@ pub struct Admission<C> {
     metrics: Metrics,
 }
 
-impl<C> Admission<C> {
+impl<C: Send + Sync> Admission<C> {
     /// `window` is how long a browser may be away and still have the rooms of its ticket; `unvouched_max`, how long these
     /// rooms serve after Redis last said that they are the user's.
     pub fn new(users: Users, tickets: Tickets, window: Duration, unvouched_max: Duration, metrics: Metrics) -> Self {
@@ -139,14 +134,15 @@ impl<C> Admission<C> {
     }
 
     /// Admits a browser once Redis has named the user of its token, or provisionally after two seconds without that; then
-    /// [`Admission::settle`] gives the rest. `None` when the server stops. To be dropped when the browser leaves. What the
-    /// browser said of itself is dropped before Redis is asked: thousands of strangers may wait for a Redis that hangs.
-    pub async fn admit(&self, hub: &Hub, claim: Claim) -> Option<(Arrival, Option<Pending<'_>>)> {
+    /// the future ends with its rooms, once Redis has named the user. `None` when the server stops. To be dropped when the
+    /// browser leaves. What the browser said of itself is dropped before Redis is asked: thousands of strangers may wait
+    /// for a Redis that hangs.
+    pub async fn admit(&self, hub: &Hub, claim: Claim) -> Option<(Arrival, Option<BoxFuture<'_, Rooms>>)> {
         let Claim { token, ticket, offset } = claim;
         let owner = self.tickets.owner(token.as_ref());
         let (since, returning) = self.returning(hub, ticket, offset, owner);
         let deadline = time::Instant::now() + PATIENCE;
-        let mut lookup = self.users.lookup(token).boxed();
+        let mut lookup = Box::pin(self.users.lookup(token));
         let found = timeout_at(deadline, &mut lookup).await.ok();
         // What is published before the subscription is there would be lost for this browser.
         while hub.is_interrupted() && time::Instant::now() < deadline {
@@ -159,30 +155,27 @@ impl<C> Admission<C> {
         }
         self.metrics.count(Counter::LookupsLate);
         let session = arrival.returning.as_ref().map(|returning| (returning.ticket.session.clone(), returning.rooms()));
-        let pending = Pending { lookup, vouched: arrival.user.clone(), session };
-        Some((arrival, Some(pending)))
-    }
-
-    /// The rooms of a browser that was admitted provisionally, once Redis has named the user of its token.
-    pub async fn settle(&self, pending: Pending<'_>) -> Rooms {
-        let Pending { lookup, vouched, session } = pending;
-        let found = lookup.await;
-        let is_told = matches!(found, Found::User(_));
-        let known = session.as_ref().map(|(_, rooms)| &**rooms);
-        let (rooms, lost) = split(rooms(found.or(vouched).as_ref()), known);
-        match session {
-            Some((session, _)) if lost => self.sessions.revoke(&session, Instant::now()),
-            Some((session, _)) if is_told && rooms.gained.is_empty() => self.sessions.vouch(&session, now_seconds()),
-            _ => {}
-        }
-        rooms
+        let vouched = arrival.user.clone();
+        let settled = async move {
+            let found = lookup.await;
+            let is_told = matches!(found, Found::User(_));
+            let known = session.as_ref().map(|(_, rooms)| &**rooms);
+            let (rooms, lost) = split(rooms(found.or(vouched).as_ref()), known);
+            match session {
+                Some((id, _)) if lost => self.sessions.revoke(&id, Instant::now()),
+                Some((id, _)) if is_told && rooms.gained.is_empty() => self.sessions.vouch(&id, now_seconds()),
+                _ => {}
+            }
+            rooms
+        };
+        Some((arrival, Some(settled.boxed())))
     }
 
     /// Gives a browser that has joined the hub its session. Called in the shard before anything live, and while the
     /// connection cannot end, so that [`Admission::end`] follows.
-    pub fn welcome(&self, hub: &Hub, joined: &Joined, mut arrival: Arrival, connection: &Arc<C>) -> Admitted<C> {
-        let returning = arrival.returning.take();
-        self.metrics.count(match (&returning, arrival.since) {
+    pub fn welcome(&self, hub: &Hub, joined: &Joined, arrival: Arrival, connection: &Arc<C>) -> Admitted<C> {
+        let Arrival { since, owner, user, vouched, provisional, returning, continues, .. } = arrival;
+        self.metrics.count(match (&returning, since) {
             (Some(_), _) if joined.complete => Counter::Recovered,
             (_, Since::Now) => Counter::Connects,
             _ => Counter::NotRecovered,
@@ -190,14 +183,21 @@ impl<C> Admission<C> {
         self.metrics.add(Counter::Replayed, joined.missed.len() as u64);
         // A browser that begins a new session leaves the connection of its old one behind.
         let old = returning.as_ref().and_then(|returning| self.sessions.connection(&returning.ticket.session));
-        let vouched = arrival.vouched;
-        let recovered = returning.filter(|_| joined.complete && arrival.continues);
+        let recovered = returning.filter(|_| joined.complete && continues);
         let (session, ticket, offset) = if let Some(Returning { ticket, sealed, .. }) = recovered {
             (ticket.session, sealed, None)
         } else {
-            let at = hub.seal_offset(&joined.at);
-            let ticket = ticket(hub, arrival, at.clone());
-            (ticket.session.clone(), self.tickets.seal(ticket), Some(at))
+            let (session, at) = (SessionId::random(), hub.seal_offset(&joined.at));
+            let offset = match since {
+                // A provisional session must be served from where it began.
+                Since::Return(Return { started, served }) if provisional => {
+                    served.or(started).map(|offset| hub.seal_offset(&offset)).unwrap_or_default()
+                }
+                _ => at.clone(),
+            };
+            let issued = now_seconds();
+            let ticket = Ticket { session: session.clone(), owner, user, issued, vouched, offset, provisional };
+            (session, self.tickets.seal(ticket), Some(at))
         };
         let replaced = self.sessions.enter(session.clone(), Arc::downgrade(connection), vouched).or(old);
         Admitted { session, ticket, offset, replaced: replaced.and_then(|replaced| replaced.upgrade()) }
@@ -228,18 +228,17 @@ impl<C> Admission<C> {
             return (Since::Return(Return { started: None, served }), None);
         };
         let within = |since: u64, most: Duration| now_seconds().saturating_sub(since) <= most.as_secs();
-        let (is_back_in_time, learnt) = match self.sessions.known(&ticket.session, Instant::now()) {
-            Known::Recent(learnt) => (true, learnt),
-            Known::Left => return (Since::Now, None),
-            Known::Unknown => {
-                let last_here = served.map_or(0, |offset| u64::from(offset.at));
-                (within(last_here.max(ticket.issued), self.window), Learnt::default())
-            }
-        };
-        let is_vouched_for = within(ticket.vouched.max(learnt.vouched), self.unvouched_max);
-        let vouches = is_back_in_time && is_vouched_for && !learnt.revoked;
+        let known = self.sessions.known(&ticket.session, Instant::now());
+        let last_here = served.map_or(0, |offset| u64::from(offset.at)).max(ticket.issued);
+        let is_back_in_time = known.is_some() || within(last_here, self.window);
+        let Known { vouched, revoked, left } = known.unwrap_or_default();
+        if left {
+            return (Since::Now, None);
+        }
+        let vouched = vouched.max(ticket.vouched);
+        let suffices = is_back_in_time && within(vouched, self.unvouched_max) && !revoked;
         let (started, served) = (hub.open_offset(&ticket.offset), served.filter(|_| !ticket.provisional));
-        (Since::Return(Return { started, served }), Some(Returning { ticket, sealed, learnt, vouches }))
+        (Since::Return(Return { started, served }), Some(Returning { ticket, sealed, vouched, revoked, suffices }))
     }
 
     /// How a browser joins, after what Redis has `found`; `None` while Redis is silent.
@@ -254,10 +253,9 @@ impl<C> Admission<C> {
         let provisional = found.is_none();
         let vouched = match (&found, &returning) {
             (Some(Found::User(_)), _) => now_seconds(),
-            (_, Some(returning)) => returning.ticket.vouched.max(returning.learnt.vouched),
-            (_, None) => 0,
+            (_, returning) => returning.as_ref().map_or(0, |returning| returning.vouched),
         };
-        let otherwise = returning.as_ref().filter(|returning| returning.vouches);
+        let otherwise = returning.as_ref().filter(|returning| returning.suffices);
         let otherwise = otherwise.and_then(|returning| returning.ticket.user.clone());
         let user = found.unwrap_or(Found::Absent).or(otherwise);
         let returning = returning.filter(|returning| returning.is_of(user.as_ref()));
@@ -269,19 +267,6 @@ impl<C> Admission<C> {
         let continues = !lost && rooms.gained.is_empty();
         Arrival { rooms, since, owner, user, vouched, provisional, returning, continues, _permit: permit }
     }
-}
-
-/// The ticket of a new session that is served up to `at`.
-fn ticket(hub: &Hub, arrival: Arrival, at: String) -> Ticket {
-    let Arrival { owner, since, user, vouched, provisional, .. } = arrival;
-    let offset = match since {
-        // A provisional session must be served from where it began.
-        Since::Return(Return { started, served }) if provisional => {
-            served.or(started).map(|offset| hub.seal_offset(&offset)).unwrap_or_default()
-        }
-        _ => at,
-    };
-    Ticket { session: SessionId::random(), owner, user, issued: now_seconds(), vouched, offset, provisional }
 }
 
 fn rooms(user: Option<&User>) -> Vec<String> {

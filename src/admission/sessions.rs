@@ -36,24 +36,15 @@ impl SessionId {
     }
 }
 
-/// What is known of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Known {
-    /// It is connected, or was within the window.
-    Recent(Learnt),
-    /// The browser took leave of it; it must not be recovered.
-    Left,
-    /// It ended before the window, on another node, or before a restart.
-    Unknown,
-}
-
-/// What was learnt of a session's rooms since its ticket was made.
+/// What is known of a session beyond its ticket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Learnt {
-    /// When Redis last said that the rooms of the ticket are its user's, in seconds since 1970; 0 for not since.
+pub(super) struct Known {
+    /// When Redis last said that the rooms of the ticket are its user's, in seconds since 1970; 0 for not since it was made.
     pub(super) vouched: u64,
     /// Whether Redis has said since that one of them is not: without the key, the ticket does not serve any more.
     pub(super) revoked: bool,
+    /// Whether the browser took leave of the session, which must not be recovered then.
+    pub(super) left: bool,
 }
 
 /// All sessions by their id. `T` is a connection.
@@ -63,15 +54,9 @@ pub(super) struct SessionTable<T> {
 }
 
 struct Tables<T> {
-    connected: HashMap<SessionId, (Weak<T>, Learnt)>,
-    /// Those that ended within the window, the oldest first.
-    ended: LinkedHashMap<SessionId, Ended>,
-}
-
-struct Ended {
-    at: Instant,
-    left: bool,
-    learnt: Learnt,
+    connected: HashMap<SessionId, (Weak<T>, Known)>,
+    /// Those that ended within the window, and when, the oldest first.
+    ended: LinkedHashMap<SessionId, (Instant, Known)>,
 }
 
 impl<T> SessionTable<T> {
@@ -79,37 +64,36 @@ impl<T> SessionTable<T> {
         Self { window, inner: Mutex::new(Tables { connected: HashMap::new(), ended: LinkedHashMap::new() }) }
     }
 
-    pub(super) fn known(&self, id: &SessionId, now: Instant) -> Known {
+    /// `None` for a session that ended before the window, on another node, or before a restart.
+    pub(super) fn known(&self, id: &SessionId, now: Instant) -> Option<Known> {
         let mut inner = self.lock();
         inner.forget(self.window, now);
-        if inner.ended.get(id).is_some_and(|ended| ended.left) {
-            return Known::Left;
-        }
-        inner.learnt(id).map_or(Known::Unknown, |learnt| Known::Recent(*learnt))
+        inner.known(id).copied()
     }
 
     /// The session is connected from now on, with rooms that Redis has vouched for at `vouched`; returns the connection
     /// it takes the place of.
     pub(super) fn enter(&self, id: SessionId, connection: Weak<T>, vouched: u64) -> Option<Weak<T>> {
         let mut inner = self.lock();
-        let revoked = inner.learnt(&id).is_some_and(|learnt| learnt.revoked);
+        let revoked = inner.known(&id).is_some_and(|known| known.revoked);
         inner.ended.remove(&id);
-        inner.connected.insert(id, (connection, Learnt { vouched, revoked })).map(|(old, _)| old)
+        let known = Known { vouched, revoked, left: false };
+        inner.connected.insert(id, (connection, known)).map(|(old, _)| old)
     }
 
     /// Redis has said, at `now` in seconds since 1970, that the rooms of the ticket are its user's.
     pub(super) fn vouch(&self, id: &SessionId, now: u64) {
-        if let Some(learnt) = self.lock().learnt(id) {
-            learnt.vouched = now;
+        if let Some(known) = self.lock().known(id) {
+            known.vouched = now;
         }
     }
 
     /// Redis has taken a room of the ticket from the session's user.
     pub(super) fn revoke(&self, id: &SessionId, now: Instant) {
         let mut inner = self.lock();
-        match inner.learnt(id) {
-            Some(learnt) => learnt.revoked = true,
-            None => inner.end(id.clone(), false, Learnt { vouched: 0, revoked: true }, self.window, now),
+        match inner.known(id) {
+            Some(known) => known.revoked = true,
+            None => inner.end(id.clone(), Known { revoked: true, ..Known::default() }, self.window, now),
         }
     }
 
@@ -122,9 +106,9 @@ impl<T> SessionTable<T> {
     pub(super) fn end(&self, id: SessionId, connection: &Weak<T>, left: bool, now: Instant) {
         let mut inner = self.lock();
         if inner.connected.get(&id).is_some_and(|(current, _)| current.ptr_eq(connection))
-            && let Some((_, learnt)) = inner.connected.remove(&id)
+            && let Some((_, known)) = inner.connected.remove(&id)
         {
-            inner.end(id, left, learnt, self.window, now);
+            inner.end(id, Known { left, ..known }, self.window, now);
         }
     }
 
@@ -134,21 +118,19 @@ impl<T> SessionTable<T> {
 }
 
 impl<T> Tables<T> {
-    fn learnt(&mut self, id: &SessionId) -> Option<&mut Learnt> {
-        match self.connected.get_mut(id) {
-            Some((_, learnt)) => Some(learnt),
-            None => self.ended.get_mut(id).map(|ended| &mut ended.learnt),
-        }
+    fn known(&mut self, id: &SessionId) -> Option<&mut Known> {
+        let connected = self.connected.get_mut(id).map(|(_, known)| known);
+        connected.or_else(|| self.ended.get_mut(id).map(|(_, known)| known))
     }
 
-    fn end(&mut self, id: SessionId, left: bool, learnt: Learnt, window: Duration, now: Instant) {
-        self.ended.insert(id, Ended { at: now, left, learnt });
+    fn end(&mut self, id: SessionId, known: Known, window: Duration, now: Instant) {
+        self.ended.insert(id, (now, known));
         self.forget(window, now);
     }
 
     fn forget(&mut self, window: Duration, now: Instant) {
-        while let Some((_, oldest)) = self.ended.front()
-            && (self.ended.len() > MAX_ENDED || now.saturating_duration_since(oldest.at) > window)
+        while let Some((_, (oldest, _))) = self.ended.front()
+            && (self.ended.len() > MAX_ENDED || now.saturating_duration_since(*oldest) > window)
         {
             self.ended.pop_front();
         }
@@ -162,9 +144,7 @@ mod tests {
 
     const WINDOW: Duration = Duration::from_mins(1);
 
-    fn learnt() -> Learnt {
-        Learnt { vouched: 7, revoked: false }
-    }
+    const KNOWN: Known = Known { vouched: 7, revoked: false, left: false };
 
     fn is_here(sessions: &SessionTable<()>, id: &SessionId) -> bool {
         sessions.connection(id).is_some()
@@ -182,12 +162,12 @@ mod tests {
         let (sessions, session, start, id) =
             (SessionTable::new(WINDOW), Arc::new(()), Instant::now(), SessionId::random());
         let known = |after| sessions.known(&id, start + Duration::from_secs(after));
-        assert_eq!(known(0), Known::Unknown);
+        assert_eq!(known(0), None);
         assert!(sessions.enter(id.clone(), Arc::downgrade(&session), 7).is_none());
-        assert!(known(1_000) == Known::Recent(learnt()) && is_here(&sessions, &id));
+        assert!(known(1_000) == Some(KNOWN) && is_here(&sessions, &id));
         sessions.end(id.clone(), &Arc::downgrade(&session), false, start + Duration::from_secs(1_000));
         assert!(!is_here(&sessions, &id));
-        assert_eq!([known(1_060), known(1_061)], [Known::Recent(learnt()), Known::Unknown]);
+        assert_eq!([known(1_060), known(1_061)], [Some(KNOWN), None]);
     }
 
     #[test]
@@ -196,9 +176,9 @@ mod tests {
             (SessionTable::new(WINDOW), Arc::new(()), Instant::now(), SessionId::random());
         sessions.enter(id.clone(), Arc::downgrade(&session), 7);
         sessions.end(id.clone(), &Arc::downgrade(&session), true, now);
-        assert_eq!(sessions.known(&id, now), Known::Left);
+        assert_eq!(sessions.known(&id, now), Some(Known { left: true, ..KNOWN }));
         sessions.enter(id.clone(), Arc::downgrade(&session), 7);
-        assert_eq!(sessions.known(&id, now), Known::Recent(learnt()));
+        assert_eq!(sessions.known(&id, now), Some(KNOWN));
     }
 
     #[test]
@@ -222,7 +202,7 @@ mod tests {
             sessions.end(id.clone(), &Arc::downgrade(&session), false, at(end));
         }
         let known = [70, 110, 111].map(|now| sessions.known(&id, at(now)));
-        assert_eq!(known, [Known::Recent(learnt()), Known::Recent(learnt()), Known::Unknown]);
+        assert_eq!(known, [Some(KNOWN), Some(KNOWN), None]);
     }
 
     #[test]
@@ -230,13 +210,13 @@ mod tests {
         let (sessions, session, now, id) =
             (SessionTable::new(WINDOW), Arc::new(()), Instant::now(), SessionId::random());
         sessions.revoke(&id, now);
-        assert_eq!(sessions.known(&id, now), Known::Recent(Learnt { vouched: 0, revoked: true }));
+        assert_eq!(sessions.known(&id, now), Some(Known { revoked: true, ..Known::default() }));
         sessions.enter(id.clone(), Arc::downgrade(&session), 6);
         sessions.vouch(&id, 7);
         assert!(is_here(&sessions, &id));
         sessions.revoke(&id, now);
         sessions.end(id.clone(), &Arc::downgrade(&session), false, now);
-        assert_eq!(sessions.known(&id, now + WINDOW), Known::Recent(Learnt { vouched: 7, revoked: true }));
+        assert_eq!(sessions.known(&id, now + WINDOW), Some(Known { revoked: true, ..KNOWN }));
         assert!(!is_here(&sessions, &id));
     }
 }

@@ -26,7 +26,7 @@ pub(super) async fn connect(socket: Socket, connect: Connect) {
     };
     let Some(pending) = pending else { return join(&socket, arrival, false) };
     join(&socket, arrival, true);
-    let rooms = parts.admission.settle(pending).await;
+    let rooms = pending.await;
     if let Phase::Joining(membership, asking) | Phase::Connected(membership, _, asking) = &mut *socket.state().phase() {
         membership.set_rooms(rooms);
         *asking = None;
