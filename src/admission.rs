@@ -1,12 +1,10 @@
 //! Decides about each browser: its user, its rooms, and the position to serve it from. Every wire asks here before it
 //! joins a browser to the hub.
 //!
-//! A browser brings its `channel_token` and, when it comes back, the ticket of its session. Redis names the user
-//! of the token. While Redis is silent, or has lost the key, the ticket vouches for the browser's rooms for a limited
-//! time.
-//! Knows Rails' keys in Redis. Must not know any wire: neither packets nor transports.
+//! A browser brings its `channel_token` and, when it comes back, the ticket of its session. Redis names the user of the
+//! token. While Redis is silent, or has lost the key, the ticket vouches for the browser's rooms for a limited time.
+//! Knows Rails' keys in Redis; must not know any wire.
 
-mod key;
 mod sessions;
 mod ticket;
 mod users;
@@ -23,13 +21,14 @@ use tokio::{
     time::{self, sleep, timeout_at},
 };
 
-use self::sessions::{Known, SessionTable};
-use self::users::Found;
 pub use self::{
-    key::Key,
     sessions::SessionId,
-    ticket::{Owner, Ticket, Tickets},
+    ticket::{Key, Owner, Ticket, Tickets},
     users::{Answers, EVERYONE, Token, User, Users},
+};
+use self::{
+    sessions::{Known, SessionTable},
+    users::Found,
 };
 use crate::{
     hub::{Hub, Joined, Return, Rooms, Since},
@@ -47,7 +46,7 @@ const GLANCE: Duration = Duration::from_millis(20);
 const MAX_JOINING: usize = 1_024;
 
 /// What a browser says of itself.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Claim {
     /// The `channel_token`.
     pub token: Option<Token>,
@@ -99,7 +98,7 @@ pub struct Arrival {
     returning: Option<Returning>,
     /// Whether the browser goes on with the session it returns to, if nothing is lost: its rooms are the same.
     continues: bool,
-    _permit: OwnedSemaphorePermit,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// A browser's session, new or recovered.
@@ -133,14 +132,13 @@ impl<C: Send + Sync> Admission<C> {
         Self { users, tickets, sessions, joining, window, unvouched_max, metrics }
     }
 
-    /// Admits a browser once Redis has named the user of its token, or provisionally after two seconds without that; then
-    /// the future ends with its rooms, once Redis has named the user. `None` when the server stops. To be dropped when the
-    /// browser leaves. What the browser said of itself is dropped before Redis is asked: thousands of strangers may wait
-    /// for a Redis that hangs.
-    pub async fn admit(&self, hub: &Hub, claim: Claim) -> Option<(Arrival, Option<BoxFuture<'_, Rooms>>)> {
-        let Claim { token, ticket, offset } = claim;
+    /// Admits a browser once Redis has named the user of its token. After two seconds without an answer the browser is
+    /// admitted provisionally, and the future yields its rooms as soon as Redis has named the user. To be dropped when the
+    /// browser leaves. The claim is dropped before Redis is asked: thousands of strangers may wait for a Redis that hangs.
+    pub async fn admit(&self, hub: &Hub, mut claim: Claim) -> (Arrival, Option<BoxFuture<'_, Rooms>>) {
+        let token = claim.token.take();
         let owner = self.tickets.owner(token.as_ref());
-        let (since, returning) = self.returning(hub, ticket, offset, owner);
+        let (since, returning) = self.returning(hub, claim, owner);
         let deadline = time::Instant::now() + PATIENCE;
         let mut lookup = Box::pin(self.users.lookup(token));
         let found = timeout_at(deadline, &mut lookup).await.ok();
@@ -148,10 +146,10 @@ impl<C: Send + Sync> Admission<C> {
         while hub.is_interrupted() && time::Instant::now() < deadline {
             sleep(GLANCE).await;
         }
-        let permit = Arc::clone(&self.joining).acquire_owned().await.ok()?;
+        let permit = Arc::clone(&self.joining).acquire_owned().await.ok();
         let arrival = self.arrival(owner, since, returning, found, permit);
         if !arrival.provisional {
-            return Some((arrival, None));
+            return (arrival, None);
         }
         self.metrics.count(Counter::LookupsLate);
         let session = arrival.returning.as_ref().map(|returning| (returning.ticket.session.clone(), returning.rooms()));
@@ -168,7 +166,7 @@ impl<C: Send + Sync> Admission<C> {
             }
             rooms
         };
-        Some((arrival, Some(settled.boxed())))
+        (arrival, Some(settled.boxed()))
     }
 
     /// Gives a browser that has joined the hub its session. Called in the shard before anything live, and while the
@@ -212,13 +210,8 @@ impl<C: Send + Sync> Admission<C> {
     /// From where the browser is to be served: from what it says, or at least from the beginning of its session, as it
     /// has seen all that came before. What it says of a provisional session counts for nothing. With the session, if the
     /// ticket was made for this browser. A browser that took leave of its session begins anew.
-    fn returning(
-        &self,
-        hub: &Hub,
-        ticket: Option<String>,
-        offset: Option<String>,
-        owner: Owner,
-    ) -> (Since, Option<Returning>) {
+    fn returning(&self, hub: &Hub, claim: Claim, owner: Owner) -> (Since, Option<Returning>) {
+        let Claim { ticket, offset, .. } = claim;
         if ticket.is_none() && offset.is_none() {
             return (Since::Now, None);
         }
@@ -248,12 +241,12 @@ impl<C: Send + Sync> Admission<C> {
         since: Since,
         returning: Option<Returning>,
         found: Option<Found>,
-        permit: OwnedSemaphorePermit,
+        permit: Option<OwnedSemaphorePermit>,
     ) -> Arrival {
         let provisional = found.is_none();
-        let vouched = match (&found, &returning) {
-            (Some(Found::User(_)), _) => now_seconds(),
-            (_, returning) => returning.as_ref().map_or(0, |returning| returning.vouched),
+        let vouched = match &found {
+            Some(Found::User(_)) => now_seconds(),
+            _ => returning.as_ref().map_or(0, |returning| returning.vouched),
         };
         let otherwise = returning.as_ref().filter(|returning| returning.suffices);
         let otherwise = otherwise.and_then(|returning| returning.ticket.user.clone());

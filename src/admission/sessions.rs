@@ -48,12 +48,10 @@ pub(super) struct Known {
 }
 
 /// All sessions by their id. `T` is a connection.
-pub(super) struct SessionTable<T> {
-    window: Duration,
-    inner: Mutex<Tables<T>>,
-}
+pub(super) struct SessionTable<T>(Mutex<Tables<T>>);
 
 struct Tables<T> {
+    window: Duration,
     connected: HashMap<SessionId, (Weak<T>, Known)>,
     /// Those that ended within the window, and when, the oldest first.
     ended: LinkedHashMap<SessionId, (Instant, Known)>,
@@ -61,24 +59,24 @@ struct Tables<T> {
 
 impl<T> SessionTable<T> {
     pub(super) fn new(window: Duration) -> Self {
-        Self { window, inner: Mutex::new(Tables { connected: HashMap::new(), ended: LinkedHashMap::new() }) }
+        Self(Mutex::new(Tables { window, connected: HashMap::new(), ended: LinkedHashMap::new() }))
     }
 
     /// `None` for a session that ended before the window, on another node, or before a restart.
     pub(super) fn known(&self, id: &SessionId, now: Instant) -> Option<Known> {
-        let mut inner = self.lock();
-        inner.forget(self.window, now);
-        inner.known(id).copied()
+        let mut tables = self.lock();
+        tables.forget(now);
+        tables.known(id).copied()
     }
 
     /// The session is connected from now on, with rooms that Redis has vouched for at `vouched`; returns the connection
     /// it takes the place of.
     pub(super) fn enter(&self, id: SessionId, connection: Weak<T>, vouched: u64) -> Option<Weak<T>> {
-        let mut inner = self.lock();
-        let revoked = inner.known(&id).is_some_and(|known| known.revoked);
-        inner.ended.remove(&id);
+        let mut tables = self.lock();
+        let revoked = tables.known(&id).is_some_and(|known| known.revoked);
+        tables.ended.remove(&id);
         let known = Known { vouched, revoked, left: false };
-        inner.connected.insert(id, (connection, known)).map(|(old, _)| old)
+        tables.connected.insert(id, (connection, known)).map(|(old, _)| old)
     }
 
     /// Redis has said, at `now` in seconds since 1970, that the rooms of the ticket are its user's.
@@ -90,10 +88,10 @@ impl<T> SessionTable<T> {
 
     /// Redis has taken a room of the ticket from the session's user.
     pub(super) fn revoke(&self, id: &SessionId, now: Instant) {
-        let mut inner = self.lock();
-        match inner.known(id) {
+        let mut tables = self.lock();
+        match tables.known(id) {
             Some(known) => known.revoked = true,
-            None => inner.end(id.clone(), Known { revoked: true, ..Known::default() }, self.window, now),
+            None => tables.end(id.clone(), Known { revoked: true, ..Known::default() }, now),
         }
     }
 
@@ -104,16 +102,16 @@ impl<T> SessionTable<T> {
 
     /// This connection of the session ended; `left` if the browser took leave.
     pub(super) fn end(&self, id: SessionId, connection: &Weak<T>, left: bool, now: Instant) {
-        let mut inner = self.lock();
-        if inner.connected.get(&id).is_some_and(|(current, _)| current.ptr_eq(connection))
-            && let Some((_, known)) = inner.connected.remove(&id)
+        let mut tables = self.lock();
+        if tables.connected.get(&id).is_some_and(|(current, _)| current.ptr_eq(connection))
+            && let Some((_, known)) = tables.connected.remove(&id)
         {
-            inner.end(id, Known { left, ..known }, self.window, now);
+            tables.end(id, Known { left, ..known }, now);
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables<T>> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -123,14 +121,14 @@ impl<T> Tables<T> {
         connected.or_else(|| self.ended.get_mut(id).map(|(_, known)| known))
     }
 
-    fn end(&mut self, id: SessionId, known: Known, window: Duration, now: Instant) {
+    fn end(&mut self, id: SessionId, known: Known, now: Instant) {
         self.ended.insert(id, (now, known));
-        self.forget(window, now);
+        self.forget(now);
     }
 
-    fn forget(&mut self, window: Duration, now: Instant) {
+    fn forget(&mut self, now: Instant) {
         while let Some((_, (oldest, _))) = self.ended.front()
-            && (self.ended.len() > MAX_ENDED || now.saturating_duration_since(*oldest) > window)
+            && (self.ended.len() > MAX_ENDED || now.saturating_duration_since(*oldest) > self.window)
         {
             self.ended.pop_front();
         }

@@ -6,6 +6,7 @@ use serde_json::Value;
 use tokio::time::sleep;
 
 use crate::{
+    config::Secret,
     metrics::{Counter, Metrics},
     redis_client::{ConnectionError, Denial, Link},
     telemetry::Throttle,
@@ -32,25 +33,19 @@ const MAX_TOKEN: usize = 512;
 const MAX_ID: usize = 64;
 
 /// A `channel_token` that may be asked for: 1 to 512 bytes without control characters.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Token(Box<str>);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token(Secret);
 
 impl Token {
     /// The token, if it has the form of one.
     pub fn parse(text: &str) -> Option<Self> {
         let valid = (1..=MAX_TOKEN).contains(&text.len()) && !text.chars().any(char::is_control);
-        valid.then(|| Self(text.into()))
+        valid.then(|| Self(Secret::new(text)))
     }
 
     /// The text itself.
     pub(super) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Token {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("[redacted]")
+        self.0.expose()
     }
 }
 
@@ -105,8 +100,7 @@ impl Answers {
         match self {
             Self::Redis(link) => link.get(&format!("{KEYS}{token}")).await,
             Self::Memory(users) => {
-                let user = users.iter().find(|(known, _)| *known == token);
-                Ok(user.map(|(_, json)| json.as_bytes().to_vec()))
+                Ok(users.iter().find(|(known, _)| *known == token).map(|(_, json)| json.as_bytes().to_vec()))
             }
         }
     }

@@ -21,9 +21,7 @@ pub(super) async fn connect(socket: Socket, connect: Connect) {
     let Connect { pid, offset, channel_token } = connect;
     let token = socket.state().token.clone().or_else(|| channel_token.as_deref().and_then(Token::parse));
     drop(channel_token);
-    let Some((arrival, pending)) = parts.admission.admit(&parts.hub, Claim { token, ticket: pid, offset }).await else {
-        return;
-    };
+    let (arrival, pending) = parts.admission.admit(&parts.hub, Claim { token, ticket: pid, offset }).await;
     let Some(pending) = pending else { return join(&socket, arrival, false) };
     join(&socket, arrival, true);
     let rooms = pending.await;
