@@ -147,7 +147,7 @@ impl<C: Send + Sync> Admission<C> {
             sleep(GLANCE).await;
         }
         let permit = Arc::clone(&self.joining).acquire_owned().await.ok();
-        let arrival = self.arrival(owner, since, returning, found, permit);
+        let arrival = Arrival { _permit: permit, ..self.arrival(owner, since, returning, found) };
         if !arrival.provisional {
             return (arrival, None);
         }
@@ -235,14 +235,7 @@ impl<C: Send + Sync> Admission<C> {
     }
 
     /// How a browser joins, after what Redis has `found`; `None` while Redis is silent.
-    fn arrival(
-        &self,
-        owner: Owner,
-        since: Since,
-        returning: Option<Returning>,
-        found: Option<Found>,
-        permit: Option<OwnedSemaphorePermit>,
-    ) -> Arrival {
+    fn arrival(&self, owner: Owner, since: Since, returning: Option<Returning>, found: Option<Found>) -> Arrival {
         let provisional = found.is_none();
         let vouched = match &found {
             Some(Found::User(_)) => now_seconds(),
@@ -258,7 +251,7 @@ impl<C: Send + Sync> Admission<C> {
             self.sessions.revoke(&returning.ticket.session, Instant::now());
         }
         let continues = !lost && rooms.gained.is_empty();
-        Arrival { rooms, since, owner, user, vouched, provisional, returning, continues, _permit: permit }
+        Arrival { rooms, since, owner, user, vouched, provisional, returning, continues, _permit: None }
     }
 }
 
@@ -266,8 +259,7 @@ fn rooms(user: Option<&User>) -> Vec<String> {
     std::iter::once(EVERYONE.to_owned()).chain(user.into_iter().flat_map(User::rooms)).collect()
 }
 
-/// Tells rooms that the session has had from those that are new to it, and whether a room is gone. Without a session no
-/// room is new or gone.
+/// Tells the rooms that the session has had from new ones, and whether one is gone. Without a session none is either.
 fn split(rooms: Vec<String>, known: Option<&[String]>) -> (Rooms, bool) {
     let Some(known) = known else { return (Rooms::all(rooms), false) };
     let known: HashSet<&String> = known.iter().collect();

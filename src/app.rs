@@ -39,21 +39,18 @@ use crate::{
 /// How long the tasks have to end after the stop. Container runtimes kill after ten seconds.
 const STOP_DEADLINE: Duration = Duration::from_secs(8);
 
-/// How long browsers have, after the stop, to take what was accepted for them before it.
+/// How long browsers have, after the stop, to take what was accepted for them before it, and how often the hub is asked
+/// whether it has delivered that.
 const FLUSH: Duration = Duration::from_secs(1);
-
-/// How often the hub is asked whether it has delivered that.
 const FLUSH_TICK: Duration = Duration::from_millis(5);
 
 /// Memory beyond the recovery log's for messages that a busy shard has not delivered yet: some seconds of the largest
 /// bursts. Messages beyond it are dropped; browsers that have not got them are disconnected and come back.
 const UNDELIVERED_BYTES: usize = 64 << 20;
 
-/// Longest message before CONNECT is acknowledged, in bytes. A CONNECT with the ticket of a user in thousands of groups
-/// fits in.
+/// Longest message before CONNECT is acknowledged, in bytes, and how long it may take from its first byte to its last. A
+/// CONNECT with the ticket of a user in thousands of groups fits in.
 const UNPROVEN_MESSAGE: usize = 64 * 1024;
-
-/// How long it may take from its first byte to its last.
 const UNPROVEN_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where messages come from.
@@ -257,7 +254,6 @@ fn hub_options(config: &Config, key: &Key) -> HubOptions {
 
 /// How many connections are served: what the limit of open files allows, and the settings.
 fn connections(config: &Config) -> usize {
-    // Without a limit that can be read there is none.
     let open_files = rlimit::Resource::NOFILE.get_soft().unwrap_or(u64::MAX);
     let capacity = listener::capacity(open_files, config.limits.connections, config.rails.max_concurrency);
     let Capacity { connections, needs_open_files } = capacity;

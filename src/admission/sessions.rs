@@ -1,8 +1,7 @@
 //! Sessions that are connected, that ended lately, and that their browser took leave of.
 //!
-//! A ticket is enough to come back with. This adds what a ticket cannot know, as it stays the same for as long as its
-//! session: the session's connection (a newer one takes its place), when it ended, whether the browser took leave of it,
-//! and what Redis has said of its rooms since it began.
+//! A ticket is enough to come back with, but stays the same for as long as its session. This adds what has come since: the
+//! session's connection (a newer one takes its place), its end, and what Redis has said of its rooms.
 
 use std::{
     collections::HashMap,
@@ -17,9 +16,6 @@ use hashlink::LinkedHashMap;
 /// tickets still work, as on a node that never saw them.
 const MAX_ENDED: usize = 100_000;
 
-/// Random bytes in a session's id.
-const RANDOM: usize = 12;
-
 /// The public id of a session: letters, digits, `-` and `_`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct SessionId(Box<str>);
@@ -27,7 +23,7 @@ pub struct SessionId(Box<str>);
 impl SessionId {
     /// An id that no other session has.
     pub fn random() -> Self {
-        Self(URL_SAFE_NO_PAD.encode(rand::random::<[u8; RANDOM]>()).into())
+        Self(URL_SAFE_NO_PAD.encode(rand::random::<[u8; 12]>()).into())
     }
 
     /// The id as text.

@@ -59,8 +59,7 @@ const NONCE: usize = 24;
 /// Bound into every seal, so that the key of another purpose or version opens nothing.
 const PURPOSE: &[u8] = b"loomio-channels ticket 2";
 
-/// Longest ticket in characters. A browser's first message, in which it comes back, may have 64 kB; 10,000 groups take a
-/// third.
+/// Longest ticket in characters. The message that carries it may have 64 kB; 10,000 groups take a third.
 const MAX_SEALED: usize = 60_000;
 
 /// Bytes that are kept of the keyed hash of a token.
@@ -85,8 +84,8 @@ pub struct Ticket {
     pub vouched: u64,
     /// The offset up to which it was served when it began; empty if that is not known.
     pub offset: String,
-    /// Whether the session began before Redis had named the user of the token. It may have got less than it should have, and
-    /// the offset of what it got says nothing of that: it must be served from `offset` again.
+    /// Whether the session began before Redis had named the user of the token: it may have got less than it should have,
+    /// and must be served from `offset` again, whatever it got since.
     pub provisional: bool,
 }
 
@@ -149,11 +148,9 @@ impl Tickets {
     /// so that its user's rooms are those that Redis names.
     pub fn seal(&self, mut ticket: Ticket) -> String {
         let sealed = self.encrypt(&ticket);
-        if sealed.len() <= MAX_SEALED {
-            return sealed;
-        }
-        if let Some(user) = &mut ticket.user {
-            user.groups = Vec::new();
+        match &mut ticket.user {
+            Some(user) if sealed.len() > MAX_SEALED => user.groups = Vec::new(),
+            _ => return sealed,
         }
         self.encrypt(&ticket)
     }

@@ -15,8 +15,7 @@ use crate::{
 /// The beginning of Rails' keys; the token follows.
 const KEYS: &str = "/current_users/";
 
-/// Follows [`KEYS`] in the key that is read to check the rights. No token has a control character, so no browser has
-/// this key, and Redis' `ACL LOG` and `MONITOR` show what it is for.
+/// Follows [`KEYS`] in the key that is read to check the rights. No token has a control character, so no browser has it.
 const NO_TOKEN: &str = "\u{7f}rights";
 
 /// Backoff between two lookups while Redis does not answer, doubled up to the longest.
@@ -26,10 +25,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// The room that every browser is in.
 pub const EVERYONE: &str = "notice";
 
-/// Longest token in bytes. Rails' have 32 to 64.
+/// Longest token, and longest id of a user or group, in bytes. Rails' tokens have 32 to 64.
 const MAX_TOKEN: usize = 512;
-
-/// Longest id of a user or group, in bytes.
 const MAX_ID: usize = 64;
 
 /// A `channel_token` that may be asked for: 1 to 512 bytes without control characters.
@@ -118,12 +115,10 @@ impl Users {
         Self { answers, metrics }
     }
 
-    /// Reads a key as soon as Redis answers, and reports what has to be changed if Redis refuses. Ends then, and with it
-    /// this connection.
+    /// Reads a key as soon as Redis answers, and reports what has to be changed if Redis refuses.
     pub async fn check_rights(self) {
         if let Found::Refused(denial) = self.ask(NO_TOKEN).await {
-            let mend = mend(denial);
-            tracing::error!("redis refuses lookups, every browser is served as a visitor: {mend}");
+            tracing::error!("redis refuses lookups, every browser is served as a visitor: {}", mend(denial));
         }
     }
 
@@ -135,8 +130,8 @@ impl Users {
         if let Found::Refused(denial) = found {
             self.metrics.count(Counter::LookupsRefused);
             if let Some(more_since_last) = REFUSALS.allow(Instant::now()) {
-                let mend = mend(denial);
-                tracing::warn!(more_since_last, "redis refuses a lookup, the browser is served as a visitor: {mend}");
+                let what = "redis refuses a lookup, the browser is served as a visitor";
+                tracing::warn!(more_since_last, "{what}: {}", mend(denial));
             }
         }
         found
