@@ -31,14 +31,13 @@ use self::{
     users::Found,
 };
 use crate::{
+    config::RecoveryConfig,
     hub::{Hub, Joined, Return, Rooms, Since},
     metrics::{Counter, Metrics},
 };
 
-/// How long a browser waits for Redis. Then it is admitted with what is known.
+/// How long a browser waits for Redis, and how often it looks for the subscription. Then it is admitted with what is known.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// How often a browser that waits for the subscription looks for it.
 const GLANCE: Duration = Duration::from_millis(20);
 
 /// Browsers that wait for their shard at a time, so that the commands for a shard are bounded. Further browsers wait for
@@ -70,8 +69,8 @@ struct Returning {
 }
 
 impl Returning {
-    /// The rooms that the session has had all along; it has no others, as a browser with other rooms begins a new
-    /// session. When one of them was taken away in between, what the session was served since is not known.
+    /// The rooms that the session has had all along. When one of them was taken away in between, what the session was served
+    /// since is not known.
     fn rooms(&self) -> Vec<String> {
         if self.revoked { Vec::new() } else { rooms(self.ticket.user.as_ref()) }
     }
@@ -125,9 +124,9 @@ pub struct Admission<C> {
 }
 
 impl<C: Send + Sync> Admission<C> {
-    /// `window` is how long a browser may be away and still have the rooms of its ticket; `unvouched_max`, how long these
-    /// rooms serve after Redis last said that they are the user's.
-    pub fn new(users: Users, tickets: Tickets, window: Duration, unvouched_max: Duration, metrics: Metrics) -> Self {
+    /// An admission without sessions, with the window and the `unvouched_max` of `recovery`.
+    pub fn new(users: Users, tickets: Tickets, recovery: &RecoveryConfig, metrics: Metrics) -> Self {
+        let &RecoveryConfig { window, unvouched_max, .. } = recovery;
         let (sessions, joining) = (SessionTable::new(window), Arc::new(Semaphore::new(MAX_JOINING)));
         Self { users, tickets, sessions, joining, window, unvouched_max, metrics }
     }

@@ -113,6 +113,8 @@ pub struct App {
     listener: TcpListener,
     /// The address that was taken.
     pub address: SocketAddr,
+    /// What is counted.
+    pub metrics: Metrics,
     site: Site,
     engine: Arc<Engine<SocketIo>>,
     hub: Hub,
@@ -130,10 +132,8 @@ impl App {
         let listener = take_port(&config)?;
         let address = listener.local_addr().map_err(system("cannot tell the address of the port"))?;
         let (readiness, metrics, stop) = (Readiness::default(), Metrics::new(), lifecycle.stop().clone());
-        let key = match &config.recovery.secret {
-            Some(secret) => Key::derive(secret).map_err(|error| AppError::Config(format!("ticket key: {error}")))?,
-            None => Key::random(),
-        };
+        let key = config.recovery.secret.as_ref().map_or_else(|| Ok(Key::random()), Key::derive);
+        let key = key.map_err(|error| AppError::Config(format!("ticket key: {error}")))?;
         let started = Hub::start(hub_options(&config, &key), || lifecycle.critical("shard"));
         let (hub, shards) = started.map_err(system("cannot start a shard"))?;
 
@@ -155,10 +155,9 @@ impl App {
             }
         };
         let users = Users::new(answers, metrics.clone());
-        let (window, unvouched_max) = (config.recovery.window, config.recovery.unvouched_max);
         let parts = Parts {
             hub: hub.clone(),
-            admission: Admission::new(users, Tickets::new(&key), window, unvouched_max, metrics.clone()),
+            admission: Admission::new(users, Tickets::new(&key), &config.recovery, metrics.clone()),
             metrics: metrics.clone(),
             tasks: lifecycle.tasks().clone(),
             stop: lifecycle.stop().clone(),
@@ -173,13 +172,8 @@ impl App {
         // For every path that cannot be answered while there is no place.
         let refusing = Arc::clone(&engine);
         let overflow = health.fallback(async move |request: Request<Body>| refusing.refuse(&request));
-        let site = Site { router, overflow, connections, metrics };
-        Ok(Self { lifecycle, listener, address, site, engine, hub, shards, dispatch })
-    }
-
-    /// What is counted.
-    pub fn metrics(&self) -> Metrics {
-        self.site.metrics.clone()
+        let site = Site { router, overflow, connections, metrics: metrics.clone() };
+        Ok(Self { lifecycle, listener, address, metrics, site, engine, hub, shards, dispatch })
     }
 
     /// Serves until the stop, then ends politely: browsers see their connection end and come back by themselves.

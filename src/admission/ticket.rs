@@ -1,7 +1,7 @@
 //! The ticket: what a browser brings to go on with its session, and the key that tickets and offsets are sealed with.
 //!
-//! Sealed, so that any node with the key can open it and no browser can make or read one; there is no session store. A
-//! ticket serves only together with the `channel_token` it was made for.
+//! Any node with the key can open a ticket, and no browser can make or read one; there is no session store. A ticket serves
+//! only together with the `channel_token` it was made for.
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -62,12 +62,9 @@ const PURPOSE: &[u8] = b"loomio-channels ticket 2";
 /// Longest ticket in characters. The message that carries it may have 64 kB; 10,000 groups take a third.
 const MAX_SEALED: usize = 60_000;
 
-/// Bytes that are kept of the keyed hash of a token.
-const OWNER: usize = 16;
-
-/// The keyed hash of the token that a ticket was made for.
+/// The beginning of the keyed hash of the token that a ticket was made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Owner([u8; OWNER]);
+pub struct Owner([u8; 16]);
 
 /// A browser's session as it was when it began.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
