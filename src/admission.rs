@@ -210,12 +210,11 @@ impl<C: Send + Sync> Admission<C> {
     /// has seen all that came before. What it says of a provisional session counts for nothing. With the session, if the
     /// ticket was made for this browser. A browser that took leave of its session begins anew.
     fn returning(&self, hub: &Hub, claim: Claim, owner: Owner) -> (Since, Option<Returning>) {
-        let Claim { ticket, offset, .. } = claim;
-        if ticket.is_none() && offset.is_none() {
+        if claim.ticket.is_none() && claim.offset.is_none() {
             return (Since::Now, None);
         }
-        let served = offset.and_then(|offset| hub.open_offset(&offset));
-        let ticket = ticket.and_then(|sealed| Some((self.tickets.open(&sealed)?, sealed)));
+        let served = claim.offset.and_then(|offset| hub.open_offset(&offset));
+        let ticket = claim.ticket.and_then(|sealed| Some((self.tickets.open(&sealed)?, sealed)));
         let Some((ticket, sealed)) = ticket.filter(|(ticket, _)| ticket.owner == owner) else {
             return (Since::Return(Return { started: None, served }), None);
         };

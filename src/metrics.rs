@@ -73,14 +73,11 @@ const BUCKETS: [f64; 13] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 
 /// All counters and histograms; clones count together.
 #[derive(Clone, Debug)]
-pub struct Metrics(Arc<Instruments>);
-
-#[derive(Debug)]
-struct Instruments {
+pub struct Metrics {
     /// In the order of [`Counter`], so that counting costs an index and a relaxed addition, and no lookup by name.
-    counters: Box<[Count]>,
-    timings: Box<[Histogram]>,
-    registry: Registry,
+    counters: Arc<[Count]>,
+    timings: Arc<[Histogram]>,
+    registry: Arc<Registry>,
 }
 
 impl Metrics {
@@ -99,7 +96,7 @@ impl Metrics {
             histogram
         });
         let timings = timings.collect();
-        Self(Arc::new(Instruments { counters, timings, registry }))
+        Self { counters, timings, registry: Arc::new(registry) }
     }
 
     /// Counts one.
@@ -109,22 +106,22 @@ impl Metrics {
 
     /// Counts several.
     pub fn add(&self, counter: Counter, number: u64) {
-        self.0.counters[counter as usize].inc_by(number);
+        self.counters[counter as usize].inc_by(number);
     }
 
     /// How many were counted.
     pub fn get(&self, counter: Counter) -> u64 {
-        self.0.counters[counter as usize].get()
+        self.counters[counter as usize].get()
     }
 
     /// Notes how long something took. Takes a lock, so it is not for what happens once per message and browser.
     pub fn time(&self, timing: Timing, took: Duration) {
-        self.0.timings[timing as usize].observe(took.as_secs_f64());
+        self.timings[timing as usize].observe(took.as_secs_f64());
     }
 
     /// All metrics, to be encoded as text.
     pub fn registry(&self) -> &Registry {
-        &self.0.registry
+        &self.registry
     }
 }
 

@@ -1,4 +1,4 @@
-//! Sessions that are connected, that ended lately, and that their browser took leave of.
+//! Sessions that are connected or ended lately.
 //!
 //! A ticket is enough to come back with, but stays the same for as long as its session. This adds what has come since: the
 //! session's connection (a newer one takes its place), its end, and what Redis has said of its rooms.
@@ -65,8 +65,7 @@ impl<T> SessionTable<T> {
         tables.known(id).copied()
     }
 
-    /// The session is connected from now on, with rooms that Redis has vouched for at `vouched`; returns the connection
-    /// it takes the place of.
+    /// The session is connected, with rooms that Redis vouched for at `vouched`; returns the connection it replaces.
     pub(super) fn enter(&self, id: SessionId, connection: Weak<T>, vouched: u64) -> Option<Weak<T>> {
         let mut tables = self.lock();
         let revoked = tables.known(&id).is_some_and(|known| known.revoked);
