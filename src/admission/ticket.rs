@@ -21,10 +21,6 @@ const KEY: usize = 32;
 /// The same for all installations: every node must derive the same key from the secret alone.
 const SALT: &[u8] = b"loomio-channels ticket key 2";
 
-/// With these, Argon2id takes about 50 ms: a browser holds something sealed with the key, and could try secrets on it.
-const MEMORY_KIB: u32 = 16 * 1024;
-const PASSES: u32 = 3;
-
 /// The key of a process, or of all nodes with the same secret. Each use has its own part of it.
 #[derive(Clone)]
 pub struct Key([u8; KEY]);
@@ -36,7 +32,8 @@ impl Key {
     /// When the memory cannot be had.
     pub fn derive(secret: &Secret) -> Result<Self, argon2::Error> {
         let mut key = [0; KEY];
-        let params = Params::new(MEMORY_KIB, PASSES, 1, Some(KEY))?;
+        // 16 MiB and three passes: a browser holds something sealed with the key, and could try secrets on it.
+        let params = Params::new(16 * 1024, 3, 1, Some(KEY))?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
         argon2.hash_password_into(secret.expose().as_bytes(), SALT, &mut key)?;
         Ok(Self(key))
