@@ -1,12 +1,10 @@
 //! Decides about each browser: its user, its rooms, and the position to serve it from. Every wire asks here before it
 //! joins a browser to the hub.
 //!
-//! A browser brings its `channel_token` and, when it comes back, the ticket of its session. Redis names the user
-//! of the token. While Redis is silent, or has lost the key, the ticket vouches for the browser's rooms for a limited
-//! time.
-//! Knows Rails' keys in Redis. Must not know any wire: neither packets nor transports.
+//! A browser brings its `channel_token` and, when it comes back, the ticket of its session. Redis names the user of the
+//! token. While Redis is silent, or has lost the key, the ticket vouches for the browser's rooms for a limited time.
+//! Knows Rails' keys in Redis; must not know any wire.
 
-mod key;
 mod sessions;
 mod ticket;
 mod users;
@@ -23,23 +21,23 @@ use tokio::{
     time::{self, sleep, timeout_at},
 };
 
-use self::sessions::{Known, Learnt, SessionTable};
-use self::users::Found;
 pub use self::{
-    key::Key,
     sessions::SessionId,
-    ticket::{Owner, Ticket, Tickets},
+    ticket::{Key, Owner, Ticket, Tickets},
     users::{Answers, EVERYONE, Token, User, Users},
 };
+use self::{
+    sessions::{Known, SessionTable},
+    users::Found,
+};
 use crate::{
+    config::RecoveryConfig,
     hub::{Hub, Joined, Return, Rooms, Since},
     metrics::{Counter, Metrics},
 };
 
-/// How long a browser waits for Redis. Then it is admitted with what is known.
+/// How long a browser waits for Redis, and how often it looks for the subscription. Then it is admitted with what is known.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// How often a browser that waits for the subscription looks for it.
 const GLANCE: Duration = Duration::from_millis(20);
 
 /// Browsers that wait for their shard at a time, so that the commands for a shard are bounded. Further browsers wait for
@@ -47,7 +45,7 @@ const GLANCE: Duration = Duration::from_millis(20);
 const MAX_JOINING: usize = 1_024;
 
 /// What a browser says of itself.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Claim {
     /// The `channel_token`.
     pub token: Option<Token>,
@@ -62,16 +60,19 @@ struct Returning {
     ticket: Ticket,
     /// The ticket as the browser has it.
     sealed: String,
-    learnt: Learnt,
-    /// Whether the ticket's rooms may serve when Redis does not say which rooms the browser has now.
-    vouches: bool,
+    /// When Redis last said that the rooms of the ticket are its user's, in seconds since 1970.
+    vouched: u64,
+    /// Whether Redis has taken one of them from the user since.
+    revoked: bool,
+    /// Whether the ticket's rooms suffice when Redis does not say which rooms the browser has now.
+    suffices: bool,
 }
 
 impl Returning {
-    /// The rooms that the session has had all along; it has no others, as a browser with other rooms begins a new
-    /// session. When one of them was taken away in between, what the session was served since is not known.
+    /// The rooms that the session has had all along. When one of them was taken away in between, what the session was served
+    /// since is not known.
     fn rooms(&self) -> Vec<String> {
-        if self.learnt.revoked { Vec::new() } else { rooms(self.ticket.user.as_ref()) }
+        if self.revoked { Vec::new() } else { rooms(self.ticket.user.as_ref()) }
     }
 
     /// Whether `user` may go on with the session: the session was sure of its rooms and is no other user's.
@@ -96,15 +97,7 @@ pub struct Arrival {
     returning: Option<Returning>,
     /// Whether the browser goes on with the session it returns to, if nothing is lost: its rooms are the same.
     continues: bool,
-    _permit: OwnedSemaphorePermit,
-}
-
-/// A lookup that goes on after the browser was admitted.
-pub struct Pending<'a> {
-    lookup: BoxFuture<'a, Found>,
-    vouched: Option<User>,
-    /// The session that the browser returned to, and its rooms.
-    session: Option<(SessionId, Vec<String>)>,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// A browser's session, new or recovered.
@@ -130,59 +123,56 @@ pub struct Admission<C> {
     metrics: Metrics,
 }
 
-impl<C> Admission<C> {
-    /// `window` is how long a browser may be away and still have the rooms of its ticket; `unvouched_max`, how long these
-    /// rooms serve after Redis last said that they are the user's.
-    pub fn new(users: Users, tickets: Tickets, window: Duration, unvouched_max: Duration, metrics: Metrics) -> Self {
+impl<C: Send + Sync> Admission<C> {
+    /// An admission without sessions, with the window and the `unvouched_max` of `recovery`.
+    pub fn new(users: Users, tickets: Tickets, recovery: &RecoveryConfig, metrics: Metrics) -> Self {
+        let &RecoveryConfig { window, unvouched_max, .. } = recovery;
         let (sessions, joining) = (SessionTable::new(window), Arc::new(Semaphore::new(MAX_JOINING)));
         Self { users, tickets, sessions, joining, window, unvouched_max, metrics }
     }
 
-    /// Admits a browser once Redis has named the user of its token, or provisionally after two seconds without that; then
-    /// [`Admission::settle`] gives the rest. `None` when the server stops. To be dropped when the browser leaves. What the
-    /// browser said of itself is dropped before Redis is asked: thousands of strangers may wait for a Redis that hangs.
-    pub async fn admit(&self, hub: &Hub, claim: Claim) -> Option<(Arrival, Option<Pending<'_>>)> {
-        let Claim { token, ticket, offset } = claim;
+    /// Admits a browser once Redis has named the user of its token. After two seconds without an answer the browser is
+    /// admitted provisionally, and the future yields its rooms as soon as Redis has named the user. To be dropped when the
+    /// browser leaves. The claim is dropped before Redis is asked: thousands of strangers may wait for a Redis that hangs.
+    pub async fn admit(&self, hub: &Hub, mut claim: Claim) -> (Arrival, Option<BoxFuture<'_, Rooms>>) {
+        let token = claim.token.take();
         let owner = self.tickets.owner(token.as_ref());
-        let (since, returning) = self.returning(hub, ticket, offset, owner);
+        let (since, returning) = self.returning(hub, claim, owner);
         let deadline = time::Instant::now() + PATIENCE;
-        let mut lookup = self.users.lookup(token).boxed();
+        let mut lookup = Box::pin(self.users.lookup(token));
         let found = timeout_at(deadline, &mut lookup).await.ok();
         // What is published before the subscription is there would be lost for this browser.
         while hub.is_interrupted() && time::Instant::now() < deadline {
             sleep(GLANCE).await;
         }
-        let permit = Arc::clone(&self.joining).acquire_owned().await.ok()?;
-        let arrival = self.arrival(owner, since, returning, found, permit);
+        let permit = Arc::clone(&self.joining).acquire_owned().await.ok();
+        let arrival = Arrival { _permit: permit, ..self.arrival(owner, since, returning, found) };
         if !arrival.provisional {
-            return Some((arrival, None));
+            return (arrival, None);
         }
         self.metrics.count(Counter::LookupsLate);
         let session = arrival.returning.as_ref().map(|returning| (returning.ticket.session.clone(), returning.rooms()));
-        let pending = Pending { lookup, vouched: arrival.user.clone(), session };
-        Some((arrival, Some(pending)))
-    }
-
-    /// The rooms of a browser that was admitted provisionally, once Redis has named the user of its token.
-    pub async fn settle(&self, pending: Pending<'_>) -> Rooms {
-        let Pending { lookup, vouched, session } = pending;
-        let found = lookup.await;
-        let is_told = matches!(found, Found::User(_));
-        let known = session.as_ref().map(|(_, rooms)| &**rooms);
-        let (rooms, lost) = split(rooms(found.or(vouched).as_ref()), known);
-        match session {
-            Some((session, _)) if lost => self.sessions.revoke(&session, Instant::now()),
-            Some((session, _)) if is_told && rooms.gained.is_empty() => self.sessions.vouch(&session, now_seconds()),
-            _ => {}
-        }
-        rooms
+        let vouched = arrival.user.clone();
+        let settled = async move {
+            let found = lookup.await;
+            let is_told = matches!(found, Found::User(_));
+            let known = session.as_ref().map(|(_, rooms)| &**rooms);
+            let (rooms, lost) = split(rooms(found.or(vouched).as_ref()), known);
+            match session {
+                Some((id, _)) if lost => self.sessions.revoke(&id, Instant::now()),
+                Some((id, _)) if is_told && rooms.gained.is_empty() => self.sessions.vouch(&id, now_seconds()),
+                _ => {}
+            }
+            rooms
+        };
+        (arrival, Some(settled.boxed()))
     }
 
     /// Gives a browser that has joined the hub its session. Called in the shard before anything live, and while the
     /// connection cannot end, so that [`Admission::end`] follows.
-    pub fn welcome(&self, hub: &Hub, joined: &Joined, mut arrival: Arrival, connection: &Arc<C>) -> Admitted<C> {
-        let returning = arrival.returning.take();
-        self.metrics.count(match (&returning, arrival.since) {
+    pub fn welcome(&self, hub: &Hub, joined: &Joined, arrival: Arrival, connection: &Arc<C>) -> Admitted<C> {
+        let Arrival { since, owner, user, vouched, provisional, returning, continues, .. } = arrival;
+        self.metrics.count(match (&returning, since) {
             (Some(_), _) if joined.complete => Counter::Recovered,
             (_, Since::Now) => Counter::Connects,
             _ => Counter::NotRecovered,
@@ -190,14 +180,21 @@ impl<C> Admission<C> {
         self.metrics.add(Counter::Replayed, joined.missed.len() as u64);
         // A browser that begins a new session leaves the connection of its old one behind.
         let old = returning.as_ref().and_then(|returning| self.sessions.connection(&returning.ticket.session));
-        let vouched = arrival.vouched;
-        let recovered = returning.filter(|_| joined.complete && arrival.continues);
+        let recovered = returning.filter(|_| joined.complete && continues);
         let (session, ticket, offset) = if let Some(Returning { ticket, sealed, .. }) = recovered {
             (ticket.session, sealed, None)
         } else {
-            let at = hub.seal_offset(&joined.at);
-            let ticket = ticket(hub, arrival, at.clone());
-            (ticket.session.clone(), self.tickets.seal(ticket), Some(at))
+            let (session, at) = (SessionId::random(), hub.seal_offset(&joined.at));
+            let offset = match since {
+                // A provisional session must be served from where it began.
+                Since::Return(Return { started, served }) if provisional => {
+                    served.or(started).map(|offset| hub.seal_offset(&offset)).unwrap_or_default()
+                }
+                _ => at.clone(),
+            };
+            let issued = now_seconds();
+            let ticket = Ticket { session: session.clone(), owner, user, issued, vouched, offset, provisional };
+            (session, self.tickets.seal(ticket), Some(at))
         };
         let replaced = self.sessions.enter(session.clone(), Arc::downgrade(connection), vouched).or(old);
         Admitted { session, ticket, offset, replaced: replaced.and_then(|replaced| replaced.upgrade()) }
@@ -212,52 +209,37 @@ impl<C> Admission<C> {
     /// From where the browser is to be served: from what it says, or at least from the beginning of its session, as it
     /// has seen all that came before. What it says of a provisional session counts for nothing. With the session, if the
     /// ticket was made for this browser. A browser that took leave of its session begins anew.
-    fn returning(
-        &self,
-        hub: &Hub,
-        ticket: Option<String>,
-        offset: Option<String>,
-        owner: Owner,
-    ) -> (Since, Option<Returning>) {
-        if ticket.is_none() && offset.is_none() {
+    fn returning(&self, hub: &Hub, claim: Claim, owner: Owner) -> (Since, Option<Returning>) {
+        if claim.ticket.is_none() && claim.offset.is_none() {
             return (Since::Now, None);
         }
-        let served = offset.and_then(|offset| hub.open_offset(&offset));
-        let ticket = ticket.and_then(|sealed| Some((self.tickets.open(&sealed)?, sealed)));
+        let served = claim.offset.and_then(|offset| hub.open_offset(&offset));
+        let ticket = claim.ticket.and_then(|sealed| Some((self.tickets.open(&sealed)?, sealed)));
         let Some((ticket, sealed)) = ticket.filter(|(ticket, _)| ticket.owner == owner) else {
             return (Since::Return(Return { started: None, served }), None);
         };
         let within = |since: u64, most: Duration| now_seconds().saturating_sub(since) <= most.as_secs();
-        let (is_back_in_time, learnt) = match self.sessions.known(&ticket.session, Instant::now()) {
-            Known::Recent(learnt) => (true, learnt),
-            Known::Left => return (Since::Now, None),
-            Known::Unknown => {
-                let last_here = served.map_or(0, |offset| u64::from(offset.at));
-                (within(last_here.max(ticket.issued), self.window), Learnt::default())
-            }
-        };
-        let is_vouched_for = within(ticket.vouched.max(learnt.vouched), self.unvouched_max);
-        let vouches = is_back_in_time && is_vouched_for && !learnt.revoked;
+        let known = self.sessions.known(&ticket.session, Instant::now());
+        let last_here = served.map_or(0, |offset| u64::from(offset.at)).max(ticket.issued);
+        let is_back_in_time = known.is_some() || within(last_here, self.window);
+        let Known { vouched, revoked, left } = known.unwrap_or_default();
+        if left {
+            return (Since::Now, None);
+        }
+        let vouched = vouched.max(ticket.vouched);
+        let suffices = is_back_in_time && within(vouched, self.unvouched_max) && !revoked;
         let (started, served) = (hub.open_offset(&ticket.offset), served.filter(|_| !ticket.provisional));
-        (Since::Return(Return { started, served }), Some(Returning { ticket, sealed, learnt, vouches }))
+        (Since::Return(Return { started, served }), Some(Returning { ticket, sealed, vouched, revoked, suffices }))
     }
 
     /// How a browser joins, after what Redis has `found`; `None` while Redis is silent.
-    fn arrival(
-        &self,
-        owner: Owner,
-        since: Since,
-        returning: Option<Returning>,
-        found: Option<Found>,
-        permit: OwnedSemaphorePermit,
-    ) -> Arrival {
+    fn arrival(&self, owner: Owner, since: Since, returning: Option<Returning>, found: Option<Found>) -> Arrival {
         let provisional = found.is_none();
-        let vouched = match (&found, &returning) {
-            (Some(Found::User(_)), _) => now_seconds(),
-            (_, Some(returning)) => returning.ticket.vouched.max(returning.learnt.vouched),
-            (_, None) => 0,
+        let vouched = match &found {
+            Some(Found::User(_)) => now_seconds(),
+            _ => returning.as_ref().map_or(0, |returning| returning.vouched),
         };
-        let otherwise = returning.as_ref().filter(|returning| returning.vouches);
+        let otherwise = returning.as_ref().filter(|returning| returning.suffices);
         let otherwise = otherwise.and_then(|returning| returning.ticket.user.clone());
         let user = found.unwrap_or(Found::Absent).or(otherwise);
         let returning = returning.filter(|returning| returning.is_of(user.as_ref()));
@@ -267,29 +249,15 @@ impl<C> Admission<C> {
             self.sessions.revoke(&returning.ticket.session, Instant::now());
         }
         let continues = !lost && rooms.gained.is_empty();
-        Arrival { rooms, since, owner, user, vouched, provisional, returning, continues, _permit: permit }
+        Arrival { rooms, since, owner, user, vouched, provisional, returning, continues, _permit: None }
     }
-}
-
-/// The ticket of a new session that is served up to `at`.
-fn ticket(hub: &Hub, arrival: Arrival, at: String) -> Ticket {
-    let Arrival { owner, since, user, vouched, provisional, .. } = arrival;
-    let offset = match since {
-        // A provisional session must be served from where it began.
-        Since::Return(Return { started, served }) if provisional => {
-            served.or(started).map(|offset| hub.seal_offset(&offset)).unwrap_or_default()
-        }
-        _ => at,
-    };
-    Ticket { session: SessionId::random(), owner, user, issued: now_seconds(), vouched, offset, provisional }
 }
 
 fn rooms(user: Option<&User>) -> Vec<String> {
     std::iter::once(EVERYONE.to_owned()).chain(user.into_iter().flat_map(User::rooms)).collect()
 }
 
-/// Tells rooms that the session has had from those that are new to it, and whether a room is gone. Without a session no
-/// room is new or gone.
+/// Tells the rooms that the session has had from new ones, and whether one is gone. Without a session none is either.
 fn split(rooms: Vec<String>, known: Option<&[String]>) -> (Rooms, bool) {
     let Some(known) = known else { return (Rooms::all(rooms), false) };
     let known: HashSet<&String> = known.iter().collect();

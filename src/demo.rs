@@ -7,10 +7,9 @@ use std::{fmt::Display, net::IpAddr};
 
 use axum::{
     Router,
-    body::Bytes,
     extract::{DefaultBodyLimit, Json, Path, State, rejection::JsonRejection},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, uri::Authority},
-    response::{IntoResponse, Response},
+    http::{HeaderMap, StatusCode, header, uri::Authority},
+    response::IntoResponse,
     routing::{get, post},
 };
 use serde_json::{Value, json, value::RawValue};
@@ -22,8 +21,7 @@ const STYLE: &str = include_str!("demo/page.css");
 const SCRIPT: &str = include_str!("demo/page.js");
 const CLIENT: &str = include_str!("demo/client.js");
 
-/// The users of the page: their tokens, which the page's script names, and what Rails writes for them. Ada is in both
-/// groups, Grace in one.
+/// The users of the page: their tokens, which the page's script names, and what Rails writes for them.
 pub const USERS: &[(&str, &str)] = &[
     ("ada-demo-token", r#"{"name":"Ada Lovelace","group_ids":[1,2],"id":1}"#),
     ("grace-demo-token", r#"{"name":"Grace Hopper","group_ids":[2],"id":2}"#),
@@ -44,23 +42,20 @@ pub fn routes(bus: MemoryBus) -> Router {
         .with_state(bus)
 }
 
-fn file(kind: &'static str, text: &'static str) -> Response {
-    let headers: [(HeaderName, HeaderValue); 5] = [
+fn file(kind: &'static str, text: &'static str) -> impl IntoResponse {
+    let headers = [
         (header::CONTENT_TYPE, kind),
         (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
         // The page belongs to the binary that serves it.
         (header::CACHE_CONTROL, "no-store"),
-    ]
-    .map(|(name, value)| (name, HeaderValue::from_static(value)));
-    (headers, Bytes::from_static(text.as_bytes())).into_response()
+    ];
+    (headers, text)
 }
 
 /// Why a message is not published, as an answer.
-type PageRefusal = (StatusCode, Json<Value>);
-
-fn refusal(status: StatusCode, error: impl Display) -> PageRefusal {
+fn refusal(status: StatusCode, error: impl Display) -> (StatusCode, Json<Value>) {
     (status, Json(json!({ "error": error.to_string() })))
 }
 
@@ -70,7 +65,7 @@ async fn publish(
     Path(room): Path<String>,
     headers: HeaderMap,
     body: Result<Json<Box<RawValue>>, JsonRejection>,
-) -> Result<Json<Value>, PageRefusal> {
+) -> Result<Json<Value>, (StatusCode, Json<Value>)> {
     check_origin(&headers).map_err(|problem| refusal(StatusCode::FORBIDDEN, problem))?;
     let Json(body) = body.map_err(|rejection| refusal(rejection.status(), rejection.body_text()))?;
     let publication = Publication::new(&room, body.get().as_bytes());
@@ -78,21 +73,17 @@ async fn publish(
     Ok(Json(json!({ "receivers": bus.publish(publication).await })))
 }
 
-/// Admits the page itself, and programs, which send no `Origin`. A page of another site has another origin. A page whose
-/// name was made to lead here (DNS rebinding) has the origin of the request, but its name is neither localhost nor an
-/// address.
+/// Admits the page itself, and programs, which send no `Origin`. The origin of another site's page differs, unless its
+/// name was made to lead here (DNS rebinding); but such a name is neither localhost nor an address.
 fn check_origin(headers: &HeaderMap) -> Result<(), &'static str> {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let name = host.parse::<Authority>().map(|authority| authority.host().trim_matches(['[', ']']).to_owned());
     if !name.is_ok_and(|name| name == "localhost" || name.parse::<IpAddr>().is_ok()) {
         return Err("use localhost or an IP address in place of this host name");
     }
-    match headers.get(header::ORIGIN).map(HeaderValue::as_bytes) {
-        Some(origin)
-            if [b"http://", &b"https://"[..]].iter().all(|scheme| [scheme, host.as_bytes()].concat() != origin) =>
-        {
-            Err("another site's page must not publish here")
-        }
+    let own = ["http", "https"].map(|scheme| format!("{scheme}://{host}"));
+    match headers.get(header::ORIGIN) {
+        Some(origin) if own.iter().all(|own| own != origin) => Err("another site's page must not publish here"),
         _ => Ok(()),
     }
 }
@@ -136,6 +127,7 @@ mod tests {
     #[tokio::test]
     async fn the_page_is_complete_and_loads_only_from_here() {
         let response = router().0.oneshot(Request::get("/demo").body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "text/html; charset=utf-8");
         let policy = &response.headers()[header::CONTENT_SECURITY_POLICY];
         assert!(policy.to_str().unwrap().starts_with("default-src 'none'"));
         for text in [PAGE, STYLE, SCRIPT, CLIENT] {

@@ -3,8 +3,7 @@
 //!
 //! # The modules
 //!
-//! From the top down. A module imports only from the rows below its own, never from its neighbours; `tests/it/layers.rs`
-//! enforces this, and that third-party crates stay where they belong.
+//! A module imports only from the rows below its own; `tests/it/layers.rs` enforces this, and the homes of crates.
 //!
 //! | module | answers for | must not know |
 //! |---|---|---|
@@ -38,18 +37,17 @@
 //!
 //! # Recovery
 //!
-//! A browser comes back with a ticket and an offset. [`admission`] opens the ticket, which is sealed and bound to the token
-//! it was made for, asks Redis for the user's rooms as they are now, and says from where to serve; the shard replays what
-//! is missing before it acknowledges. The session is called recovered only if its rooms are the same and nothing was lost:
-//! neither dropped from the log nor published while the bus was not subscribed. [`bus`] proves from Redis' own count of
-//! `PUBLISH` calls that a gap was empty; where it cannot, every session of that time counts as incomplete, and pages are
-//! asked to reload.
+//! A browser comes back with a ticket and an offset. [`admission`] opens the ticket, which is sealed and bound to its
+//! token, asks Redis for the user's rooms as they are now, and says from where to serve; the shard replays what is missing
+//! before it acknowledges. The session is recovered only if its rooms are the same and nothing was lost: neither dropped
+//! from the log nor published while the bus was not subscribed. [`bus`] proves from Redis' own count of `PUBLISH` calls
+//! that a gap was empty; where it cannot, every session of that time is incomplete, and pages are asked to reload.
 //!
 //! # Bounds
 //!
-//! What a peer can cause without having shown who it is has a named constant or a variable, and a stated result when it is
-//! reached: connections in [`listener`], sessions in [`engineio`], bytes of unfinished messages in [`websocket`], joins in
-//! [`admission`], replays in [`hub`], questions in [`rails`].
+//! What a stranger can cause has a named constant or a variable, and a stated result when it is reached: connections in
+//! [`listener`], sessions in [`engineio`], bytes of unfinished messages in [`websocket`], joins in [`admission`], replays
+//! in [`hub`], questions in [`rails`].
 //!
 //! # Another wire, another bus
 //!

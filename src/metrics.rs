@@ -8,9 +8,9 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-/// Declares an enum: what each metric says, the variant, and its name in the registry.
+/// Declares an enum from its variants and what each says in the registry, where its name is in snake case.
 macro_rules! metrics {
-    ($(#[$about:meta])+ $kind:ident { $(#[doc = $help:literal] $variant:ident = $name:literal,)+ }) => {
+    ($(#[$about:meta])+ $kind:ident { $($variant:ident: $help:literal,)+ }) => {
         $(#[$about])+
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum $kind {
@@ -18,8 +18,7 @@ macro_rules! metrics {
         }
 
         impl $kind {
-            /// Names and help, in the order of the variants.
-            const REGISTERED: &'static [(&'static str, &'static str)] = &[$(($name, $help),)+];
+            const REGISTERED: &'static [(&'static str, &'static str)] = &[$((stringify!($variant), $help),)+];
         }
     };
 }
@@ -27,78 +26,45 @@ macro_rules! metrics {
 metrics! {
     /// Something that happens.
     Counter {
-        /// Messages taken from Redis, whatever became of them.
-        MessagesReceived = "messages_received",
-        /// Messages from Redis that could not be used.
-        MessagesRejected = "messages_rejected",
-        /// Times the subscription was lost and messages may have been lost with it.
-        Gaps = "gaps",
-        /// Times the subscription was lost and nothing was published before it was there again.
-        GapsEmpty = "gaps_empty",
-        /// Browsers that joined.
-        Connects = "connects",
-        /// Returning browsers that were given all they had missed.
-        Recovered = "recovered",
-        /// Returning browsers that had missed something that is lost.
-        NotRecovered = "not_recovered",
-        /// Messages given to returning browsers.
-        Replayed = "replayed",
-        /// Token lookups that Redis did not answer in time.
-        LookupsLate = "lookups_late",
-        /// Token lookups that the rights of the Redis user do not allow.
-        LookupsRefused = "lookups_refused",
-        /// Messages compressed for browsers that poll.
-        Compressed = "compressed",
-        /// Browsers closed because they read too slowly.
-        SlowClosed = "slow_closed",
-        /// Browsers closed because they broke a protocol.
-        MalformedClosed = "malformed_closed",
-        /// Connections refused because all places were taken.
-        ConnectionsRefused = "connections_refused",
-        /// Connections closed before their first request to make room for others.
-        SilentDropped = "silent_dropped",
-        /// Sessions refused because there were too many.
-        SessionsRefused = "sessions_refused",
-        /// Sessions closed before CONNECT to make room for others or because too many waited.
-        UnprovenClosed = "unproven_closed",
-        /// Messages of clients refused because all unfinished messages together were too large.
-        InboundRefused = "inbound_refused",
-        /// Messages of clients that were not finished in time.
-        InboundLate = "inbound_late",
-        /// Checks of the right to edit a document that ended with yes.
-        ChecksGranted = "checks_granted",
-        /// Checks of the right to edit a document that ended with no.
-        ChecksDenied = "checks_denied",
-        /// Checks of the right to edit a document that Rails did not answer.
-        ChecksUnavailable = "checks_unavailable",
-        /// Checks whose client left before the answer.
-        ChecksAbandoned = "checks_abandoned",
-        /// Checks that were not JSON or of a wrong form.
-        ChecksMalformed = "checks_malformed",
-        /// Checks refused by the rate limit of their address or token.
-        ChecksLimited = "checks_limited",
-        /// Checks answered from the cache.
-        ChecksCached = "checks_cached",
-        /// Checks that waited for the answer to an identical check.
-        ChecksJoined = "checks_joined",
-        /// Requests made to Rails.
-        RailsRequests = "rails_requests",
-        /// Requests that Rails could not answer.
-        RailsFailures = "rails_failures",
-        /// Requests that were answered by a redirect.
-        RailsRedirects = "rails_redirects",
-        /// Times Rails was found to be down.
-        RailsOutages = "rails_outages",
+        MessagesReceived: "Messages taken from Redis, whatever became of them",
+        MessagesRejected: "Messages from Redis that could not be used",
+        Gaps: "Times the subscription was lost and messages may have been lost with it",
+        GapsEmpty: "Times the subscription was lost and nothing was published before it was there again",
+        Connects: "Browsers that joined",
+        Recovered: "Returning browsers that were given all they had missed",
+        NotRecovered: "Returning browsers that had missed something that is lost",
+        Replayed: "Messages given to returning browsers",
+        LookupsLate: "Token lookups that Redis did not answer in time",
+        LookupsRefused: "Token lookups that the rights of the Redis user do not allow",
+        Compressed: "Messages compressed for browsers that poll",
+        SlowClosed: "Browsers closed because they read too slowly",
+        MalformedClosed: "Browsers closed because they broke a protocol",
+        ConnectionsRefused: "Connections refused because all places were taken",
+        SilentDropped: "Connections closed before their first request to make room for others",
+        SessionsRefused: "Sessions refused because there were too many",
+        UnprovenClosed: "Sessions closed before CONNECT to make room for others or because too many waited",
+        InboundRefused: "Messages of clients refused because all unfinished messages together were too large",
+        InboundLate: "Messages of clients that were not finished in time",
+        ChecksGranted: "Checks of the right to edit a document that ended with yes",
+        ChecksDenied: "Checks of the right to edit a document that ended with no",
+        ChecksUnavailable: "Checks of the right to edit a document that Rails did not answer",
+        ChecksAbandoned: "Checks whose client left before the answer",
+        ChecksMalformed: "Checks that were not JSON or of a wrong form",
+        ChecksLimited: "Checks refused by the rate limit of their address or token",
+        ChecksCached: "Checks answered from the cache",
+        ChecksJoined: "Checks that waited for the answer to an identical check",
+        RailsRequests: "Requests made to Rails",
+        RailsFailures: "Requests that Rails could not answer",
+        RailsRedirects: "Requests that were answered by a redirect",
+        RailsOutages: "Times Rails was found to be down",
     }
 }
 
 metrics! {
     /// Something that takes time.
     Timing {
-        /// Time from the question to the answer of a check of the right to edit a document.
-        Check = "check",
-        /// Time that Rails took for a request it answered.
-        RailsRequest = "rails_request",
+        Check: "Time from the question to the answer of a check of the right to edit a document",
+        RailsRequest: "Time that Rails took for a request it answered",
     }
 }
 
@@ -107,35 +73,30 @@ const BUCKETS: [f64; 13] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 
 /// All counters and histograms; clones count together.
 #[derive(Clone, Debug)]
-pub struct Metrics(Arc<Instruments>);
-
-#[derive(Debug)]
-struct Instruments {
+pub struct Metrics {
     /// In the order of [`Counter`], so that counting costs an index and a relaxed addition, and no lookup by name.
-    counters: Box<[Count]>,
-    timings: Box<[Histogram]>,
-    registry: Registry,
+    counters: Arc<[Count]>,
+    timings: Arc<[Histogram]>,
+    registry: Arc<Registry>,
 }
 
 impl Metrics {
     /// All at zero.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("loomio_channels");
-        // The registry ends each help with a full stop of its own.
-        let text = |help: &str| help.trim_matches([' ', '.']).to_owned();
-        let counters = Counter::REGISTERED.iter().map(|(name, help)| {
+        let counters = Counter::REGISTERED.iter().map(|(variant, help)| {
             let counter = Count::default();
-            registry.register(*name, text(help), counter.clone());
+            registry.register(snake_case(variant), *help, counter.clone());
             counter
         });
         let counters = counters.collect();
-        let timings = Timing::REGISTERED.iter().map(|(name, help)| {
+        let timings = Timing::REGISTERED.iter().map(|(variant, help)| {
             let histogram = Histogram::new(BUCKETS);
-            registry.register_with_unit(*name, text(help), Unit::Seconds, histogram.clone());
+            registry.register_with_unit(snake_case(variant), *help, Unit::Seconds, histogram.clone());
             histogram
         });
         let timings = timings.collect();
-        Self(Arc::new(Instruments { counters, timings, registry }))
+        Self { counters, timings, registry: Arc::new(registry) }
     }
 
     /// Counts one.
@@ -145,23 +106,29 @@ impl Metrics {
 
     /// Counts several.
     pub fn add(&self, counter: Counter, number: u64) {
-        self.0.counters[counter as usize].inc_by(number);
+        self.counters[counter as usize].inc_by(number);
     }
 
     /// How many were counted.
     pub fn get(&self, counter: Counter) -> u64 {
-        self.0.counters[counter as usize].get()
+        self.counters[counter as usize].get()
     }
 
     /// Notes how long something took. Takes a lock, so it is not for what happens once per message and browser.
     pub fn time(&self, timing: Timing, took: Duration) {
-        self.0.timings[timing as usize].observe(took.as_secs_f64());
+        self.timings[timing as usize].observe(took.as_secs_f64());
     }
 
     /// All metrics, to be encoded as text.
     pub fn registry(&self) -> &Registry {
-        &self.0.registry
+        &self.registry
     }
+}
+
+/// `MessagesReceived` as `messages_received`.
+fn snake_case(variant: &str) -> String {
+    let marked = variant.chars().flat_map(|c| c.is_uppercase().then_some('_').into_iter().chain(c.to_lowercase()));
+    marked.skip(1).collect()
 }
 
 impl Default for Metrics {
@@ -193,7 +160,8 @@ mod tests {
                     loomio_channels_messages_received_total 1\n";
         assert!(text.starts_with(head) && text.ends_with("# EOF\n"), "{text}");
         assert!(text.contains("loomio_channels_rails_outages_total 2\n"), "{text}");
-        for (name, _) in Counter::REGISTERED {
+        for (variant, _) in Counter::REGISTERED {
+            let name = snake_case(variant);
             assert_eq!(text.matches(&format!("\nloomio_channels_{name}_total ")).count(), 1, "{name}");
         }
         assert_eq!((metrics.get(Counter::RailsOutages), metrics.clone().get(Counter::MessagesReceived)), (2, 1));
@@ -225,7 +193,7 @@ mod tests {
 
     #[test]
     fn names_are_in_the_order_of_the_variants() {
-        assert_eq!(Counter::REGISTERED[Counter::RailsOutages as usize].0, "rails_outages");
-        assert_eq!(Timing::REGISTERED[Timing::RailsRequest as usize].0, "rails_request");
+        assert_eq!(Counter::REGISTERED[Counter::RailsOutages as usize].0, "RailsOutages");
+        assert_eq!(Timing::REGISTERED[Timing::RailsRequest as usize].0, "RailsRequest");
     }
 }

@@ -1,8 +1,7 @@
-//! Sessions that are connected, that ended lately, and that their browser took leave of.
+//! Sessions that are connected or ended lately.
 //!
-//! A ticket is enough to come back with. This adds what a ticket cannot know, as it stays the same for as long as its
-//! session: the session's connection (a newer one takes its place), when it ended, whether the browser took leave of it,
-//! and what Redis has said of its rooms since it began.
+//! A ticket is enough to come back with, but stays the same for as long as its session. This adds what has come since: the
+//! session's connection (a newer one takes its place), its end, and what Redis has said of its rooms.
 
 use std::{
     collections::HashMap,
@@ -17,9 +16,6 @@ use hashlink::LinkedHashMap;
 /// tickets still work, as on a node that never saw them.
 const MAX_ENDED: usize = 100_000;
 
-/// Random bytes in a session's id.
-const RANDOM: usize = 12;
-
 /// The public id of a session: letters, digits, `-` and `_`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct SessionId(Box<str>);
@@ -27,7 +23,7 @@ pub struct SessionId(Box<str>);
 impl SessionId {
     /// An id that no other session has.
     pub fn random() -> Self {
-        Self(URL_SAFE_NO_PAD.encode(rand::random::<[u8; RANDOM]>()).into())
+        Self(URL_SAFE_NO_PAD.encode(rand::random::<[u8; 12]>()).into())
     }
 
     /// The id as text.
@@ -36,80 +32,61 @@ impl SessionId {
     }
 }
 
-/// What is known of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Known {
-    /// It is connected, or was within the window.
-    Recent(Learnt),
-    /// The browser took leave of it; it must not be recovered.
-    Left,
-    /// It ended before the window, on another node, or before a restart.
-    Unknown,
-}
-
-/// What was learnt of a session's rooms since its ticket was made.
+/// What is known of a session beyond its ticket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Learnt {
-    /// When Redis last said that the rooms of the ticket are its user's, in seconds since 1970; 0 for not since.
+pub(super) struct Known {
+    /// When Redis last said that the rooms of the ticket are its user's, in seconds since 1970; 0 for not since it was made.
     pub(super) vouched: u64,
     /// Whether Redis has said since that one of them is not: without the key, the ticket does not serve any more.
     pub(super) revoked: bool,
+    /// Whether the browser took leave of the session, which must not be recovered then.
+    pub(super) left: bool,
 }
 
 /// All sessions by their id. `T` is a connection.
-pub(super) struct SessionTable<T> {
-    window: Duration,
-    inner: Mutex<Tables<T>>,
-}
+pub(super) struct SessionTable<T>(Mutex<Tables<T>>);
 
 struct Tables<T> {
-    connected: HashMap<SessionId, (Weak<T>, Learnt)>,
-    /// Those that ended within the window, the oldest first.
-    ended: LinkedHashMap<SessionId, Ended>,
-}
-
-struct Ended {
-    at: Instant,
-    left: bool,
-    learnt: Learnt,
+    window: Duration,
+    connected: HashMap<SessionId, (Weak<T>, Known)>,
+    /// Those that ended within the window, and when, the oldest first.
+    ended: LinkedHashMap<SessionId, (Instant, Known)>,
 }
 
 impl<T> SessionTable<T> {
     pub(super) fn new(window: Duration) -> Self {
-        Self { window, inner: Mutex::new(Tables { connected: HashMap::new(), ended: LinkedHashMap::new() }) }
+        Self(Mutex::new(Tables { window, connected: HashMap::new(), ended: LinkedHashMap::new() }))
     }
 
-    pub(super) fn known(&self, id: &SessionId, now: Instant) -> Known {
-        let mut inner = self.lock();
-        inner.forget(self.window, now);
-        if inner.ended.get(id).is_some_and(|ended| ended.left) {
-            return Known::Left;
-        }
-        inner.learnt(id).map_or(Known::Unknown, |learnt| Known::Recent(*learnt))
+    /// `None` for a session that ended before the window, on another node, or before a restart.
+    pub(super) fn known(&self, id: &SessionId, now: Instant) -> Option<Known> {
+        let mut tables = self.lock();
+        tables.forget(now);
+        tables.known(id).copied()
     }
 
-    /// The session is connected from now on, with rooms that Redis has vouched for at `vouched`; returns the connection
-    /// it takes the place of.
+    /// The session is connected, with rooms that Redis vouched for at `vouched`; returns the connection it replaces.
     pub(super) fn enter(&self, id: SessionId, connection: Weak<T>, vouched: u64) -> Option<Weak<T>> {
-        let mut inner = self.lock();
-        let revoked = inner.learnt(&id).is_some_and(|learnt| learnt.revoked);
-        inner.ended.remove(&id);
-        inner.connected.insert(id, (connection, Learnt { vouched, revoked })).map(|(old, _)| old)
+        let mut tables = self.lock();
+        let revoked = tables.known(&id).is_some_and(|known| known.revoked);
+        tables.ended.remove(&id);
+        let known = Known { vouched, revoked, left: false };
+        tables.connected.insert(id, (connection, known)).map(|(old, _)| old)
     }
 
     /// Redis has said, at `now` in seconds since 1970, that the rooms of the ticket are its user's.
     pub(super) fn vouch(&self, id: &SessionId, now: u64) {
-        if let Some(learnt) = self.lock().learnt(id) {
-            learnt.vouched = now;
+        if let Some(known) = self.lock().known(id) {
+            known.vouched = now;
         }
     }
 
     /// Redis has taken a room of the ticket from the session's user.
     pub(super) fn revoke(&self, id: &SessionId, now: Instant) {
-        let mut inner = self.lock();
-        match inner.learnt(id) {
-            Some(learnt) => learnt.revoked = true,
-            None => inner.end(id.clone(), false, Learnt { vouched: 0, revoked: true }, self.window, now),
+        let mut tables = self.lock();
+        match tables.known(id) {
+            Some(known) => known.revoked = true,
+            None => tables.end(id.clone(), Known { revoked: true, ..Known::default() }, now),
         }
     }
 
@@ -120,35 +97,33 @@ impl<T> SessionTable<T> {
 
     /// This connection of the session ended; `left` if the browser took leave.
     pub(super) fn end(&self, id: SessionId, connection: &Weak<T>, left: bool, now: Instant) {
-        let mut inner = self.lock();
-        if inner.connected.get(&id).is_some_and(|(current, _)| current.ptr_eq(connection))
-            && let Some((_, learnt)) = inner.connected.remove(&id)
+        let mut tables = self.lock();
+        if tables.connected.get(&id).is_some_and(|(current, _)| current.ptr_eq(connection))
+            && let Some((_, known)) = tables.connected.remove(&id)
         {
-            inner.end(id, left, learnt, self.window, now);
+            tables.end(id, Known { left, ..known }, now);
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables<T>> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<T> Tables<T> {
-    fn learnt(&mut self, id: &SessionId) -> Option<&mut Learnt> {
-        match self.connected.get_mut(id) {
-            Some((_, learnt)) => Some(learnt),
-            None => self.ended.get_mut(id).map(|ended| &mut ended.learnt),
-        }
+    fn known(&mut self, id: &SessionId) -> Option<&mut Known> {
+        let connected = self.connected.get_mut(id).map(|(_, known)| known);
+        connected.or_else(|| self.ended.get_mut(id).map(|(_, known)| known))
     }
 
-    fn end(&mut self, id: SessionId, left: bool, learnt: Learnt, window: Duration, now: Instant) {
-        self.ended.insert(id, Ended { at: now, left, learnt });
-        self.forget(window, now);
+    fn end(&mut self, id: SessionId, known: Known, now: Instant) {
+        self.ended.insert(id, (now, known));
+        self.forget(now);
     }
 
-    fn forget(&mut self, window: Duration, now: Instant) {
-        while let Some((_, oldest)) = self.ended.front()
-            && (self.ended.len() > MAX_ENDED || now.saturating_duration_since(oldest.at) > window)
+    fn forget(&mut self, now: Instant) {
+        while let Some((_, (oldest, _))) = self.ended.front()
+            && (self.ended.len() > MAX_ENDED || now.saturating_duration_since(*oldest) > self.window)
         {
             self.ended.pop_front();
         }
@@ -162,9 +137,7 @@ mod tests {
 
     const WINDOW: Duration = Duration::from_mins(1);
 
-    fn learnt() -> Learnt {
-        Learnt { vouched: 7, revoked: false }
-    }
+    const KNOWN: Known = Known { vouched: 7, revoked: false, left: false };
 
     fn is_here(sessions: &SessionTable<()>, id: &SessionId) -> bool {
         sessions.connection(id).is_some()
@@ -182,12 +155,12 @@ mod tests {
         let (sessions, session, start, id) =
             (SessionTable::new(WINDOW), Arc::new(()), Instant::now(), SessionId::random());
         let known = |after| sessions.known(&id, start + Duration::from_secs(after));
-        assert_eq!(known(0), Known::Unknown);
+        assert_eq!(known(0), None);
         assert!(sessions.enter(id.clone(), Arc::downgrade(&session), 7).is_none());
-        assert!(known(1_000) == Known::Recent(learnt()) && is_here(&sessions, &id));
+        assert!(known(1_000) == Some(KNOWN) && is_here(&sessions, &id));
         sessions.end(id.clone(), &Arc::downgrade(&session), false, start + Duration::from_secs(1_000));
         assert!(!is_here(&sessions, &id));
-        assert_eq!([known(1_060), known(1_061)], [Known::Recent(learnt()), Known::Unknown]);
+        assert_eq!([known(1_060), known(1_061)], [Some(KNOWN), None]);
     }
 
     #[test]
@@ -196,9 +169,9 @@ mod tests {
             (SessionTable::new(WINDOW), Arc::new(()), Instant::now(), SessionId::random());
         sessions.enter(id.clone(), Arc::downgrade(&session), 7);
         sessions.end(id.clone(), &Arc::downgrade(&session), true, now);
-        assert_eq!(sessions.known(&id, now), Known::Left);
+        assert_eq!(sessions.known(&id, now), Some(Known { left: true, ..KNOWN }));
         sessions.enter(id.clone(), Arc::downgrade(&session), 7);
-        assert_eq!(sessions.known(&id, now), Known::Recent(learnt()));
+        assert_eq!(sessions.known(&id, now), Some(KNOWN));
     }
 
     #[test]
@@ -222,7 +195,7 @@ mod tests {
             sessions.end(id.clone(), &Arc::downgrade(&session), false, at(end));
         }
         let known = [70, 110, 111].map(|now| sessions.known(&id, at(now)));
-        assert_eq!(known, [Known::Recent(learnt()), Known::Recent(learnt()), Known::Unknown]);
+        assert_eq!(known, [Some(KNOWN), Some(KNOWN), None]);
     }
 
     #[test]
@@ -230,13 +203,13 @@ mod tests {
         let (sessions, session, now, id) =
             (SessionTable::new(WINDOW), Arc::new(()), Instant::now(), SessionId::random());
         sessions.revoke(&id, now);
-        assert_eq!(sessions.known(&id, now), Known::Recent(Learnt { vouched: 0, revoked: true }));
+        assert_eq!(sessions.known(&id, now), Some(Known { revoked: true, ..Known::default() }));
         sessions.enter(id.clone(), Arc::downgrade(&session), 6);
         sessions.vouch(&id, 7);
         assert!(is_here(&sessions, &id));
         sessions.revoke(&id, now);
         sessions.end(id.clone(), &Arc::downgrade(&session), false, now);
-        assert_eq!(sessions.known(&id, now + WINDOW), Known::Recent(Learnt { vouched: 7, revoked: true }));
+        assert_eq!(sessions.known(&id, now + WINDOW), Some(Known { revoked: true, ..KNOWN }));
         assert!(!is_here(&sessions, &id));
     }
 }

@@ -1,8 +1,9 @@
-//! The ticket: what a browser brings to go on with its session.
+//! The ticket: what a browser brings to go on with its session, and the key that tickets and offsets are sealed with.
 //!
-//! Sealed, so that any node with the key can open it and no browser can make or read one; there is no session store. A
-//! ticket serves only together with the `channel_token` it was made for.
+//! Any node with the key can open a ticket, and no browser can make or read one; there is no session store. A ticket serves
+//! only together with the `channel_token` it was made for.
 
+use argon2::{Algorithm, Argon2, Params, Version};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chacha20poly1305::{
     KeyInit, XChaCha20Poly1305,
@@ -11,7 +12,43 @@ use chacha20poly1305::{
 use serde::{Deserialize, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
-use super::{Key, SessionId, Token, User, key::KEY};
+use super::{SessionId, Token, User};
+use crate::config::Secret;
+
+/// Bytes of a key.
+const KEY: usize = 32;
+
+/// The same for all installations: every node must derive the same key from the secret alone.
+const SALT: &[u8] = b"loomio-channels ticket key 2";
+
+/// The key of a process, or of all nodes with the same secret. Each use has its own part of it.
+#[derive(Clone)]
+pub struct Key([u8; KEY]);
+
+impl Key {
+    /// The key that every node with this secret has. Takes about 50 ms and, meanwhile, 16 MiB.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn derive(secret: &Secret) -> Result<Self, argon2::Error> {
+        let mut key = [0; KEY];
+        // 16 MiB and three passes: a browser holds something sealed with the key, and could try secrets on it.
+        let params = Params::new(16 * 1024, 3, 1, Some(KEY))?;
+        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+        argon2.hash_password_into(secret.expose().as_bytes(), SALT, &mut key)?;
+        Ok(Self(key))
+    }
+
+    /// A key that no other process has.
+    pub fn random() -> Self {
+        Self(rand::random())
+    }
+
+    /// The part for `purpose`. Parts say nothing of each other or of the key.
+    pub fn part(&self, purpose: &str) -> [u8; KEY] {
+        Sha256::new().chain_update(self.0).chain_update(purpose).finalize().into()
+    }
+}
 
 /// Bytes of XChaCha20-Poly1305's nonce, which is random.
 const NONCE: usize = 24;
@@ -19,16 +56,12 @@ const NONCE: usize = 24;
 /// Bound into every seal, so that the key of another purpose or version opens nothing.
 const PURPOSE: &[u8] = b"loomio-channels ticket 2";
 
-/// Longest ticket in characters. A browser's first message, in which it comes back, may have 64 kB; 10,000 groups take a
-/// third.
+/// Longest ticket in characters. The message that carries it may have 64 kB; 10,000 groups take a third.
 const MAX_SEALED: usize = 60_000;
 
-/// Bytes that are kept of the keyed hash of a token.
-const OWNER: usize = 16;
-
-/// The keyed hash of the token that a ticket was made for.
+/// The beginning of the keyed hash of the token that a ticket was made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Owner([u8; OWNER]);
+pub struct Owner([u8; 16]);
 
 /// A browser's session as it was when it began.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,8 +78,8 @@ pub struct Ticket {
     pub vouched: u64,
     /// The offset up to which it was served when it began; empty if that is not known.
     pub offset: String,
-    /// Whether the session began before Redis had named the user of the token. It may have got less than it should have, and
-    /// the offset of what it got says nothing of that: it must be served from `offset` again.
+    /// Whether the session began before Redis had named the user of the token: it may have got less than it should have,
+    /// and must be served from `offset` again, whatever it got since.
     pub provisional: bool,
 }
 
@@ -109,11 +142,9 @@ impl Tickets {
     /// so that its user's rooms are those that Redis names.
     pub fn seal(&self, mut ticket: Ticket) -> String {
         let sealed = self.encrypt(&ticket);
-        if sealed.len() <= MAX_SEALED {
-            return sealed;
-        }
-        if let Some(user) = &mut ticket.user {
-            user.groups = Vec::new();
+        match &mut ticket.user {
+            Some(user) if sealed.len() > MAX_SEALED => user.groups = Vec::new(),
+            _ => return sealed,
         }
         self.encrypt(&ticket)
     }
@@ -162,6 +193,16 @@ mod tests {
         let groups = groups.into_iter().map(|id| id.to_string()).collect();
         let tickets = Tickets::new(&Key::random());
         Ticket { user: Some(User { id: Some("45".to_owned()), groups }), ..ticket(&tickets) }
+    }
+
+    #[test]
+    fn the_same_secret_gives_the_same_key_and_every_purpose_its_own_part() {
+        let key = |text| Key::derive(&Secret::new(text)).unwrap();
+        let (one, two) = (key("one"), key("two"));
+        assert_eq!(one.part("a"), key("one").part("a"));
+        assert_ne!(one.part("a"), one.part("b"));
+        assert_ne!(one.part("a"), two.part("a"));
+        assert_ne!(Key::random().part("a"), Key::random().part("a"));
     }
 
     #[test]

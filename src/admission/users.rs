@@ -6,6 +6,7 @@ use serde_json::Value;
 use tokio::time::sleep;
 
 use crate::{
+    config::Secret,
     metrics::{Counter, Metrics},
     redis_client::{ConnectionError, Denial, Link},
     telemetry::Throttle,
@@ -14,8 +15,7 @@ use crate::{
 /// The beginning of Rails' keys; the token follows.
 const KEYS: &str = "/current_users/";
 
-/// Follows [`KEYS`] in the key that is read to check the rights. No token has a control character, so no browser has
-/// this key, and Redis' `ACL LOG` and `MONITOR` show what it is for.
+/// Follows [`KEYS`] in the key that is read to check the rights. No token has a control character, so no browser has it.
 const NO_TOKEN: &str = "\u{7f}rights";
 
 /// Backoff between two lookups while Redis does not answer, doubled up to the longest.
@@ -25,32 +25,24 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// The room that every browser is in.
 pub const EVERYONE: &str = "notice";
 
-/// Longest token in bytes. Rails' have 32 to 64.
+/// Longest token, and longest id of a user or group, in bytes. Rails' tokens have 32 to 64.
 const MAX_TOKEN: usize = 512;
-
-/// Longest id of a user or group, in bytes.
 const MAX_ID: usize = 64;
 
 /// A `channel_token` that may be asked for: 1 to 512 bytes without control characters.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Token(Box<str>);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token(Secret);
 
 impl Token {
     /// The token, if it has the form of one.
     pub fn parse(text: &str) -> Option<Self> {
         let valid = (1..=MAX_TOKEN).contains(&text.len()) && !text.chars().any(char::is_control);
-        valid.then(|| Self(text.into()))
+        valid.then(|| Self(Secret::new(text)))
     }
 
     /// The text itself.
     pub(super) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Token {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("[redacted]")
+        self.0.expose()
     }
 }
 
@@ -105,8 +97,7 @@ impl Answers {
         match self {
             Self::Redis(link) => link.get(&format!("{KEYS}{token}")).await,
             Self::Memory(users) => {
-                let user = users.iter().find(|(known, _)| *known == token);
-                Ok(user.map(|(_, json)| json.as_bytes().to_vec()))
+                Ok(users.iter().find(|(known, _)| *known == token).map(|(_, json)| json.as_bytes().to_vec()))
             }
         }
     }
@@ -124,12 +115,10 @@ impl Users {
         Self { answers, metrics }
     }
 
-    /// Reads a key as soon as Redis answers, and reports what has to be changed if Redis refuses. Ends then, and with it
-    /// this connection.
+    /// Reads a key as soon as Redis answers, and reports what has to be changed if Redis refuses.
     pub async fn check_rights(self) {
         if let Found::Refused(denial) = self.ask(NO_TOKEN).await {
-            let mend = mend(denial);
-            tracing::error!("redis refuses lookups, every browser is served as a visitor: {mend}");
+            tracing::error!("redis refuses lookups, every browser is served as a visitor: {}", mend(denial));
         }
     }
 
@@ -141,8 +130,8 @@ impl Users {
         if let Found::Refused(denial) = found {
             self.metrics.count(Counter::LookupsRefused);
             if let Some(more_since_last) = REFUSALS.allow(Instant::now()) {
-                let mend = mend(denial);
-                tracing::warn!(more_since_last, "redis refuses a lookup, the browser is served as a visitor: {mend}");
+                let what = "redis refuses a lookup, the browser is served as a visitor";
+                tracing::warn!(more_since_last, "{what}: {}", mend(denial));
             }
         }
         found

@@ -4,12 +4,12 @@ use std::fmt;
 
 /// A password or key. `Debug` and `Display` say `[redacted]`; the text itself has to be asked for by name.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Box<str>);
 
 impl Secret {
     /// Wraps `text`.
     pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
+        Self(text.into().into_boxed_str())
     }
 
     /// The text itself, to be handed to Redis or to derive a key from.

@@ -21,12 +21,10 @@ pub(super) async fn connect(socket: Socket, connect: Connect) {
     let Connect { pid, offset, channel_token } = connect;
     let token = socket.state().token.clone().or_else(|| channel_token.as_deref().and_then(Token::parse));
     drop(channel_token);
-    let Some((arrival, pending)) = parts.admission.admit(&parts.hub, Claim { token, ticket: pid, offset }).await else {
-        return;
-    };
+    let (arrival, pending) = parts.admission.admit(&parts.hub, Claim { token, ticket: pid, offset }).await;
     let Some(pending) = pending else { return join(&socket, arrival, false) };
     join(&socket, arrival, true);
-    let rooms = parts.admission.settle(pending).await;
+    let rooms = pending.await;
     if let Phase::Joining(membership, asking) | Phase::Connected(membership, _, asking) = &mut *socket.state().phase() {
         membership.set_rooms(rooms);
         *asking = None;

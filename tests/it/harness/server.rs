@@ -30,7 +30,7 @@ impl Server {
         let environment: Environment = defaults.iter().chain(settings).copied().collect();
         let lifecycle = Lifecycle::current();
         let app = App::bind(Config::from_env(&environment).unwrap(), Mode::Serve, lifecycle.clone()).unwrap();
-        let (address, metrics) = (app.local_addr().unwrap(), app.metrics());
+        let (address, metrics) = (app.address, app.metrics.clone());
         let mut running = JoinSet::new();
         running.spawn(app.run());
         Self { address, metrics, lifecycle, running }
