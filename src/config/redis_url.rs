@@ -5,7 +5,7 @@ use std::fmt;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-use super::{Secret, mistake::Wrong};
+use super::{Secret, reader::Wrong};
 
 /// The fitting answer to most things that can be wrong with such an address.
 const MEND: &str = "give redis://[user:password@]host[:port][/db], with every / ? # @ % of a password \

@@ -16,6 +16,11 @@ impl Secret {
     pub fn expose(&self) -> &str {
         &self.0
     }
+
+    /// Whether it could be guessed: what is sealed with it can be attacked offline.
+    pub(super) fn is_short(&self) -> bool {
+        self.0.chars().count() < 16
+    }
 }
 
 impl fmt::Debug for Secret {
