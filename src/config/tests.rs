@@ -189,7 +189,7 @@ fn the_start_block_warns_of_a_missing_origin() {
 }
 
 /// Places a secret may stand in, `{}` being it. Some of them are wrong on purpose.
-const PLACES: [(&str, &str); 18] = [
+const PLACES: [(&str, &str); 19] = [
     ("CHANNELS_SECRET", "{}"),
     ("SECRET_COOKIE_TOKEN", "{}"),
     ("REDIS_URL", "redis://:{}@host/0"),
@@ -201,6 +201,7 @@ const PLACES: [(&str, &str); 18] = [
     ("REDIS_URL", "{}@host:6379"),
     ("REDIS_URL", "redis:{}"),
     ("REDIS_URL", "redis://host?password={}"),
+    ("REDIS_URL", "redis://host?protocol={}"),
     ("REDIS_URL", "unix:///run/redis.sock?pass={}"),
     ("REDIS_URL", "redis-sentinel://:{}@a,b?sentinelServiceName=m&sentinelPassword={}"),
     ("REDIS_URL", "redis-sentinel://{}@a,b/0"),
