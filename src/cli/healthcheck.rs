@@ -3,13 +3,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::http::{HttpAnswer, exchange};
-use crate::{config::HttpConfig, telemetry::chain};
+use crate::config::HttpConfig;
 
 /// Succeeds if the server answers `/health/ready` with a 200; else says why it does not count as ready.
-pub(super) fn ask(http: &HttpConfig) -> Result<(), String> {
+pub(super) async fn ask(http: &HttpConfig) -> Result<(), String> {
     let address = SocketAddr::new(reachable(http.bind), http.port);
-    let answer =
-        exchange(address, "GET /health/ready HTTP/1.0\r\nHost: localhost", b"").map_err(|error| chain(&error))?;
+    let answer = exchange(address, "GET /health/ready HTTP/1.0\r\nHost: localhost", b"").await?;
     if answer.is_ok() { Ok(()) } else { Err(format!("not ready: {}", brief(&answer))) }
 }
 
