@@ -3,7 +3,6 @@
 //! Answers for what is typed, and what is said before there is a log. Must not know how anything is
 //! served: that is [`crate::app`].
 
-mod healthcheck;
 mod http;
 mod publish;
 
@@ -61,7 +60,8 @@ Says how many subscribers received the message: each running server is one, howe
 /// Takes the place of Loomio's Node channel server, with the same environment, and brings returning browsers what they
 /// missed. All settings come from the environment.
 #[derive(Debug, Parser)]
-#[command(name = "loomio-channels", version, after_help = format!("Environment:\n{}\n{EXAMPLES}", config::help_table()))]
+#[command(name = "loomio-channels", version)]
+#[command(after_help = format!("Environment:\n{}\n{EXAMPLES}", config::help_table()))]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -123,7 +123,7 @@ fn perform(command: Command, environment: &Environment) -> Result<ExitCode, Fail
         Command::Healthcheck => {
             // Docker knows no other codes here than 0 and 1.
             let http = Config::http_only(environment).map_err(|mistakes| (mistakes.to_string(), FAILURE))?;
-            block_on(async { healthcheck::ask(&http).await.map_err(|problem| (problem, FAILURE)) })?;
+            block_on(async { http::check_health(&http).await.map_err(|problem| (problem, FAILURE)) })?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Npm { arguments } => perform(npm(&arguments)?, environment),

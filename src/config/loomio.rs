@@ -22,13 +22,10 @@ pub struct AllowedOrigin {
     pub variable: &'static str,
 }
 
-/// Where Rails answers who may edit a document, below its own address.
-const PATH: &str = "api/hocuspocus";
-
 /// The variables that name Rails, in the order in which they are asked.
 pub const RAILS_VARIABLES: &str = "PRIVATE_APP_URL, APP_URL, PUBLIC_APP_URL or CANONICAL_HOST";
 
-/// An address of Rails.
+/// Where Rails answers who may edit a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RailsEndpoint {
     /// `http` or `https`, complete with the path; without credentials, query and fragment.
@@ -58,7 +55,7 @@ pub(super) fn rails_endpoint(reader: &mut Reader<'_>) -> Option<RailsEndpoint> {
     let _ = (url.set_username(""), url.set_password(None));
     url.set_query(None);
     url.set_fragment(None);
-    let path = format!("{}/{PATH}", url.path().trim_end_matches('/'));
+    let path = format!("{}/api/hocuspocus", url.path().trim_end_matches('/'));
     url.set_path(&path);
     Some(RailsEndpoint { url, variable })
 }
@@ -71,16 +68,10 @@ fn first<'a>(reader: &mut Reader<'a>, settings: &[&Setting<Url>]) -> Option<(&'s
     Some((setting.variable.name, text, reader.check(setting, text)?))
 }
 
-pub(super) fn public_url(text: &str) -> Result<Url, Wrong> {
-    web_url(text, "give the address of Loomio, for example https://loomio.example.org")
-}
-
-pub(super) fn private_url(text: &str) -> Result<Url, Wrong> {
-    web_url(text, "give the address of Loomio, for example https://loomio.example.org or http://app:3000")
-}
-
-fn web_url(text: &str, mend: &str) -> Result<Url, Wrong> {
-    let url = Url::parse(text).map_err(|_| Wrong::new("not an address", mend))?;
+/// An address of Loomio; `example` is one that would do.
+pub(super) fn web_url(text: &str, example: &&str) -> Result<Url, Wrong> {
+    let mend = format!("give the address of Loomio, for example {example}");
+    let url = Url::parse(text).map_err(|_| Wrong::new("not an address", &*mend))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(Wrong::new("neither http:// nor https://", mend));
     }

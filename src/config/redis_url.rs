@@ -2,9 +2,7 @@
 
 use std::fmt;
 
-use redis::{
-    ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, RedisError, TlsMode, sentinel::SentinelNodeConnectionInfo,
-};
+use redis::{ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, TlsMode, sentinel::SentinelNodeConnectionInfo};
 use url::{Position, Url};
 
 use super::{Secret, reader::Wrong};
@@ -124,13 +122,11 @@ fn info(url: &Url, mend: &str) -> Result<ConnectionInfo, Wrong> {
     if url.query().is_some_and(|query| query.contains('@')) {
         return Err(Wrong::new("has a ? before its @", mend));
     }
-    let info = url.clone().into_connection_info().map_err(|error| Wrong::new(problem(&error), mend))?;
+    let info = url.clone().into_connection_info().map_err(|error| {
+        // What the client says after the dash may be a piece of the address.
+        Wrong::new(error.to_string().split(" - ").next().unwrap_or_default().to_lowercase(), mend)
+    })?;
     if info.redis_settings().db() < 0 { Err(Wrong::new("has a negative database", mend)) } else { Ok(info) }
-}
-
-/// What the client says is wrong. What it says after the dash may be a piece of the address.
-fn problem(error: &RedisError) -> String {
-    error.to_string().split(" - ").next().unwrap_or_default().to_lowercase()
 }
 
 /// The form other Redis clients read as well; `rediss-sentinel` is the same over TLS. `sentinelUsername` and

@@ -7,7 +7,7 @@ use url::Url;
 
 use super::{
     GapNotice, LogFormat, Networks, RedisUrl, Secret,
-    loomio::{host, own_hosts, private_url, public_url},
+    loomio::{host, own_hosts, web_url},
     parse::{
         address, bytes, duration, filter, gap_notice, log_format, milliseconds, number, seconds, secret, strong_secret,
         switch,
@@ -35,13 +35,15 @@ pub(super) struct Setting<T: 'static> {
     pub(super) check: fn(&str) -> Result<T, Wrong>,
 }
 
-/// Declares each variable: whether it is secret, its name, the type of its value, its default, its check with the range
-/// of the check, its help.
+/// Declares each variable: whether it is secret, its name, the type of its value, its default, its check with what it
+/// is given, its help.
 macro_rules! variables {
-    ($($kind:ident $name:ident: $value:ty = $default:literal, $($check:ident)::+($($range:expr)?), $help:literal;)+) => {
+    ($(
+        $kind:ident $name:ident: $value:ty = $default:literal, $($check:ident)::+($($given:expr)?), $help:literal;
+    )+) => {
         $(pub(super) static $name: Setting<$value> = Setting {
             variable: Variable { name: stringify!($name), default: $default, help: $help, secret: variables!($kind) },
-            check: |text| $($check)::+(text $(, &$range)?),
+            check: |text| $($check)::+(text $(, &$given)?),
         };)+
 
         /// Every variable that is read, in the order in which it is explained.
@@ -61,11 +63,12 @@ pub(super) const MOST_SHARDS: usize = 64;
 variables! {
     secret REDIS_URL: RedisUrl = "redis://localhost:6379/0", RedisUrl::parse(),
         "where Rails publishes: redis, rediss, valkey, valkeys, unix or redis-sentinel";
-    plain PUBLIC_APP_URL: Url = "https://$CANONICAL_HOST", public_url(),
+    plain PUBLIC_APP_URL: Url = "https://$CANONICAL_HOST", web_url("https://loomio.example.org"),
         "address of Loomio in the browser: the origin CORS allows";
-    plain PRIVATE_APP_URL: Url = "APP_URL", private_url(),
+    plain PRIVATE_APP_URL: Url = "APP_URL", web_url("https://loomio.example.org or http://app:3000"),
         "address of Loomio from here, for example http://app:3000: who is asked";
-    plain APP_URL: Url = "PUBLIC_APP_URL", private_url(), "the same, used when that is unset";
+    plain APP_URL: Url = "PUBLIC_APP_URL", web_url("https://loomio.example.org or http://app:3000"),
+        "the same, used when that is unset";
     plain CANONICAL_HOST: Url = "VIRTUAL_HOST", host(), "host name of Loomio, for example loomio.example.org";
     plain VIRTUAL_HOST: Url = "no origin", own_hosts(),
         "host name of this service; Loomio's is taken to be the same without channels.";
