@@ -3,18 +3,17 @@
 //! Answers for what is typed, and what is said before there is a log. Must not know how anything is
 //! served: that is [`crate::app`].
 
-mod healthcheck;
 mod http;
-mod npm;
 mod publish;
 
 use std::{
     io::{self, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
 };
 
-use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
+use clap::{Parser, Subcommand};
+use tokio::runtime;
 
 use crate::{
     app::{self, AppError, Mode},
@@ -28,6 +27,9 @@ const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 /// The configuration has to be mended first: `EX_CONFIG` of sysexits(3).
 const CONFIGURATION: u8 = 78;
+
+/// What is wrong and how to mend it, said where there is no log; and the exit code.
+type Failure = (String, u8);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -59,6 +61,7 @@ Says how many subscribers received the message: each running server is one, howe
 /// missed. All settings come from the environment.
 #[derive(Debug, Parser)]
 #[command(name = "loomio-channels", version)]
+#[command(after_help = format!("Environment:\n{}\n{EXAMPLES}", config::help_table()))]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -97,94 +100,84 @@ enum Command {
 
 /// Does what the arguments of the process ask for.
 pub fn run() -> ExitCode {
-    match definition().try_get_matches().and_then(|matches| command(&matches)) {
-        Ok(command) => perform(command, &Environment::process()),
-        Err(answer) => {
-            // `--help` and `--version` come here as well. If printing fails, the exit code has to do.
-            let _ = answer.print();
-            match answer.kind() {
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
-                _ => ExitCode::from(USAGE),
-            }
-        }
-    }
+    let command = Cli::parse().command.unwrap_or(Command::Serve);
+    perform(command, &Environment::process()).unwrap_or_else(|(problem, code)| {
+        // If standard error is closed, the exit code has to do.
+        let _ = writeln!(io::stderr().lock(), "loomio-channels: {problem}");
+        ExitCode::from(code)
+    })
 }
 
-fn definition() -> clap::Command {
-    Cli::command().after_help(format!("Environment:\n{}\n{EXAMPLES}", config::help_table()))
-}
-
-fn command(matches: &ArgMatches) -> Result<Command, clap::Error> {
-    Ok(Cli::from_arg_matches(matches)?.command.unwrap_or(Command::Serve))
-}
-
-fn perform(command: Command, environment: &Environment) -> ExitCode {
+fn perform(command: Command, environment: &Environment) -> Result<ExitCode, Failure> {
     match command {
         Command::Serve => serve(Config::from_env(environment), Mode::Serve),
         Command::Demo { port } => serve(Config::for_demo(port, environment), Mode::Demo),
-        Command::Publish { room, file, demo } => publish(&room, &file, demo.as_deref(), environment),
-        Command::Healthcheck => healthcheck(environment),
-        Command::Npm { arguments } => match npm::command(&arguments) {
-            Ok(command) => perform(command, environment),
-            Err(problem) => complain(&problem, CONFIGURATION),
-        },
+        Command::Publish { room, file, demo } => {
+            let subscribers = block_on(publish::publish(&room, &file, demo.as_deref(), environment))?;
+            let plural = if subscribers == 1 { "" } else { "s" };
+            let hint = if subscribers == 0 { ": no channel server is subscribed there" } else { "" };
+            // If standard output is closed, the exit code has to do.
+            let _ = writeln!(io::stdout().lock(), "received by {subscribers} subscriber{plural}{hint}");
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Healthcheck => {
+            // Docker knows no other codes here than 0 and 1.
+            let http = Config::http_only(environment).map_err(|mistakes| (mistakes.to_string(), FAILURE))?;
+            block_on(async { http::check_health(&http).await.map_err(|problem| (problem, FAILURE)) })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Npm { arguments } => perform(npm(&arguments)?, environment),
     }
 }
 
-fn serve(config: Result<Config, Mistakes>, mode: Mode) -> ExitCode {
-    let config = match config {
-        Ok(config) => config,
-        Err(mistakes) => return complain(&mistakes, CONFIGURATION),
-    };
-    if let Err(error) = telemetry::init(&config.log) {
-        return complain(&telemetry::chain(&error), FAILURE);
-    }
+fn serve(config: Result<Config, Mistakes>, mode: Mode) -> Result<ExitCode, Failure> {
+    let config = config.map_err(|mistakes| (mistakes.to_string(), CONFIGURATION))?;
+    telemetry::init(&config.log).map_err(|error| (telemetry::chain(&error), FAILURE))?;
     tracing::info!("{}", config.summary());
-    match app::run(config, mode) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let code = if matches!(error, AppError::Config(_)) { CONFIGURATION } else { FAILURE };
-            tracing::error!("{}", telemetry::chain(&error));
-            ExitCode::from(code)
+    let Err(error) = app::run(config, mode) else { return Ok(ExitCode::SUCCESS) };
+    tracing::error!("{}", telemetry::chain(&error));
+    Ok(ExitCode::from(if matches!(error, AppError::Config(_)) { CONFIGURATION } else { FAILURE }))
+}
+
+/// Runs a subcommand that only asks, on this thread.
+fn block_on<T>(question: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| (format!("cannot start: {error}"), FAILURE))?.block_on(question)
+}
+
+/// What the arguments after `npm` mean here. Compose files keep passing the commands of the Node image when only the
+/// image's name changes.
+fn npm(arguments: &[String]) -> Result<Command, Failure> {
+    let words = arguments.iter().map(String::as_str).filter(|word| !word.starts_with('-')).collect::<Vec<_>>();
+    match *words.as_slice() {
+        ["start"] | ["run" | "run-script", "start"] => Ok(Command::Serve),
+        ["run" | "run-script", "hocuspocus"] => Err((
+            "collaborative editing is not part of this build yet; \
+             keep the image loomio/loomio_channel_server for the hocuspocus container, \
+             and use this one for the channels container"
+                .to_owned(),
+            CONFIGURATION,
+        )),
+        _ => {
+            let words = words.join(" ");
+            Err((format!("there is no `npm {words}` here; leave the command out to serve live updates"), CONFIGURATION))
         }
     }
-}
-
-fn publish(room: &str, file: &Path, demo: Option<&str>, environment: &Environment) -> ExitCode {
-    let subscribers = match publish::publish(room, file, demo, environment) {
-        Ok(subscribers) => subscribers,
-        Err((problem, code)) => return complain(&problem, code),
-    };
-    let plural = if subscribers == 1 { "" } else { "s" };
-    let hint = if subscribers == 0 { ": no channel server is subscribed there" } else { "" };
-    // If standard output is closed, the exit code has to do.
-    let _ = writeln!(io::stdout().lock(), "received by {subscribers} subscriber{plural}{hint}");
-    ExitCode::SUCCESS
-}
-
-fn healthcheck(environment: &Environment) -> ExitCode {
-    let http = Config::http_only(environment).map_err(|mistakes| mistakes.to_string());
-    match http.and_then(|http| healthcheck::ask(&http)) {
-        Ok(()) => ExitCode::SUCCESS,
-        // Docker knows no other codes here than 0 and 1.
-        Err(problem) => complain(&problem, FAILURE),
-    }
-}
-
-/// Says what is wrong where there is no log.
-fn complain(problem: &dyn std::fmt::Display, code: u8) -> ExitCode {
-    // If standard error is closed, the exit code has to do.
-    let _ = writeln!(io::stderr().lock(), "loomio-channels: {problem}");
-    ExitCode::from(code)
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::{CommandFactory, error::ErrorKind};
+
     use super::*;
 
     fn parsed(line: &str) -> Result<Command, clap::Error> {
         let arguments = std::iter::once("loomio-channels").chain(line.split_whitespace());
-        definition().try_get_matches_from(arguments).and_then(|matches| command(&matches))
+        Ok(Cli::try_parse_from(arguments)?.command.unwrap_or(Command::Serve))
+    }
+
+    fn npm_means(line: &str) -> Result<Command, Failure> {
+        npm(&line.split(' ').map(String::from).collect::<Vec<_>>())
     }
 
     #[test]
@@ -232,6 +225,22 @@ mod tests {
 
     #[test]
     fn the_definition_is_sound() {
-        definition().debug_assert();
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn npm_start_serves_in_every_spelling() {
+        for line in ["start", "run start", "run --silent start", "run-script start"] {
+            assert_eq!(npm_means(line), Ok(Command::Serve), "{line}");
+        }
+    }
+
+    #[test]
+    fn npm_hocuspocus_is_named_and_the_way_out_too() {
+        let (problem, code) = npm_means("run hocuspocus").unwrap_err();
+        assert_eq!(code, CONFIGURATION);
+        assert!(problem.contains("not part of this build") && problem.contains("loomio/loomio_channel_server"));
+        assert!(npm_means("run bots").unwrap_err().0.contains("`npm run bots`"));
+        assert!(npm_means("").is_err());
     }
 }

@@ -4,63 +4,35 @@
 //! Must not know what the settings are used for, open a connection, or log. The environment comes in as a value
 //! ([`Environment`]); the process's own is read in one place, [`Environment::process`].
 
-mod environment;
 mod loomio;
-mod mistake;
 mod networks;
 mod parse;
+mod reader;
 mod redis_url;
 mod secret;
-mod sections;
 mod summary;
 #[cfg(test)]
 mod tests;
 mod variable;
 
 pub use self::{
-    environment::Environment,
     loomio::{AllowedOrigin, RAILS_VARIABLES, RailsEndpoint},
-    mistake::{Mistake, Mistakes},
     networks::Networks,
+    reader::{Environment, Mistakes},
     redis_url::{RedisTarget, RedisUrl},
     secret::Secret,
-    sections::{
-        CollabConfig, EngineConfig, GapNotice, HttpConfig, LimitsConfig, LogConfig, LogFormat, RailsConfig,
-        RecoveryConfig,
-    },
     variable::{VARIABLES, Variable, help_table},
 };
 
-use std::{mem, net::Ipv4Addr, ops::RangeInclusive, time::Duration};
+use std::{
+    mem,
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use tracing::level_filters::LevelFilter;
 
-use self::{
-    environment::Reader,
-    mistake::Wrong,
-    parse::{bytes, duration, milliseconds, number},
-};
-
-/// Short enough for tests, long enough for any proxy.
-const TIMER_MS: RangeInclusive<u64> = 50..=3_600_000;
-/// One large records message has to fit in; the bound is per browser.
-const OUTBOX: RangeInclusive<u64> = 64 << 10..=1 << 30;
-const WINDOW: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(24);
-const RECOVERY_LOG: RangeInclusive<u64> = 64 << 10..=64 << 30;
-const REPLAY: RangeInclusive<u64> = 4 << 10..=1 << 30;
-const UNVOUCHED: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(365 * 24);
-/// Each shard is a worker; beyond this, handing a message to all of them costs more than they save.
-const MOST_SHARDS: usize = 64;
-/// At most as many as Linux gives file descriptors to one process by default.
-const PLACES: RangeInclusive<usize> = 1..=1 << 20;
-/// More than any Rails answers: one check every 60 µs.
-const PER_MINUTE: RangeInclusive<u32> = 1..=1_000_000;
-/// Puma has 5 threads by default and few installations above 100.
-const CONCURRENCY: RangeInclusive<usize> = 1..=256;
-/// Proxies in front give up after a minute, so more is rarely of use.
-const HOLD_SECONDS: RangeInclusive<u64> = 1..=300;
-/// A ticket can be attacked offline, so the key must not be easy to guess.
-const LEAST_SECRET_CHARACTERS: usize = 16;
+use self::reader::{Reader, Wrong};
 
 /// Everything the process can be told from outside, checked.
 #[derive(Clone, Debug)]
@@ -89,6 +61,113 @@ pub struct Config {
     pub notes: Vec<String>,
 }
 
+/// Where to listen, and which browsers to let in.
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    /// TCP port. `PORT`, default 5000; 0 takes a free one.
+    pub port: u16,
+    /// Address to listen on. `BIND`, default all interfaces, IPv6 and IPv4; of the demo, 127.0.0.1.
+    pub bind: Option<IpAddr>,
+    /// The origin CORS allows. `PUBLIC_APP_URL`, else `CANONICAL_HOST`, else `VIRTUAL_HOST`; without any, none.
+    pub allowed_origin: Option<AllowedOrigin>,
+    /// Whether other origins are refused over WebSocket too. `STRICT_ORIGIN`, default 0.
+    pub strict_origin: bool,
+    /// The peers whose `X-Forwarded-For` counts. `TRUSTED_PROXIES`, default private networks.
+    pub trusted_proxies: Networks,
+}
+
+/// How many may be served at a time.
+#[derive(Clone, Debug)]
+pub struct LimitsConfig {
+    /// Connections. `MAX_CONNECTIONS`, default as many as the limit of open files allows.
+    pub connections: Option<usize>,
+    /// Sessions. `MAX_SESSIONS`, default as many as connections.
+    pub sessions: Option<usize>,
+    /// Sessions of one client address. `MAX_SESSIONS_PER_ADDRESS`, default 4096.
+    pub sessions_per_address: usize,
+}
+
+/// Heartbeats and the bound on slow browsers.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Time between two heartbeats. `PING_INTERVAL_MS`, default 25000.
+    pub ping_interval: Duration,
+    /// Time a browser has to answer one. `PING_TIMEOUT_MS`, default 20000.
+    pub ping_timeout: Duration,
+    /// Time a connection has to join its namespace. `CONNECT_TIMEOUT_MS`, default 45000.
+    pub connect_timeout: Duration,
+    /// Bytes one slow browser may have waiting before it is closed. `OUTBOX_BYTES`, default 16 MiB.
+    pub outbox_bytes: usize,
+}
+
+/// What a returning browser can still get.
+#[derive(Clone, Debug)]
+pub struct RecoveryConfig {
+    /// How long a browser may be away. `RECOVERY_WINDOW`, default 30 minutes.
+    pub window: Duration,
+    /// Bytes of messages kept for that. `RECOVERY_LOG_BYTES`, default 64 MiB.
+    pub log_bytes: usize,
+    /// Bytes that one returning browser is given at most. `REPLAY_BYTES`, default 8 MiB.
+    pub replay_bytes: usize,
+    /// How long the rooms of a ticket serve after Redis last confirmed them. `UNVOUCHED_MAX`, default 24 hours.
+    pub unvouched_max: Duration,
+    /// What browsers are told when messages may have been lost. `GAP_NOTICE`, default reload.
+    pub gap_notice: GapNotice,
+    /// What the ticket key is derived from. `CHANNELS_SECRET`, else `SECRET_COOKIE_TOKEN`, default none: a random key.
+    pub secret: Option<Secret>,
+    /// The variable the secret came from.
+    pub secret_variable: Option<&'static str>,
+}
+
+/// What browsers are told when messages may have been lost.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum GapNotice {
+    /// Nothing.
+    #[default]
+    Off,
+    /// To reload the page, with a text of ours or Loomio's own words.
+    Reload(Option<String>),
+}
+
+/// How Rails is asked.
+#[derive(Clone, Debug)]
+pub struct RailsConfig {
+    /// Where. `PRIVATE_APP_URL`, else `APP_URL`, else `PUBLIC_APP_URL`, else `CANONICAL_HOST`; without any, nowhere.
+    pub endpoint: Option<RailsEndpoint>,
+    /// Requests under way at a time. `RAILS_MAX_CONCURRENCY`, default 16.
+    pub max_concurrency: usize,
+    /// How long a check may take while Rails cannot answer. `RAILS_HOLD_SECONDS`, default 30.
+    pub hold: Duration,
+}
+
+/// Which questions about the right to edit a document are taken, and how many.
+#[derive(Clone, Debug)]
+pub struct CollabConfig {
+    /// Checks a minute, for each client address and for each token. `COLLAB_AUTH_PER_MINUTE`, default 60.
+    pub auth_per_minute: u32,
+    /// Whether document names of an unknown form are refused. `COLLAB_STRICT_NAMES`, default 0.
+    pub strict_names: bool,
+}
+
+/// What is logged, and in which form.
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    /// `LOG_FORMAT`, default text.
+    pub format: LogFormat,
+    /// Valid `EnvFilter` directives. `RUST_LOG`, default info.
+    pub filter: String,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line, for collectors.
+    Json,
+}
+
 impl Config {
     /// Reads the settings of the live server.
     pub fn from_env(environment: &Environment) -> Result<Self, Mistakes> {
@@ -99,9 +178,9 @@ impl Config {
     /// 127.0.0.1, and the origin to `http://localhost:<port>`.
     pub fn for_demo(port: Option<u16>, environment: &Environment) -> Result<Self, Mistakes> {
         let mut environment = environment.clone();
-        environment.variables.remove(variable::REDIS_URL.name);
+        environment.variables.remove(variable::REDIS_URL.variable.name);
         if let Some(port) = port {
-            environment.variables.insert(variable::PORT.name.to_owned(), port.to_string().into());
+            environment.variables.insert(variable::PORT.variable.name.to_owned(), port.to_string().into());
         }
         Self::read(&environment, true)
     }
@@ -115,32 +194,32 @@ impl Config {
 
     fn read(environment: &Environment, demo: bool) -> Result<Self, Mistakes> {
         let mut reader = Reader::new(environment);
-        let cores = environment.cores.get().min(MOST_SHARDS);
+        let cores = environment.cores.get().min(variable::MOST_SHARDS);
         let config = Self {
             http: http(&mut reader, demo),
             limits: LimitsConfig {
-                connections: reader.optional(&variable::MAX_CONNECTIONS, number(PLACES)),
-                sessions: reader.optional(&variable::MAX_SESSIONS, number(PLACES)),
-                sessions_per_address: reader.value(&variable::MAX_SESSIONS_PER_ADDRESS, number(PLACES)),
+                connections: reader.optional(&variable::MAX_CONNECTIONS),
+                sessions: reader.optional(&variable::MAX_SESSIONS),
+                sessions_per_address: reader.value(&variable::MAX_SESSIONS_PER_ADDRESS),
             },
-            redis: reader.value(&variable::REDIS_URL, RedisUrl::parse),
+            redis: reader.value(&variable::REDIS_URL),
             engine: EngineConfig {
-                ping_interval: reader.value(&variable::PING_INTERVAL_MS, milliseconds(TIMER_MS)),
-                ping_timeout: reader.value(&variable::PING_TIMEOUT_MS, milliseconds(TIMER_MS)),
-                connect_timeout: reader.value(&variable::CONNECT_TIMEOUT_MS, milliseconds(TIMER_MS)),
-                outbox_bytes: reader.value(&variable::OUTBOX_BYTES, bytes(OUTBOX)),
+                ping_interval: reader.value(&variable::PING_INTERVAL_MS),
+                ping_timeout: reader.value(&variable::PING_TIMEOUT_MS),
+                connect_timeout: reader.value(&variable::CONNECT_TIMEOUT_MS),
+                outbox_bytes: reader.value(&variable::OUTBOX_BYTES),
             },
             recovery: recovery(&mut reader),
             rails: RailsConfig {
                 endpoint: loomio::rails_endpoint(&mut reader),
-                max_concurrency: reader.value(&variable::RAILS_MAX_CONCURRENCY, number(CONCURRENCY)),
-                hold: Duration::from_secs(reader.value(&variable::RAILS_HOLD_SECONDS, number(HOLD_SECONDS))),
+                max_concurrency: reader.value(&variable::RAILS_MAX_CONCURRENCY),
+                hold: reader.value(&variable::RAILS_HOLD_SECONDS),
             },
             collab: CollabConfig {
-                auth_per_minute: reader.value(&variable::COLLAB_AUTH_PER_MINUTE, number(PER_MINUTE)),
-                strict_names: reader.value(&variable::COLLAB_STRICT_NAMES, parse::switch),
+                auth_per_minute: reader.value(&variable::COLLAB_AUTH_PER_MINUTE),
+                strict_names: reader.value(&variable::COLLAB_STRICT_NAMES),
             },
-            shards: reader.optional(&variable::SHARDS, number(1..=MOST_SHARDS)).unwrap_or(cores),
+            shards: reader.optional(&variable::SHARDS).unwrap_or(cores),
             log: log(&mut reader),
             demo,
             notes: mem::take(&mut reader.notes),
@@ -150,10 +229,10 @@ impl Config {
 }
 
 fn http(reader: &mut Reader<'_>, demo: bool) -> HttpConfig {
-    let port = reader.value(&variable::PORT, number(0..=u16::MAX));
-    let bind = reader.optional(&variable::BIND, parse::address).or(demo.then_some(Ipv4Addr::LOCALHOST.into()));
-    let strict_origin = reader.value(&variable::STRICT_ORIGIN, parse::switch);
-    let trusted_proxies = reader.value(&variable::TRUSTED_PROXIES, Networks::parse);
+    let port = reader.value(&variable::PORT);
+    let bind = reader.optional(&variable::BIND).or(demo.then_some(Ipv4Addr::LOCALHOST.into()));
+    let strict_origin = reader.value(&variable::STRICT_ORIGIN);
+    let trusted_proxies = reader.value(&variable::TRUSTED_PROXIES);
     let mistakes = reader.mistakes.len();
     let mut allowed_origin = loomio::allowed_origin(reader);
     if demo {
@@ -164,53 +243,39 @@ fn http(reader: &mut Reader<'_>, demo: bool) -> HttpConfig {
     if strict_origin && allowed_origin.is_none() && reader.mistakes.len() == mistakes {
         let problem = "would refuse every browser, since no origin is known";
         let wrong = Wrong::new(problem, "set CANONICAL_HOST or PUBLIC_APP_URL");
-        reader.check::<()>(&variable::STRICT_ORIGIN, "1", Err(wrong));
+        reader.keep(&variable::STRICT_ORIGIN.variable, Some("1"), &wrong);
     }
     HttpConfig { port, bind, allowed_origin, strict_origin, trusted_proxies }
 }
 
 fn recovery(reader: &mut Reader<'_>) -> RecoveryConfig {
-    let is_short = |text: &str| text.chars().count() < LEAST_SECRET_CHARACTERS;
-    let ours = reader.optional(&variable::CHANNELS_SECRET, |text| {
-        let problem = format!("shorter than {LEAST_SECRET_CHARACTERS} characters");
-        if is_short(text) { Err(Wrong::new(problem, "make one with `openssl rand -hex 32`")) } else { Ok(text) }
-    });
-    let loomios = reader.text(&variable::SECRET_COOKIE_TOKEN);
+    let ours = reader.optional(&variable::CHANNELS_SECRET);
+    let loomios = reader.optional(&variable::SECRET_COOKIE_TOKEN);
     // No mistake: with the environment of the Node server this one has to start.
-    if ours.is_none() && loomios.is_some_and(is_short) {
-        reader.note("SECRET_COOKIE_TOKEN is short and could be guessed; `openssl rand -hex 32` makes a good one");
+    if ours.is_none() && loomios.as_ref().is_some_and(Secret::is_short) {
+        let note = "SECRET_COOKIE_TOKEN is short and could be guessed; `openssl rand -hex 32` makes a good one";
+        reader.notes.push(note.to_owned());
     }
-    let ours = ours.map(|text| (text, variable::CHANNELS_SECRET.name));
-    let secret = ours.or_else(|| Some((loomios?, variable::SECRET_COOKIE_TOKEN.name)));
+    let ours = ours.map(|secret| (secret, "CHANNELS_SECRET"));
+    let (secret, secret_variable) = ours.or(loomios.map(|secret| (secret, "SECRET_COOKIE_TOKEN"))).unzip();
     RecoveryConfig {
-        window: reader.value(&variable::RECOVERY_WINDOW, duration(WINDOW)),
-        log_bytes: reader.value(&variable::RECOVERY_LOG_BYTES, bytes(RECOVERY_LOG)),
-        replay_bytes: reader.value(&variable::REPLAY_BYTES, bytes(REPLAY)),
-        unvouched_max: reader.value(&variable::UNVOUCHED_MAX, duration(UNVOUCHED)),
-        gap_notice: reader.value(&variable::GAP_NOTICE, |text| Ok(gap_notice(text))),
-        secret: secret.map(|(text, _)| Secret::new(text)),
-        secret_variable: secret.map(|(_, variable)| variable),
-    }
-}
-
-fn gap_notice(text: &str) -> GapNotice {
-    match text.to_ascii_lowercase().as_str() {
-        "off" => GapNotice::Off,
-        "reload" => GapNotice::Reload(None),
-        _ => GapNotice::Reload(Some(text.to_owned())),
+        window: reader.value(&variable::RECOVERY_WINDOW),
+        log_bytes: reader.value(&variable::RECOVERY_LOG_BYTES),
+        replay_bytes: reader.value(&variable::REPLAY_BYTES),
+        unvouched_max: reader.value(&variable::UNVOUCHED_MAX),
+        gap_notice: reader.value(&variable::GAP_NOTICE),
+        secret,
+        secret_variable,
     }
 }
 
 fn log(reader: &mut Reader<'_>) -> LogConfig {
-    let format = reader.value(&variable::LOG_FORMAT, |text| match text.to_ascii_lowercase().as_str() {
-        "text" => Ok(LogFormat::Text),
-        "json" => Ok(LogFormat::Json),
-        _ => Err(Wrong::new("not a log format", "give text or json")),
-    });
-    let filter = reader.value(&variable::RUST_LOG, parse::filter);
+    let format = reader.value(&variable::LOG_FORMAT);
+    let filter = reader.value(&variable::RUST_LOG);
     // Valid, but hardly meant: a misspelt level is taken for the name of a module.
     if filter.chars().all(|c| c.is_ascii_alphabetic()) && filter.parse::<LevelFilter>().is_err() {
-        reader.note(format!("RUST_LOG={filter} is not a level, so nothing but a module of that name is logged"));
+        let problem = "is not a level, so nothing but a module of that name is logged";
+        reader.notes.push(format!("RUST_LOG={filter} {problem}"));
     }
     LogConfig { format, filter }
 }

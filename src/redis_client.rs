@@ -8,8 +8,8 @@ mod raw;
 use std::{io, time::Duration};
 
 use redis::{
-    Client, ConnectionAddr, RedisError, TlsMode,
-    sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
+    Client, RedisError,
+    sentinel::{SentinelClient, SentinelServerType},
 };
 use tokio::sync::Mutex;
 
@@ -60,31 +60,11 @@ impl Connector {
     /// A connector to the configured server; dials nothing yet. Fails when the client does not take the address.
     pub fn new(url: &RedisUrl) -> Result<Self, RedisError> {
         tls::install();
-        Ok(Self(match url.target() {
+        Ok(Self(match url.target.clone() {
             RedisTarget::Url(address) => Route::Direct(Client::open(address.expose())?),
-            RedisTarget::Sentinel { nodes, service, user, password, db, tls, sentinel_user, sentinel_password } => {
-                let nodes = nodes.iter().cloned().map(|(host, port)| match tls {
-                    true => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
-                    false => ConnectionAddr::Tcp(host, port),
-                });
-                let mut builder = SentinelClientBuilder::new(nodes, service.clone(), SentinelServerType::Master)?
-                    .set_client_to_redis_db(*db);
-                if *tls {
-                    builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
-                }
-                if let Some(user) = user {
-                    builder = builder.set_client_to_redis_username(user);
-                }
-                if let Some(password) = password {
-                    builder = builder.set_client_to_redis_password(password.expose());
-                }
-                if let Some(user) = sentinel_user {
-                    builder = builder.set_client_to_sentinel_username(user);
-                }
-                if let Some(password) = sentinel_password {
-                    builder = builder.set_client_to_sentinel_password(password.expose());
-                }
-                Route::Sentinel(Mutex::new(builder.build()?))
+            RedisTarget::Sentinel { nodes, service, master } => {
+                let sentinel = SentinelClient::build(nodes, service, Some(master), SentinelServerType::Master)?;
+                Route::Sentinel(Mutex::new(sentinel))
             }
         }))
     }

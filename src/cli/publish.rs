@@ -8,9 +8,8 @@ use std::{
 };
 
 use serde_json::Value;
-use tokio::runtime;
 
-use super::{CONFIGURATION, FAILURE, USAGE, http::exchange};
+use super::{CONFIGURATION, FAILURE, Failure, USAGE, http::exchange};
 use crate::{
     bus::{MAX_PAYLOAD, Publication, PublicationError},
     config::{Config, Environment},
@@ -18,25 +17,22 @@ use crate::{
     telemetry::chain,
 };
 
-/// Why nothing was published and how to mend it, and the exit code.
-type Unpublished = (String, u8);
-
 /// Publishes the message in `file` to `room`: to the demo at the address `demo`, else to `REDIS_URL`. Returns the number of
 /// subscribers that received it.
-pub(super) fn publish(
+pub(super) async fn publish(
     room: &str,
     file: &Path,
     demo: Option<&str>,
     environment: &Environment,
-) -> Result<u64, Unpublished> {
+) -> Result<u64, Failure> {
     let text = read(file).map_err(|error| (format!("cannot read {}: {error}", file.display()), FAILURE))?;
     let publication = Publication::new(room, &text).map_err(|error| match error {
         PublicationError::Room(_) => (error.to_string(), USAGE),
         _ => (chain(&error), FAILURE),
     })?;
     match demo {
-        Some(address) => to_demo(address, room, &publication).map_err(|problem| (problem, FAILURE)),
-        None => to_redis(environment, &publication),
+        Some(address) => to_demo(address, room, &publication).await.map_err(|problem| (problem, FAILURE)),
+        None => to_redis(environment, &publication).await,
     }
 }
 
@@ -48,7 +44,7 @@ fn read(file: &Path) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-fn to_demo(address: &str, room: &str, Publication { payload, .. }: &Publication) -> Result<u64, String> {
+async fn to_demo(address: &str, room: &str, Publication { payload, .. }: &Publication) -> Result<u64, String> {
     let unknown =
         || format!("`{address}` is not the address of a demo: give the one that it prints, as localhost:5000");
     let host = address.strip_prefix("http://").unwrap_or(address).split('/').next().unwrap_or_default();
@@ -60,7 +56,8 @@ fn to_demo(address: &str, room: &str, Publication { payload, .. }: &Publication)
     let mut addresses: Vec<SocketAddr> = host.to_socket_addrs().map_err(|_| unknown())?.collect();
     addresses.sort_by_key(SocketAddr::is_ipv6);
     let answer = exchange(*addresses.first().ok_or_else(unknown)?, &head, payload)
-        .map_err(|error| format!("cannot publish; is the demo running there? {}", chain(&error)))?;
+        .await
+        .map_err(|error| format!("cannot publish; is the demo running there? {error}"))?;
     let body: Value = serde_json::from_str(&answer.body).unwrap_or_default();
     match (body["receivers"].as_u64(), body["error"].as_str()) {
         (Some(receivers), _) if answer.is_ok() => Ok(receivers),
@@ -69,7 +66,7 @@ fn to_demo(address: &str, room: &str, Publication { payload, .. }: &Publication)
     }
 }
 
-fn to_redis(environment: &Environment, Publication { channel, payload }: &Publication) -> Result<u64, Unpublished> {
+async fn to_redis(environment: &Environment, Publication { channel, payload }: &Publication) -> Result<u64, Failure> {
     let failed = |error: ConnectionError| {
         let mend = match error {
             ConnectionError::Denied(Denial::Rights) => "grant its user +publish &/records &/system_notice:",
@@ -79,7 +76,5 @@ fn to_redis(environment: &Environment, Publication { channel, payload }: &Public
     };
     let config = Config::from_env(environment).map_err(|mistakes| (mistakes.to_string(), CONFIGURATION))?;
     let link = Link::new(Connector::new(&config.redis).map_err(|error| failed(error.into()))?);
-    let runtime = runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| (format!("cannot start: {error}"), FAILURE))?;
-    runtime.block_on(link.publish(channel, payload)).map_err(failed)
+    link.publish(channel, payload).await.map_err(failed)
 }

@@ -9,9 +9,8 @@
 use url::{Position, Url};
 
 use super::{
-    environment::Reader,
-    mistake::Wrong,
-    variable::{APP_URL, CANONICAL_HOST, PRIVATE_APP_URL, PUBLIC_APP_URL, VIRTUAL_HOST, Variable},
+    reader::{Reader, Wrong},
+    variable::{APP_URL, CANONICAL_HOST, PRIVATE_APP_URL, PUBLIC_APP_URL, Setting, VIRTUAL_HOST},
 };
 
 /// The one origin CORS allows.
@@ -23,13 +22,10 @@ pub struct AllowedOrigin {
     pub variable: &'static str,
 }
 
-/// Where Rails answers who may edit a document, below its own address.
-const PATH: &str = "api/hocuspocus";
-
 /// The variables that name Rails, in the order in which they are asked.
 pub const RAILS_VARIABLES: &str = "PRIVATE_APP_URL, APP_URL, PUBLIC_APP_URL or CANONICAL_HOST";
 
-/// An address of Rails.
+/// Where Rails answers who may edit a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RailsEndpoint {
     /// `http` or `https`, complete with the path; without credentials, query and fragment.
@@ -40,58 +36,42 @@ pub struct RailsEndpoint {
 
 /// `None` without any of the variables: browsers then refuse to talk to this server, as with the Node server.
 pub(super) fn allowed_origin(reader: &mut Reader<'_>) -> Option<AllowedOrigin> {
-    let names: [Named; 3] = [(&PUBLIC_APP_URL, public_url), (&CANONICAL_HOST, host), (&VIRTUAL_HOST, own_hosts)];
-    let (variable, text, url) = first(reader, &names)?;
+    let (variable, text, url) = first(reader, &[&PUBLIC_APP_URL, &CANONICAL_HOST, &VIRTUAL_HOST])?;
     let origin = url.origin().ascii_serialization();
-    if variable == PUBLIC_APP_URL.name && text != origin {
+    if variable == PUBLIC_APP_URL.variable.name && text != origin {
         let note = "PUBLIC_APP_URL is more than an origin; browsers send";
-        reader.note(format!("{note} {origin}, so that is what is allowed"));
+        reader.notes.push(format!("{note} {origin}, so that is what is allowed"));
     }
     Some(AllowedOrigin { origin, variable })
 }
 
 /// `None` without any of the variables.
 pub(super) fn rails_endpoint(reader: &mut Reader<'_>) -> Option<RailsEndpoint> {
-    let names: [Named; 4] = [
-        (&PRIVATE_APP_URL, private_url),
-        (&APP_URL, private_url),
-        (&PUBLIC_APP_URL, public_url),
-        (&CANONICAL_HOST, host),
-    ];
-    let (variable, _, mut url) = first(reader, &names)?;
+    let (variable, _, mut url) = first(reader, &[&PRIVATE_APP_URL, &APP_URL, &PUBLIC_APP_URL, &CANONICAL_HOST])?;
     if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
-        reader.note(format!("{variable} holds more than an address; user, password and query are not used"));
+        reader.notes.push(format!("{variable} holds more than an address; user, password and query are not used"));
     }
     // Neither fails on an address that has a host.
     let _ = (url.set_username(""), url.set_password(None));
     url.set_query(None);
     url.set_fragment(None);
-    let path = format!("{}/{PATH}", url.path().trim_end_matches('/'));
+    let path = format!("{}/api/hocuspocus", url.path().trim_end_matches('/'));
     url.set_path(&path);
     Some(RailsEndpoint { url, variable })
 }
 
-/// A variable, and how its text becomes an address.
-type Named = (&'static Variable, fn(&str) -> Result<Url, Wrong>);
-
 /// Name, text and address of the first variable that is set. All are read, so that text which is not UTF-8 is found in
 /// each; other mistakes are those of the first alone.
-fn first<'a>(reader: &mut Reader<'a>, names: &[Named]) -> Option<(&'static str, &'a str, Url)> {
-    let set = names.iter().filter_map(|named| Some((named, reader.text(named.0)?))).collect::<Vec<_>>();
-    let ((variable, parse), text) = *set.first()?;
-    Some((variable.name, text, reader.check(variable, text, parse(text))?))
+fn first<'a>(reader: &mut Reader<'a>, settings: &[&Setting<Url>]) -> Option<(&'static str, &'a str, Url)> {
+    let texts = settings.iter().map(|setting| reader.text(&setting.variable)).collect::<Vec<_>>();
+    let (setting, text) = settings.iter().zip(texts).find_map(|(setting, text)| Some((setting, text?)))?;
+    Some((setting.variable.name, text, reader.check(setting, text)?))
 }
 
-fn public_url(text: &str) -> Result<Url, Wrong> {
-    web_url(text, "give the address of Loomio, for example https://loomio.example.org")
-}
-
-fn private_url(text: &str) -> Result<Url, Wrong> {
-    web_url(text, "give the address of Loomio, for example https://loomio.example.org or http://app:3000")
-}
-
-fn web_url(text: &str, mend: &str) -> Result<Url, Wrong> {
-    let url = Url::parse(text).map_err(|_| Wrong::new("not an address", mend))?;
+/// An address of Loomio; `example` is one that would do.
+pub(super) fn web_url(text: &str, example: &&str) -> Result<Url, Wrong> {
+    let mend = format!("give the address of Loomio, for example {example}");
+    let url = Url::parse(text).map_err(|_| Wrong::new("not an address", &*mend))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(Wrong::new("neither http:// nor https://", mend));
     }
@@ -103,14 +83,14 @@ fn web_url(text: &str, mend: &str) -> Result<Url, Wrong> {
 }
 
 /// A host that is reached over `https://`.
-fn host(host: &str) -> Result<Url, Wrong> {
+pub(super) fn host(host: &str) -> Result<Url, Wrong> {
     let is_host = !host.contains(|c: char| c.is_whitespace() || "/\\?#@,".contains(c));
     let url = Url::parse(&format!("https://{host}")).ok().filter(|_| is_host);
     url.ok_or_else(|| Wrong::new("not a host name", "give the name alone, for example loomio.example.org"))
 }
 
 /// nginx-proxy takes several names, separated by commas. Loomio's own is derived from the first.
-fn own_hosts(hosts: &str) -> Result<Url, Wrong> {
+pub(super) fn own_hosts(hosts: &str) -> Result<Url, Wrong> {
     let first = hosts.split(',').next().unwrap_or_default().trim();
     host(&first.replacen("channels.", "", 1))
 }

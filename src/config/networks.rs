@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::mistake::Wrong;
+use super::reader::Wrong;
 
 /// What `private` stands for: the networks that Rails takes for proxies by default, and link-local addresses.
 const PRIVATE: &str = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,169.254.0.0/16,::1/128,fc00::/7,fe80::/10";

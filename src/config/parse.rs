@@ -1,64 +1,57 @@
-//! Texts to values: numbers, switches, durations, sizes, addresses. Each parser says what it would have taken.
+//! Texts to values: numbers, switches, durations, sizes, addresses. Each check says what it would have taken.
 
 use std::{fmt::Display, net::IpAddr, ops::RangeInclusive, str::FromStr, time::Duration};
 
 use tracing_subscriber::EnvFilter;
 
-use super::mistake::Wrong;
+use super::{GapNotice, LogFormat, Secret, reader::Wrong};
 
 const OUT_OF_RANGE: &str = "out of range";
 
-pub(super) fn number<T: FromStr + PartialOrd + Display>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, Wrong> {
-    move |text| {
-        let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        let number = if is_number { text.parse().map_err(|_| OUT_OF_RANGE) } else { Err("not a whole number") };
-        within(&range, number, format!("give a whole number from {} to {}", range.start(), range.end()))
-    }
+pub(super) fn number<T: FromStr + PartialOrd + Display>(text: &str, range: &RangeInclusive<T>) -> Result<T, Wrong> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = if is_number { text.parse().map_err(|_| OUT_OF_RANGE) } else { Err("not a whole number") };
+    within(range, number, format!("give a whole number from {} to {}", range.start(), range.end()))
 }
 
-pub(super) fn milliseconds(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<Duration, Wrong> {
-    move |text| number(range.clone())(text).map(Duration::from_millis)
+pub(super) fn milliseconds(text: &str, range: &RangeInclusive<u64>) -> Result<Duration, Wrong> {
+    number(text, range).map(Duration::from_millis)
 }
 
-/// `1800`, `1800s`, `30m`, `2h`.
-pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&str) -> Result<Duration, Wrong> {
-    move |text| {
-        let seconds = with_unit(text, |unit| match unit {
-            "" | "s" => Some(1),
-            "m" => Some(60),
-            "h" => Some(3600),
-            _ => None,
-        });
-        let (low, high) = (show_duration(*range.start()), show_duration(*range.end()));
-        let mend = format!("give seconds or a number with s, m or h, such as 30m, from {low} to {high}");
-        within(&range, seconds.map(Duration::from_secs), mend)
-    }
+pub(super) fn seconds(text: &str, range: &RangeInclusive<u64>) -> Result<Duration, Wrong> {
+    number(text, range).map(Duration::from_secs)
+}
+
+/// `1800`, `1800s`, `30m`, `2h`; the range is in seconds.
+pub(super) fn duration(text: &str, range: &RangeInclusive<u64>) -> Result<Duration, Wrong> {
+    let seconds = with_unit(text, &[(&["", "s"], 1), (&["m"], 60), (&["h"], 3600)]);
+    let [low, high] = [range.start(), range.end()].map(|seconds| show_duration(Duration::from_secs(*seconds)));
+    let mend = format!("give seconds or a number with s, m or h, such as 30m, from {low} to {high}");
+    within(range, seconds, mend).map(Duration::from_secs)
 }
 
 /// `67108864`, `64MiB`, `64MB`, `64M`. As in Docker and Redis, K, KB and KiB are all 1024.
-pub(super) fn bytes(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<usize, Wrong> {
-    move |text| {
-        let bytes = with_unit(text, |unit| match unit {
-            "" | "b" => Some(1),
-            "k" | "kb" | "kib" => Some(1 << 10),
-            "m" | "mb" | "mib" => Some(1 << 20),
-            "g" | "gb" | "gib" => Some(1 << 30),
-            _ => None,
-        });
-        let (low, high) = (show_bytes(*range.start()), show_bytes(*range.end()));
-        let mend = format!("give bytes or a number with K, M or G, such as 64MiB, from {low} to {high}");
-        within(&range, bytes, mend).map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
-    }
+pub(super) fn bytes(text: &str, range: &RangeInclusive<u64>) -> Result<usize, Wrong> {
+    let units: [(&[_], _); 4] = [
+        (&["", "b"], 1),
+        (&["k", "kb", "kib"], 1 << 10),
+        (&["m", "mb", "mib"], 1 << 20),
+        (&["g", "gb", "gib"], 1 << 30),
+    ];
+    let [low, high] = [range.start(), range.end()].map(|bytes| show_bytes(*bytes));
+    let mend = format!("give bytes or a number with K, M or G, such as 64MiB, from {low} to {high}");
+    within(range, with_unit(text, &units), mend).map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
 }
 
-/// A whole number and a unit in any case, possibly with a blank between them.
-fn with_unit(text: &str, factor: impl Fn(&str) -> Option<u64>) -> Result<u64, &'static str> {
+/// A whole number and a unit in any case, possibly with a blank between them. `units` holds spellings and factors.
+fn with_unit(text: &str, units: &[(&[&str], u64)]) -> Result<u64, &'static str> {
     let (number, unit) = text.split_at(text.bytes().take_while(u8::is_ascii_digit).count());
     if number.is_empty() {
         return Err("does not start with a whole number");
     }
-    let factor = factor(&unit.trim().to_ascii_lowercase()).ok_or("has an unknown unit")?;
-    number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or(OUT_OF_RANGE)
+    let unit = unit.trim().to_ascii_lowercase();
+    let (_, factor) = units.iter().find(|(spellings, _)| spellings.contains(&&*unit)).ok_or("has an unknown unit")?;
+    number.parse::<u64>().ok().and_then(|number| number.checked_mul(*factor)).ok_or(OUT_OF_RANGE)
 }
 
 fn within<T: PartialOrd>(range: &RangeInclusive<T>, value: Result<T, &'static str>, mend: String) -> Result<T, Wrong> {
@@ -100,6 +93,33 @@ pub(super) fn address(text: &str) -> Result<IpAddr, Wrong> {
     })
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "every check has this form")]
+pub(super) fn secret(text: &str) -> Result<Secret, Wrong> {
+    Ok(Secret::new(text))
+}
+
+pub(super) fn strong_secret(text: &str) -> Result<Secret, Wrong> {
+    let secret = Some(Secret::new(text)).filter(|secret| !secret.is_short());
+    secret.ok_or_else(|| Wrong::new("shorter than 16 characters", "make one with `openssl rand -hex 32`"))
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "every check has this form")]
+pub(super) fn gap_notice(text: &str) -> Result<GapNotice, Wrong> {
+    Ok(match text.to_ascii_lowercase().as_str() {
+        "off" => GapNotice::Off,
+        "reload" => GapNotice::Reload(None),
+        _ => GapNotice::Reload(Some(text.to_owned())),
+    })
+}
+
+pub(super) fn log_format(text: &str) -> Result<LogFormat, Wrong> {
+    match text.to_ascii_lowercase().as_str() {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err(Wrong::new("not a log format", "give text or json")),
+    }
+}
+
 /// Checks the directives of `RUST_LOG`. The set-up of the log parses them again.
 pub(super) fn filter(text: &str) -> Result<String, Wrong> {
     // The parser confuses characters with bytes and panics on some text that is not ASCII.
@@ -117,7 +137,7 @@ mod tests {
 
     #[test]
     fn numbers_stay_in_range() {
-        let parse = number(1..=64_usize);
+        let parse = |text| number(text, &(1..=64_usize));
         assert_eq!(parse("64"), Ok(64));
         for text in ["0", "65", "-1", "+1", "1.5", "", "4 ", "99999999999999999999999"] {
             let wrong = parse(text).unwrap_err();
@@ -127,7 +147,7 @@ mod tests {
 
     #[test]
     fn durations_in_all_forms() {
-        let parse = duration(Duration::from_secs(1)..=Duration::from_hours(24));
+        let parse = |text| duration(text, &(1..=24 * 3600));
         for text in ["1800", "1800s", "30m", "30 m", "30M"] {
             assert_eq!(parse(text), Ok(Duration::from_mins(30)), "{text}");
         }
@@ -139,7 +159,7 @@ mod tests {
 
     #[test]
     fn sizes_in_all_forms() {
-        let parse = bytes(1..=1 << 40);
+        let parse = |text| bytes(text, &(1..=1 << 40));
         for text in ["67108864", "64MiB", "64MB", "64M", "64m", "64 mib", "65536K"] {
             assert_eq!(parse(text), Ok(64 << 20), "{text}");
         }
@@ -165,16 +185,15 @@ mod tests {
         #[test]
         fn what_is_shown_can_be_read(value in 1..=1_u64 << 40) {
             let shown = show_bytes(value).replace(" bytes", "");
-            prop_assert_eq!(bytes(1..=1 << 40)(&shown), Ok(usize::try_from(value).unwrap()));
-            let duration_value = Duration::from_secs(value);
-            let parse = duration(Duration::ZERO..=Duration::from_secs(1 << 40));
-            prop_assert_eq!(parse(&show_duration(duration_value)), Ok(duration_value));
+            prop_assert_eq!(bytes(&shown, &(1..=1 << 40)), Ok(usize::try_from(value).unwrap()));
+            let time = Duration::from_secs(value);
+            prop_assert_eq!(duration(&show_duration(time), &(0..=1 << 40)), Ok(time));
         }
 
         #[test]
         fn no_text_is_a_crash(text in ".*") {
-            let _ = (number(0..=u16::MAX)(&text), bytes(0..=u64::MAX)(&text), switch(&text), address(&text));
-            let _ = (duration(Duration::ZERO..=Duration::MAX)(&text), filter(&text));
+            let _ = (number(&text, &(0..=u16::MAX)), bytes(&text, &(0..=u64::MAX)), switch(&text), address(&text));
+            let _ = (duration(&text, &(0..=u64::MAX)), filter(&text));
         }
     }
 }

@@ -1,46 +1,44 @@
-//! `REDIS_URL`: what it may look like, and how it is shown. Everything accepted here is accepted by the Redis client.
+//! `REDIS_URL`: what it may look like, and how it is shown. The Redis client judges what it can be dialled with.
 
 use std::fmt;
 
-use percent_encoding::percent_decode_str;
-use url::Url;
+use redis::{ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, TlsMode, sentinel::SentinelNodeConnectionInfo};
+use url::{Position, Url};
 
-use super::{Secret, mistake::Wrong};
+use super::{Secret, reader::Wrong};
 
 /// The fitting answer to most things that can be wrong with such an address.
 const MEND: &str = "give redis://[user:password@]host[:port][/db], with every / ? # @ % of a password \
-                               written as %2F %3F %23 %40 %25";
+                    written as %2F %3F %23 %40 %25";
+const UNIX_MEND: &str = "give unix:///path/of/the.sock[?db=0&user=name&pass=password]";
+const SENTINEL_MEND: &str = "give redis-sentinel://[user:password@]host[:port][,host[:port]…][/db]\
+                             ?sentinelServiceName=name, with every / ? # @ % of a password written as %2F %3F %23 %40 \
+                             %25";
+
+/// Where sentinels listen unless told otherwise.
+const SENTINEL_PORT: u16 = 26379;
 
 /// Where Redis is, checked. `Debug` is redacted.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
 pub struct RedisUrl {
-    target: RedisTarget,
+    /// How to reach it.
+    pub target: RedisTarget,
     shown: String,
 }
 
 /// How to reach Redis.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum RedisTarget {
     /// A server, by TCP, TLS or Unix socket: an address for `redis::Client::open`.
     Url(Secret),
     /// The server which sentinels call the master of `service`.
     Sentinel {
-        /// Host and port of every sentinel, at least one.
-        nodes: Vec<(String, u16)>,
+        /// Every sentinel, at least one, with the login there.
+        nodes: Vec<ConnectionInfo>,
         /// The name the sentinels know the master by.
         service: String,
-        /// User at the master.
-        user: Option<String>,
-        /// Password at the master.
-        password: Option<Secret>,
-        /// Database at the master.
-        db: i64,
-        /// Whether master and sentinels are dialled over TLS.
-        tls: bool,
-        /// User at the sentinels.
-        sentinel_user: Option<String>,
-        /// Password at the sentinels.
-        sentinel_password: Option<Secret>,
+        /// Login, database and TLS at the master.
+        master: SentinelNodeConnectionInfo,
     },
 }
 
@@ -51,11 +49,6 @@ impl Default for RedisTarget {
 }
 
 impl RedisUrl {
-    /// How to reach it.
-    pub fn target(&self) -> &RedisTarget {
-        &self.target
-    }
-
     /// For logs: scheme, user, host, port and database, with `***` for every password.
     pub fn redacted(&self) -> String {
         self.shown.clone()
@@ -65,10 +58,13 @@ impl RedisUrl {
     pub(super) fn parse(text: &str) -> Result<Self, Wrong> {
         let scheme = text.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase()).unwrap_or_default();
         match scheme.as_str() {
-            "redis" | "valkey" | "rediss" | "valkeys" => tcp(text),
+            "redis" | "valkey" | "rediss" | "valkeys" => {
+                let (url, _, shown) = tcp(text)?;
+                Ok(Self { target: RedisTarget::Url(Secret::new(url)), shown: shown.into() })
+            }
             "unix" | "redis+unix" | "valkey+unix" => unix(text),
-            "redis-sentinel" => sentinel(text, false),
-            "rediss-sentinel" => sentinel(text, true),
+            "redis-sentinel" => sentinel(text, &scheme, "redis"),
+            "rediss-sentinel" => sentinel(text, &scheme, "rediss"),
             _ => Err(Wrong::new("starts with no scheme known here", MEND)),
         }
     }
@@ -80,146 +76,102 @@ impl fmt::Debug for RedisUrl {
     }
 }
 
-fn tcp(text: &str) -> Result<RedisUrl, Wrong> {
-    let url = Url::parse(text).map_err(|_| Wrong::new("not an address", MEND))?;
-    host_of(&url)?;
-    let db = database(url.path().trim_matches('/'))?;
-    protocol(&url)?;
-    if url.fragment().is_some() {
-        let mend = "leave out # and what follows; certificates are always checked";
-        return Err(Wrong::new("has a fragment", mend));
+/// An address with a host: as the Redis client takes it, what the client made of it, and the form to show.
+fn tcp(text: &str) -> Result<(Url, ConnectionInfo, Url), Wrong> {
+    let wrong = |problem| Wrong::new(problem, MEND);
+    let url = Url::parse(text).map_err(|_| wrong("not an address"))?;
+    let mut shown = url.clone();
+    // A user without a password is a password in the wrong place more often than not, and hidden as well.
+    let hidden = match url.password() {
+        Some(_) => shown.set_password(Some("***")),
+        None if !url.username().is_empty() => shown.set_username("***"),
+        None => Ok(()),
+    };
+    hidden.map_err(|()| wrong("has no host"))?;
+    let path = url.path().trim_matches('/');
+    if !path.is_empty() && path.parse::<i64>().is_err() {
+        return Err(wrong("what follows the host is not a database number"));
     }
-    let (user, password) = (decode(url.username())?, url.password().map(decode).transpose()?);
-    // Put together from checked parts, so that nothing else can be shown.
-    let shown = format!(
-        "{}://{}{}{}/{db}",
-        url.scheme(),
-        shown_login(&user, password.is_some()),
-        url.host_str().unwrap_or_default(),
-        url.port().map(|port| format!(":{port}")).unwrap_or_default(),
-    );
-    Ok(RedisUrl { target: RedisTarget::Url(Secret::new(url)), shown })
+    let info = info(&url, MEND)?;
+    if url.port() == Some(0) {
+        return Err(Wrong::new("has port 0", "give the port of Redis, usually 6379"));
+    }
+    shown.set_query(None);
+    shown.set_path(&info.redis_settings().db().to_string());
+    Ok((url, info, shown))
 }
 
 fn unix(text: &str) -> Result<RedisUrl, Wrong> {
-    let mend = "give unix:///path/of/the.sock[?db=0&user=name&pass=password]";
-    let url = Url::parse(text).map_err(|_| Wrong::new("not an address", mend))?;
-    let path = url.to_file_path().map_err(|()| Wrong::new("has no socket path", mend))?;
-    if path.as_os_str() == "/" || !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
-        return Err(Wrong::new("not the path of a socket", mend));
+    let url = Url::parse(text).map_err(|_| Wrong::new("not an address", UNIX_MEND))?;
+    if url.path() == "/" || !url.username().is_empty() || url.password().is_some() {
+        return Err(Wrong::new("not the path of a socket", UNIX_MEND));
     }
-    protocol(&url)?;
-    let db = parameter(&url, "db").map_or(Ok(0), |db| database(&db))?;
-    let user = parameter(&url, "user").map(|user| format!("&user={}", user.escape_debug())).unwrap_or_default();
-    let pass = parameter(&url, "pass").map(|_| "&pass=***").unwrap_or_default();
-    let shown = format!("{}://{}?db={db}{user}{pass}", url.scheme(), path.display());
+    let info = info(&url, UNIX_MEND)?;
+    let (path, login) = (info.addr(), info.redis_settings());
+    let user = login.username().map(|user| format!("&user={}", user.escape_debug())).unwrap_or_default();
+    let pass = if login.password().is_some() { "&pass=***" } else { "" };
+    let shown = format!("{}://{path}?db={}{user}{pass}", url.scheme(), login.db());
     Ok(RedisUrl { target: RedisTarget::Url(Secret::new(url)), shown })
 }
 
-/// Host without brackets, and the port if one is given.
-fn host_of(url: &Url) -> Result<(String, Option<u16>), Wrong> {
-    match url.host_str().unwrap_or_default().trim_matches(['[', ']']) {
-        "" => Err(Wrong::new("has no host", MEND)),
-        "0.0.0.0" | "::" => {
-            Err(Wrong::new("names every interface instead of a host", "give the host Redis runs on, such as redis"))
-        }
-        _ if url.port() == Some(0) => Err(Wrong::new("has port 0", "give the port of Redis, usually 6379")),
-        host => Ok((host.to_owned(), url.port())),
+/// What the Redis client makes of an address.
+fn info(url: &Url, mend: &str) -> Result<ConnectionInfo, Wrong> {
+    if url.fragment().is_some() {
+        return Err(Wrong::new("has a fragment", "leave out # and what follows; certificates are always checked"));
     }
-}
-
-fn database(text: &str) -> Result<i64, Wrong> {
-    if text.is_empty() {
-        return Ok(0);
-    }
-    let db = text.parse().ok().filter(|db| *db >= 0);
-    db.ok_or_else(|| Wrong::new("what follows the host is not a database number", MEND))
-}
-
-fn protocol(url: &Url) -> Result<(), Wrong> {
     if url.query().is_some_and(|query| query.contains('@')) {
-        return Err(Wrong::new("has a ? before its @", MEND));
+        return Err(Wrong::new("has a ? before its @", mend));
     }
-    match parameter(url, "protocol").as_deref() {
-        None | Some("2" | "resp2" | "3" | "resp3") => Ok(()),
-        Some(_) => Err(Wrong::new("asks for an unknown protocol", "give protocol=resp2 or protocol=resp3, or neither")),
-    }
+    let info = url.clone().into_connection_info().map_err(|error| {
+        // What the client says after the dash may be a piece of the address.
+        Wrong::new(error.to_string().split(" - ").next().unwrap_or_default().to_lowercase(), mend)
+    })?;
+    if info.redis_settings().db() < 0 { Err(Wrong::new("has a negative database", mend)) } else { Ok(info) }
 }
-
-/// The last value of a query parameter, as the Redis client takes it.
-fn parameter(url: &Url, name: &str) -> Option<String> {
-    url.query_pairs().filter(|(key, _)| key == name).last().map(|(_, value)| value.into_owned())
-}
-
-/// `user:***@`. A user without a password is a password in the wrong place more often than not, and hidden as well.
-fn shown_login(user: &str, has_password: bool) -> String {
-    match (user, has_password) {
-        ("", false) => String::new(),
-        (_, false) => "***@".to_owned(),
-        (user, true) => format!("{}:***@", user.escape_debug()),
-    }
-}
-
-/// Undoes percent-encoding.
-fn decode(text: &str) -> Result<String, Wrong> {
-    let decoded = percent_decode_str(text).decode_utf8();
-    decoded.map(Into::into).map_err(|_| Wrong::new("its user or password is not percent-encoded UTF-8", MEND))
-}
-
-/// Where sentinels listen unless told otherwise.
-const SENTINEL_PORT: u16 = 26379;
-
-const SENTINEL_MEND: &str = "give redis-sentinel://[user:password@]host[:port][,host[:port]…][/db]\
-                             ?sentinelServiceName=name, with every / ? # @ % of a password written as %2F %3F %23 %40 \
-                             %25";
 
 /// The form other Redis clients read as well; `rediss-sentinel` is the same over TLS. `sentinelUsername` and
-/// `sentinelPassword` in the query log in at the sentinels.
-fn sentinel(text: &str, tls: bool) -> Result<RedisUrl, Wrong> {
+/// `sentinelPassword` in the query log in at the sentinels. `scheme` is the same for a server of this kind.
+fn sentinel(text: &str, own_scheme: &str, scheme: &str) -> Result<RedisUrl, Wrong> {
     let wrong = |problem: &str| Wrong::new(problem, SENTINEL_MEND);
     let (_, after_scheme) = text.split_once("://").ok_or_else(|| wrong("lacks :// after its scheme"))?;
     let (authority, rest) = after_scheme.split_at(after_scheme.find(['/', '?', '#']).unwrap_or(after_scheme.len()));
-    let (login, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
-    // User and password, an empty one absent.
-    let present = |text| decode(text).map(|text| Some(text).filter(|text| !text.is_empty()));
-    let (user, password) = login.split_once(':').unwrap_or((login, ""));
-    let (user, password) = (present(user)?, present(password)?.map(Secret::new));
-    let nodes = hosts.split(',').map(node).collect::<Result<Vec<_>, _>>()?;
+    let (login, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
 
     // A URL has one host, so the parser is given another in place of the list.
-    let tail = Url::parse(&format!("redis://sentinels{rest}")).map_err(|_| wrong("not an address"))?;
-    if tail.fragment().is_some() || tail.query().is_some_and(|query| query.contains('@')) {
-        return Err(wrong("has an @ or # after its hosts"));
+    let master = tcp(&format!("{scheme}://{login}sentinels{rest}"));
+    let (url, master, shown) = master.map_err(|Wrong { problem, .. }| wrong(&problem))?;
+    let parameter = |name| url.query_pairs().filter(|(key, _)| key == name).last().map(|(_, value)| value);
+    let service = parameter("sentinelServiceName").filter(|service| !service.is_empty());
+    let service = service.ok_or_else(|| wrong("does not name the service"))?.into_owned();
+    let mut node_login = RedisConnectionInfo::default();
+    if let Some(user) = parameter("sentinelUsername") {
+        node_login = node_login.set_username(user);
     }
-    let db = database(tail.path().trim_matches('/')).map_err(|Wrong { problem, .. }| wrong(&problem))?;
-    let service = parameter(&tail, "sentinelServiceName")
-        .filter(|service| !service.is_empty())
-        .ok_or_else(|| wrong("does not name the service"))?;
-    let sentinel_user = parameter(&tail, "sentinelUsername");
-    let sentinel_password = parameter(&tail, "sentinelPassword").map(Secret::new);
+    if let Some(password) = parameter("sentinelPassword") {
+        node_login = node_login.set_password(password);
+    }
 
-    let shown_node = |(host, port): &(String, u16)| {
-        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
-    };
+    let (mut nodes, mut shown_nodes) = (Vec::new(), Vec::new());
+    for host in hosts.split(',') {
+        let wrong = || wrong("one of its hosts is not host[:port]");
+        let (mut node, ..) = tcp(&format!("{scheme}://{}", host.trim())).map_err(|_| wrong())?;
+        node.set_port(node.port().or(Some(SENTINEL_PORT))).map_err(|()| wrong())?;
+        shown_nodes.push(node[Position::BeforeHost..Position::AfterPort].to_owned());
+        nodes.push(info(&node, SENTINEL_MEND)?.set_redis_settings(node_login.clone()));
+    }
     let shown = format!(
-        "{}://{}{}/{db}?sentinelServiceName={}",
-        if tls { "rediss-sentinel" } else { "redis-sentinel" },
-        shown_login(user.as_deref().unwrap_or_default(), password.is_some()),
-        nodes.iter().map(shown_node).collect::<Vec<_>>().join(","),
+        "{own_scheme}://{}{}{}?sentinelServiceName={}",
+        &shown[Position::BeforeUsername..Position::BeforeHost],
+        shown_nodes.join(","),
+        shown.path(),
         service.escape_debug(),
     );
-    let target = RedisTarget::Sentinel { nodes, service, user, password, db, tls, sentinel_user, sentinel_password };
-    Ok(RedisUrl { target, shown })
-}
-
-fn node(text: &str) -> Result<(String, u16), Wrong> {
-    let wrong = || Wrong::new("one of its hosts is not host[:port]", SENTINEL_MEND);
-    if text.contains('@') {
-        return Err(wrong());
+    let mut at_master =
+        SentinelNodeConnectionInfo::default().set_redis_connection_info(master.redis_settings().clone());
+    if scheme == "rediss" {
+        at_master = at_master.set_tls_mode(TlsMode::Secure);
     }
-    let url = Url::parse(&format!("redis://{}", text.trim())).map_err(|_| wrong())?;
-    let (host, port) = host_of(&url).map_err(|_| wrong())?;
-    Ok((host, port.unwrap_or(SENTINEL_PORT)))
+    Ok(RedisUrl { target: RedisTarget::Sentinel { nodes, service, master: at_master }, shown })
 }
 
 #[cfg(test)]

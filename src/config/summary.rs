@@ -12,8 +12,8 @@ impl Config {
             if self.demo { "none: messages come from inside the demo".to_owned() } else { self.redis.redacted() };
         let ticket_key =
             self.recovery.secret_variable.unwrap_or("random, for this process only: set CHANNELS_SECRET to keep it");
-        let log_bytes = u64::try_from(self.recovery.log_bytes).unwrap_or(u64::MAX);
-        let recovery = format!("{}, up to {}", show_duration(self.recovery.window), show_bytes(log_bytes));
+        let recovery =
+            format!("{}, up to {}", show_duration(self.recovery.window), show_bytes(self.recovery.log_bytes as u64));
         let lines = [
             ("listen", listen(&self.http)),
             ("limits", limits(&self.limits)),

@@ -13,7 +13,7 @@ fn config(pairs: &[(&str, &str)]) -> Config {
 }
 
 fn mistakes(pairs: &[(&str, &str)]) -> Vec<String> {
-    Config::from_env(&environment(pairs)).unwrap_err().0.iter().map(ToString::to_string).collect()
+    Config::from_env(&environment(pairs)).unwrap_err().0
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn every_variable_of_the_table_is_read() {
         for demo in [false, true] {
             let found = Config::read(&[(*name, bad)].into_iter().collect(), demo).unwrap_err();
             assert_eq!(found.0.len(), 1);
-            assert_eq!(found.0[0].to_string(), format!("{name}: not UTF-8; write it as plain text"));
+            assert_eq!(found.0[0], format!("{name}: not UTF-8; write it as plain text"));
         }
     }
     assert!(Config::from_env(&[("UNRELATED", bad)].into_iter().collect()).is_ok());
@@ -189,7 +189,7 @@ fn the_start_block_warns_of_a_missing_origin() {
 }
 
 /// Places a secret may stand in, `{}` being it. Some of them are wrong on purpose.
-const PLACES: [(&str, &str); 18] = [
+const PLACES: [(&str, &str); 19] = [
     ("CHANNELS_SECRET", "{}"),
     ("SECRET_COOKIE_TOKEN", "{}"),
     ("REDIS_URL", "redis://:{}@host/0"),
@@ -201,6 +201,7 @@ const PLACES: [(&str, &str); 18] = [
     ("REDIS_URL", "{}@host:6379"),
     ("REDIS_URL", "redis:{}"),
     ("REDIS_URL", "redis://host?password={}"),
+    ("REDIS_URL", "redis://host?protocol={}"),
     ("REDIS_URL", "unix:///run/redis.sock?pass={}"),
     ("REDIS_URL", "redis-sentinel://:{}@a,b?sentinelServiceName=m&sentinelPassword={}"),
     ("REDIS_URL", "redis-sentinel://{}@a,b/0"),

@@ -7,7 +7,7 @@ mod origin {
         let environment = pairs.iter().copied().collect::<Environment>();
         let mut reader = Reader::new(&environment);
         let origin = allowed_origin(&mut reader);
-        (origin, reader.mistakes.iter().map(ToString::to_string).collect(), reader.notes)
+        (origin, reader.mistakes, reader.notes)
     }
 
     fn allowed(pairs: &[(&str, &str)]) -> (String, &'static str) {
@@ -73,7 +73,7 @@ mod rails {
         let environment = pairs.iter().copied().collect::<Environment>();
         let mut reader = Reader::new(&environment);
         let found = rails_endpoint(&mut reader).map(|endpoint| (endpoint.url.to_string(), endpoint.variable));
-        (found, reader.mistakes.iter().map(ToString::to_string).collect(), reader.notes)
+        (found, reader.mistakes, reader.notes)
     }
 
     fn found(pairs: &[(&str, &str)]) -> (String, &'static str) {
