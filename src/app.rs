@@ -178,8 +178,9 @@ impl App {
             lifecycle.tasks().clone(),
             metrics.clone(),
         );
-        let rails = Rails::new(&config.rails, metrics.clone(), lifecycle.clone());
-        let collab_auth = collab_auth::routes(rails, &config.collab, config.http.trusted_proxies, metrics.clone());
+        let rails = Rails::new(&config, metrics.clone(), lifecycle.clone());
+        let collab_auth =
+            collab_auth::routes(rails, config.collab.strict_names, config.http.trusted_proxies, metrics.clone());
         let gap_notice = config.recovery.gap_notice;
         Ok(Self {
             lifecycle,

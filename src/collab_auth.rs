@@ -1,7 +1,7 @@
 //! `POST /api/hocuspocus`: what a Hocuspocus server asks before it opens a document, in the words in which it would ask
 //! Rails.
 //!
-//! Answers for the form of a question and the rate limits. Must not know how Rails is asked.
+//! Answers for the form of a question. Must not know how Rails is asked.
 
 mod body;
 
@@ -11,6 +11,12 @@ use std::{
     time::Duration,
 };
 
+use crate::{
+    config::Networks,
+    listener::{Peer, client},
+    metrics::{Counter, Metrics},
+    rails::{NoAnswer, Rails},
+};
 use axum::{
     Extension, Json, Router,
     body::Body,
@@ -21,36 +27,19 @@ use http::{
     HeaderMap, HeaderValue, StatusCode,
     header::{CACHE_CONTROL, RETRY_AFTER},
 };
-use tokio::time::Instant;
-
-use crate::{
-    config::{CollabConfig, Networks},
-    listener::{Peer, client},
-    metrics::{Counter, Metrics},
-    rails::{Answer, Names, Rails, RateLimits},
-    telemetry::Throttle,
-};
 
 struct Endpoint {
     rails: Arc<Rails>,
-    limits: RateLimits,
-    names: Names,
+    strict_names: bool,
     trusted: Networks,
     metrics: Metrics,
     /// Whether it was reported that requests name no client.
     nameless: Once,
 }
 
-/// The one route. Requests have to carry the [`Peer`] they came from.
-pub fn routes(rails: Arc<Rails>, settings: &CollabConfig, trusted: Networks, metrics: Metrics) -> Router {
-    let endpoint = Arc::new(Endpoint {
-        rails,
-        limits: RateLimits::new(settings.auth_per_minute),
-        names: if settings.strict_names { Names::Known } else { Names::Any },
-        trusted,
-        metrics,
-        nameless: Once::new(),
-    });
+/// The one route. `strict_names` lets pass only names of documents in forms known here. Requests have to carry the [`Peer`] they came from.
+pub fn routes(rails: Arc<Rails>, strict_names: bool, trusted: Networks, metrics: Metrics) -> Router {
+    let endpoint = Arc::new(Endpoint { rails, strict_names, trusted, metrics, nameless: Once::new() });
     let answer = move |Extension(Peer { address: peer, .. }): Extension<Peer>, headers: HeaderMap, body: Body| {
         let endpoint = Arc::clone(&endpoint);
         async move {
@@ -64,7 +53,7 @@ pub fn routes(rails: Arc<Rails>, settings: &CollabConfig, trusted: Networks, met
 
 impl Endpoint {
     async fn answer(&self, peer: IpAddr, headers: &HeaderMap, body: Body) -> Response {
-        let check = match body::read(body, self.names).await {
+        let check = match body::read(body, self.strict_names).await {
             Ok(check) => check,
             Err(error) => {
                 self.metrics.count(Counter::ChecksMalformed);
@@ -82,29 +71,12 @@ impl Endpoint {
                 );
             });
         }
-        if let Err(wait) = self.limits.admit(client, &check, Instant::now()) {
-            self.metrics.count(Counter::ChecksLimited);
-            report_limited(client);
-            return later(StatusCode::TOO_MANY_REQUESTS, wait);
+        match self.rails.check(check, client).await {
+            Ok(true) => StatusCode::OK.into_response(),
+            Ok(false) => StatusCode::UNAUTHORIZED.into_response(),
+            Err(NoAnswer::Limited(wait)) => later(StatusCode::TOO_MANY_REQUESTS, wait),
+            Err(NoAnswer::Unavailable(wait)) => later(StatusCode::SERVICE_UNAVAILABLE, wait),
         }
-        match self.rails.check(check.clone()).await {
-            Ok(Answer::Granted) => StatusCode::OK.into_response(),
-            Ok(Answer::Denied) => {
-                self.limits.denied(client, &check, Instant::now());
-                StatusCode::UNAUTHORIZED.into_response()
-            }
-            // Rails has not said that the user may not, so this does not count as a wrong guess.
-            Ok(Answer::ServerError) => StatusCode::UNAUTHORIZED.into_response(),
-            Err(unavailable) => later(StatusCode::SERVICE_UNAVAILABLE, unavailable.retry_after),
-        }
-    }
-}
-
-fn report_limited(client: Option<IpAddr>) {
-    static LIMITED: Throttle = Throttle::new();
-    if let Some(more_since_last) = LIMITED.allow(std::time::Instant::now()) {
-        let client = client.map(tracing::field::display);
-        tracing::warn!(more_since_last, client, "too many checks from one address or with one token");
     }
 }
 

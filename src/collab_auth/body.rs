@@ -7,7 +7,7 @@ use http_body_util::BodyExt;
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use crate::rails::{Check, InvalidCheck, Names};
+use crate::rails::{Check, InvalidCheck};
 
 /// Longest body in bytes: a token and a name of the greatest lengths fit in several times.
 const MAX_BODY: usize = 8 * 1024;
@@ -38,6 +38,8 @@ pub(super) enum BadBody {
     NotJson,
     #[error("the body has to be an object with user_secret and document_name, each once and a string")]
     WrongForm,
+    #[error("document_name is of no form known here")]
+    UnknownName,
     #[error(transparent)]
     Invalid(#[from] InvalidCheck),
 }
@@ -46,10 +48,11 @@ pub(super) enum BadBody {
 ///
 /// # Errors
 /// [`BadBody`] when the body is too long or too slow, ends early, or holds no question in a permitted form.
-pub(super) async fn read(body: Body, names: Names) -> Result<Check, BadBody> {
+pub(super) async fn read(body: Body, strict_names: bool) -> Result<Check, BadBody> {
     let bytes = timeout(READ_TIMEOUT, collect(body)).await.unwrap_or(Err(BadBody::TooSlow))?;
     let Question { user_secret, document_name } = parse(&bytes)?;
-    Ok(Check::new(user_secret, document_name, names)?)
+    let check = Check::new(user_secret, document_name)?;
+    if strict_names && !check.has_known_name() { Err(BadBody::UnknownName) } else { Ok(check) }
 }
 
 async fn collect(mut body: Body) -> Result<Vec<u8>, BadBody> {
@@ -57,13 +60,10 @@ async fn collect(mut body: Body) -> Result<Vec<u8>, BadBody> {
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| BadBody::Broken)?.into_data() else { continue };
         read += data.len();
-        if read > MAX_DISCARDED {
-            break;
-        }
-        if read > MAX_BODY {
-            bytes = Vec::new();
-        } else {
+        if read <= MAX_BODY {
             bytes.extend_from_slice(&data);
+        } else if read > MAX_DISCARDED {
+            break;
         }
     }
     if read > MAX_BODY { Err(BadBody::TooLong) } else { Ok(bytes) }
@@ -131,9 +131,9 @@ mod tests {
         let endless = stream::repeat_with(|| Ok::<_, Infallible>(Bytes::from_static(&[b' '; 1_024])));
         assert_eq!(collect(Body::from_stream(endless)).await, Err(BadBody::TooLong));
         let silent = Body::from_stream(stream::pending::<Result<Bytes, Infallible>>());
-        assert_eq!(read(silent, Names::Any).await.err(), Some(BadBody::TooSlow));
+        assert_eq!(read(silent, false).await.err(), Some(BadBody::TooSlow));
         let broken = Body::from_stream(stream::iter([Err::<Bytes, _>(std::io::Error::other("gone"))]));
-        assert_eq!(read(broken, Names::Any).await.err(), Some(BadBody::Broken));
+        assert_eq!(read(broken, false).await.err(), Some(BadBody::Broken));
     }
 
     proptest! {

@@ -3,34 +3,28 @@
 //!
 //! Pure: time and randomness are passed in.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Shortest and longest pause before a probe. In between it is a fraction of the outage so far, so that a question
-/// waits little longer than Rails takes to restart.
-const PAUSES: RangeInclusive<Duration> = Duration::from_millis(250)..=Duration::from_secs(5);
-const FRACTION: u32 = 4;
+/// Shortest and longest pause before a probe. In between it is a quarter of the outage so far, so that a question waits
+/// little longer than Rails takes to restart.
+const MIN_PAUSE: Duration = Duration::from_millis(250);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 /// Failures in a row that open the breaker. Fewer may be a matter of the document; more would leave many questions to
 /// find out.
 const MAX_FAILURES: u32 = 3;
 
-/// Longest pause that Rails can ask for: five minutes are the period of its own rate limit.
-const MAX_RETRY_AFTER: Duration = Duration::from_mins(5);
-
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct CircuitBreaker {
     /// While open or half-open.
     outage: Option<Outage>,
     last_answer: Option<Instant>,
     /// Failures since the last answer, while closed.
     failures: u32,
-    /// Outages so far.
-    outages: u64,
 }
 
-#[derive(Debug)]
 struct Outage {
     since: Instant,
     last_failure: Instant,
@@ -43,33 +37,11 @@ struct Outage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Permit {
     probe: bool,
-    /// Outages before the request.
-    pub(super) outages: u64,
-}
-
-/// What a failed request tells of Rails.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Symptom {
-    /// Any other request would have failed as well.
-    pub(super) concerns_all: bool,
-    /// When Rails wants to be asked again.
-    pub(super) retry_after: Option<Duration>,
-}
-
-impl Symptom {
-    /// No request can be made.
-    pub(super) const ALL: Self = Self { concerns_all: true, retry_after: None };
 }
 
 impl CircuitBreaker {
-    /// The number of outages so far; `None` while open.
-    pub(super) fn closed(&self) -> Option<u64> {
-        self.outage.is_none().then_some(self.outages)
-    }
-
-    /// When the next probe may be made; `None` while closed or half-open.
-    pub(super) fn next_probe(&self) -> Option<Instant> {
-        self.outage.as_ref().filter(|outage| !outage.probing).map(|outage| outage.next_probe)
+    pub(super) fn is_closed(&self) -> bool {
+        self.outage.is_none()
     }
 
     /// The time until the next probe; zero while closed.
@@ -77,16 +49,20 @@ impl CircuitBreaker {
         self.outage.as_ref().map_or(Duration::ZERO, |outage| outage.next_probe.saturating_duration_since(now))
     }
 
-    /// Leave to make a request now, if the breaker gives it. The request's end must be told to [`Self::answered`] or [`Self::failed`].
-    pub(super) fn permit(&mut self, now: Instant) -> Option<Permit> {
-        let probe = self.outage.is_some();
-        if let Some(outage) = &mut self.outage {
-            if outage.probing || outage.next_probe > now {
-                return None;
+    /// Leave to make a request now. Its end must be told to [`Self::answered`], [`Self::undecided`] or [`Self::failed`].
+    ///
+    /// # Errors
+    /// When the next probe may be made; `None` while half-open.
+    pub(super) fn permit(&mut self, now: Instant) -> Result<Permit, Option<Instant>> {
+        match &mut self.outage {
+            None => Ok(Permit { probe: false }),
+            Some(outage) if outage.probing => Err(None),
+            Some(outage) if outage.next_probe > now => Err(Some(outage.next_probe)),
+            Some(outage) => {
+                outage.probing = true;
+                Ok(Permit { probe: true })
             }
-            outage.probing = true;
         }
-        Some(Permit { probe, outages: self.outages })
     }
 
     /// Whether a question that may wait for `hold` would only time out, as far as is known: the next probe comes too late,
@@ -110,26 +86,27 @@ impl CircuitBreaker {
     /// The answer shows Rails neither to be up nor to be down.
     pub(super) fn undecided(&mut self, permit: Permit, jitter: f64, now: Instant) {
         if permit.probe {
-            self.failed(permit, now, Symptom::default(), jitter, now);
+            self.failed(permit, now, None, jitter, now);
         }
     }
 
-    /// Rails could not answer a request made at `asked`. `jitter` is from 0 to 1. Returns whether this opens the breaker.
+    /// Rails could not answer a request made at `asked`. `retry_after` is for all requests, and `None` if the failure may
+    /// be a matter of this one. `jitter` is from 0 to 1. Returns whether this opens the breaker.
     pub(super) fn failed(
         &mut self,
         permit: Permit,
         asked: Instant,
-        symptom: Symptom,
+        retry_after: Option<Duration>,
         jitter: f64,
         now: Instant,
     ) -> bool {
-        let mut pause = symptom.retry_after.unwrap_or_default().min(MAX_RETRY_AFTER);
+        let mut pause = retry_after.unwrap_or_default();
         if let Some(outage) = &mut self.outage {
             outage.last_failure = now;
             if permit.probe {
                 outage.probing = false;
                 let so_far = now.saturating_duration_since(outage.since);
-                pause = pause.max(spread((so_far / FRACTION).clamp(*PAUSES.start(), *PAUSES.end()), jitter));
+                pause = pause.max(spread((so_far / 4).clamp(MIN_PAUSE, MAX_PAUSE), jitter));
             }
             outage.next_probe = outage.next_probe.max(now + pause);
             return false;
@@ -138,20 +115,18 @@ impl CircuitBreaker {
             return false;
         }
         self.failures += 1;
-        if self.failures < MAX_FAILURES && !symptom.concerns_all {
+        if self.failures < MAX_FAILURES && retry_after.is_none() {
             return false;
         }
-        let next_probe = now + pause.max(spread(*PAUSES.start(), jitter));
+        let next_probe = now + pause.max(spread(MIN_PAUSE, jitter));
         self.outage = Some(Outage { since: now, last_failure: now, next_probe, probing: false });
-        self.outages += 1;
         true
     }
 }
 
 /// The pause before a request that failed alone is made again.
-pub(super) fn backoff(failures: u32, retry_after: Option<Duration>, jitter: f64) -> Duration {
-    let doubled = *PAUSES.start() * 2_u32.saturating_pow(failures.saturating_sub(1).min(10));
-    spread(doubled.min(*PAUSES.end()), jitter).max(retry_after.unwrap_or_default().min(MAX_RETRY_AFTER))
+pub(super) fn backoff(failures: u32, jitter: f64) -> Duration {
+    spread((MIN_PAUSE * 2_u32.saturating_pow(failures.saturating_sub(1).min(10))).min(MAX_PAUSE), jitter)
 }
 
 /// 75 to 125 %, so that several nodes do not ask at the same time.
@@ -178,28 +153,28 @@ mod tests {
 
         fn failed(&mut self, asked: u64, probe: bool, retry_after: Option<u64>, now: u64) -> bool {
             let (asked, now) = (self.at(asked), self.at(now));
-            let symptom = Symptom { concerns_all: true, retry_after: retry_after.map(Duration::from_secs) };
-            self.0.failed(Permit { probe, outages: 0 }, asked, symptom, MIDDLE, now)
+            let retry_after = Some(Duration::from_secs(retry_after.unwrap_or(0)));
+            self.0.failed(Permit { probe }, asked, retry_after, MIDDLE, now)
         }
 
         /// A failure that may be a matter of the question.
         fn failed_alone(&mut self, at: u64) -> bool {
             let at = self.at(at);
-            self.0.failed(Permit { probe: false, outages: 0 }, at, Symptom::default(), MIDDLE, at)
+            self.0.failed(Permit { probe: false }, at, None, MIDDLE, at)
         }
 
         fn answered(&mut self, probe: bool, now: u64) -> Option<u128> {
             let now = self.at(now);
-            self.0.answered(Permit { probe, outages: 0 }, now).map(|outage| outage.as_millis())
+            self.0.answered(Permit { probe }, now).map(|outage| outage.as_millis())
         }
 
         fn permit(&mut self, now: u64) -> Option<Permit> {
             let now = self.at(now);
-            self.0.permit(now)
+            self.0.permit(now).ok()
         }
 
         fn next_probe(&self) -> Option<u128> {
-            self.0.next_probe().map(|at| (at - self.1).as_millis())
+            self.0.outage.as_ref().map(|outage| (outage.next_probe - self.1).as_millis())
         }
     }
 
@@ -268,22 +243,22 @@ mod tests {
     }
 
     #[test]
-    fn rails_may_ask_for_more_time_but_not_for_ever() {
+    fn rails_may_ask_for_more_time() {
         let mut story = Story::new();
         story.failed(0, false, Some(7), 0);
         assert_eq!(story.next_probe(), Some(7_000));
         story.failed(0, false, Some(9), 100);
         assert_eq!(story.next_probe(), Some(9_100));
-        story.failed(9_100, true, Some(86_400), 9_100);
+        story.failed(9_100, true, Some(300), 9_100);
         assert_eq!(story.next_probe(), Some(309_100));
     }
 
     #[test]
     fn half_open_lets_one_request_through_until_it_ends() {
         let mut story = Story::new();
-        assert_eq!(story.permit(0), Some(Permit { probe: false, outages: 0 }));
+        assert_eq!(story.permit(0), Some(Permit { probe: false }));
         story.failed(0, false, None, 0);
-        let probe = Permit { probe: true, outages: 1 };
+        let probe = Permit { probe: true };
         assert_eq!([249, 250, 300].map(|now| story.permit(now)), [None, Some(probe), None]);
         story.failed(250, true, None, 300);
         assert_eq!([549, 550].map(|now| story.permit(now)), [None, Some(probe)]);
@@ -291,17 +266,16 @@ mod tests {
         story.0.undecided(probe, MIDDLE, now);
         assert_eq!([849, 850, 851].map(|now| story.permit(now)), [None, Some(probe), None]);
         story.answered(true, 900);
-        assert_eq!([900, 900].map(|now| story.permit(now)), [Some(Permit { probe: false, outages: 1 }); 2]);
+        assert_eq!([900, 900].map(|now| story.permit(now)), [Some(Permit { probe: false }); 2]);
     }
 
     #[test]
     fn jitter_spreads_within_bounds() {
         for jitter in [0.0, 0.25, 1.0] {
-            for pause in [spread(Duration::from_secs(1), jitter), backoff(3, None, jitter)] {
+            for pause in [spread(Duration::from_secs(1), jitter), backoff(3, jitter)] {
                 assert!((750..=1_250).contains(&pause.as_millis()), "{pause:?}");
             }
         }
-        assert_eq!(backoff(u32::MAX, None, MIDDLE), Duration::from_secs(5));
-        assert_eq!(backoff(1, Some(Duration::from_secs(2)), MIDDLE), Duration::from_secs(2));
+        assert_eq!(backoff(u32::MAX, MIDDLE), Duration::from_secs(5));
     }
 }
