@@ -33,10 +33,11 @@ struct Outage {
     probing: bool,
 }
 
-/// Leave to make one request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Leave to make one request now.
+#[derive(Clone, Copy)]
 pub(super) struct Permit {
     probe: bool,
+    pub(super) asked: Instant,
 }
 
 impl CircuitBreaker {
@@ -49,18 +50,18 @@ impl CircuitBreaker {
         self.outage.as_ref().map_or(Duration::ZERO, |outage| outage.next_probe.saturating_duration_since(now))
     }
 
-    /// Leave to make a request now. Its end must be told to [`Self::answered`], [`Self::undecided`] or [`Self::failed`].
+    /// Leave to make a request. Its end must be told to [`Self::answered`] or [`Self::failed`].
     ///
     /// # Errors
     /// When the next probe may be made; `None` while half-open.
     pub(super) fn permit(&mut self, now: Instant) -> Result<Permit, Option<Instant>> {
         match &mut self.outage {
-            None => Ok(Permit { probe: false }),
+            None => Ok(Permit { probe: false, asked: now }),
             Some(outage) if outage.probing => Err(None),
             Some(outage) if outage.next_probe > now => Err(Some(outage.next_probe)),
             Some(outage) => {
                 outage.probing = true;
-                Ok(Permit { probe: true })
+                Ok(Permit { probe: true, asked: now })
             }
         }
     }
@@ -83,23 +84,9 @@ impl CircuitBreaker {
         self.outage.take_if(|_| permit.probe).map(|outage| now.saturating_duration_since(outage.since))
     }
 
-    /// The answer shows Rails neither to be up nor to be down.
-    pub(super) fn undecided(&mut self, permit: Permit, jitter: f64, now: Instant) {
-        if permit.probe {
-            self.failed(permit, now, None, jitter, now);
-        }
-    }
-
-    /// Rails could not answer a request made at `asked`. `retry_after` is for all requests, and `None` if the failure may
-    /// be a matter of this one. `jitter` is from 0 to 1. Returns whether this opens the breaker.
-    pub(super) fn failed(
-        &mut self,
-        permit: Permit,
-        asked: Instant,
-        retry_after: Option<Duration>,
-        jitter: f64,
-        now: Instant,
-    ) -> bool {
+    /// Rails could not answer. `retry_after` is for all requests, and `None` if the failure may be a matter of this one.
+    /// `jitter` is from 0 to 1. Returns whether this opens the breaker.
+    pub(super) fn failed(&mut self, permit: Permit, retry_after: Option<Duration>, jitter: f64, now: Instant) -> bool {
         let mut pause = retry_after.unwrap_or_default();
         if let Some(outage) = &mut self.outage {
             outage.last_failure = now;
@@ -111,7 +98,7 @@ impl CircuitBreaker {
             outage.next_probe = outage.next_probe.max(now + pause);
             return false;
         }
-        if self.last_answer.is_some_and(|answered| answered > asked) {
+        if self.last_answer.is_some_and(|answered| answered > permit.asked) {
             return false;
         }
         self.failures += 1;
@@ -154,23 +141,24 @@ mod tests {
         fn failed(&mut self, asked: u64, probe: bool, retry_after: Option<u64>, now: u64) -> bool {
             let (asked, now) = (self.at(asked), self.at(now));
             let retry_after = Some(Duration::from_secs(retry_after.unwrap_or(0)));
-            self.0.failed(Permit { probe }, asked, retry_after, MIDDLE, now)
+            self.0.failed(Permit { probe, asked }, retry_after, MIDDLE, now)
         }
 
         /// A failure that may be a matter of the question.
         fn failed_alone(&mut self, at: u64) -> bool {
             let at = self.at(at);
-            self.0.failed(Permit { probe: false }, at, None, MIDDLE, at)
+            self.0.failed(Permit { probe: false, asked: at }, None, MIDDLE, at)
         }
 
         fn answered(&mut self, probe: bool, now: u64) -> Option<u128> {
             let now = self.at(now);
-            self.0.answered(Permit { probe }, now).map(|outage| outage.as_millis())
+            self.0.answered(Permit { probe, asked: now }, now).map(|outage| outage.as_millis())
         }
 
-        fn permit(&mut self, now: u64) -> Option<Permit> {
+        /// Whether it is for a probe.
+        fn permit(&mut self, now: u64) -> Option<bool> {
             let now = self.at(now);
-            self.0.permit(now).ok()
+            self.0.permit(now).ok().map(|permit| permit.probe)
         }
 
         fn next_probe(&self) -> Option<u128> {
@@ -256,17 +244,13 @@ mod tests {
     #[test]
     fn half_open_lets_one_request_through_until_it_ends() {
         let mut story = Story::new();
-        assert_eq!(story.permit(0), Some(Permit { probe: false }));
+        assert_eq!(story.permit(0), Some(false));
         story.failed(0, false, None, 0);
-        let probe = Permit { probe: true };
-        assert_eq!([249, 250, 300].map(|now| story.permit(now)), [None, Some(probe), None]);
+        assert_eq!([249, 250, 300].map(|now| story.permit(now)), [None, Some(true), None]);
         story.failed(250, true, None, 300);
-        assert_eq!([549, 550].map(|now| story.permit(now)), [None, Some(probe)]);
-        let now = story.at(600);
-        story.0.undecided(probe, MIDDLE, now);
-        assert_eq!([849, 850, 851].map(|now| story.permit(now)), [None, Some(probe), None]);
+        assert_eq!([549, 550].map(|now| story.permit(now)), [None, Some(true)]);
         story.answered(true, 900);
-        assert_eq!([900, 900].map(|now| story.permit(now)), [Some(Permit { probe: false }); 2]);
+        assert_eq!([900, 900].map(|now| story.permit(now)), [Some(false); 2]);
     }
 
     #[test]

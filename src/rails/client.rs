@@ -33,6 +33,9 @@ const MAX_RETRY_AFTER: Duration = Duration::from_mins(5);
 /// As the Node server sends it, letter by letter.
 const JSON: &str = "application/json; charset=UTF-8";
 
+/// The status of the answer.
+pub(super) type Answer = Result<StatusCode, Failure>;
+
 /// Rails could not be asked, or could not answer.
 pub(super) struct Failure {
     /// For the log; holds nothing of the request.
@@ -58,7 +61,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Failure`] without an answer in time, and when its status shows that Rails has not looked at the question.
-    pub(super) async fn ask(&self, check: &Check) -> Result<StatusCode, Failure> {
+    pub(super) async fn ask(&self, check: &Check) -> Answer {
         let http = self.http.get_or_init(|| build(&self.endpoint.url).map_err(|error| chain(&error)));
         let http =
             http.as_ref().map_err(|error| Failure { reason: error.clone(), retry_after: Some(Duration::ZERO) })?;

@@ -30,7 +30,7 @@ use super::{
     Outcome, Rails, Reason,
     breaker::{CircuitBreaker, Permit, backoff},
     check::{Check, HashedKey},
-    client::{Client, Failure},
+    client::{Answer, Client, Failure},
 };
 use crate::{
     metrics::{Counter, Timing},
@@ -76,6 +76,9 @@ pub(super) struct Flight {
 /// A place among the concurrent requests, and the breaker's leave.
 type Turn = (OwnedSemaphorePermit, Permit);
 
+/// The outcome of a flight, or the pause before its next request.
+type Learnt = ControlFlow<Outcome, Duration>;
+
 impl Decisions {
     pub(super) fn new() -> Self {
         Self { breaker: CircuitBreaker::default(), recent: LruCache::new(MAX_RECENT) }
@@ -84,7 +87,7 @@ impl Decisions {
     /// The status of a recent answer.
     pub(super) fn cached(&mut self, key: &HashedKey, now: Instant) -> Option<StatusCode> {
         match self.recent.get(key) {
-            Some(Recent::Answer(status, until)) if now < *until && self.breaker.is_closed() => Some(*status),
+            Some(Recent::Answer(status, until)) if now < *until => Some(*status),
             _ => None,
         }
     }
@@ -121,26 +124,15 @@ impl Rails {
     /// Makes requests until Rails answers or the callers would only time out.
     async fn fly(self: Arc<Self>, flight: Weak<Flight>, client: Arc<Client>, mut probe: Option<Turn>) -> Outcome {
         loop {
-            let (place, permit) = match probe.take() {
+            let turn = match probe.take() {
                 Some(turn) => turn,
                 None => self.turn().await,
             };
             // The caller that polls this holds the flight.
             let Some(flight) = flight.upgrade() else { return pending().await };
-            flight.attempts.fetch_add(1, Ordering::Relaxed);
-            self.metrics.count(Counter::RailsRequests);
-            let (rails, client) = (Arc::clone(&self), Arc::clone(&client));
             let (sender, learnt) = oneshot::channel();
-            let request = async move {
-                let asked = Instant::now();
-                // The client's timeout is the bound.
-                let answer = client.ask(&flight.check).await;
-                let learnt = rails.learn(&flight, permit, asked, answer);
-                drop(place);
-                rails.ended.notify_waiters();
-                // Fails without callers.
-                let _ = sender.send(learnt);
-            };
+            let request =
+                Arc::clone(&self).request(flight, Arc::clone(&client), turn).map(|learnt| sender.send(learnt));
             let stop = self.lifecycle.stop().clone();
             self.lifecycle.tasks().spawn(async move {
                 stop.run_until_cancelled(request).await;
@@ -151,6 +143,15 @@ impl Rails {
                 Err(_) => return self.unavailable(Reason::Stopping),
             }
         }
+    }
+
+    /// Makes one request. The client's timeout is the bound.
+    async fn request(self: Arc<Self>, flight: Arc<Flight>, client: Arc<Client>, (_place, permit): Turn) -> Learnt {
+        flight.attempts.fetch_add(1, Ordering::Relaxed);
+        self.metrics.count(Counter::RailsRequests);
+        let learnt = self.learn(&flight, permit, client.ask(&flight.check).await);
+        self.ended.notify_waiters();
+        learnt
     }
 
     /// Waits for a place, and then for the breaker.
@@ -169,28 +170,21 @@ impl Rails {
         }
     }
 
-    /// Tells breaker and cache how a request ended. Breaks with the outcome of the flight, or continues after a pause.
-    fn learn(
-        &self,
-        flight: &Flight,
-        permit: Permit,
-        asked: Instant,
-        answer: Result<StatusCode, Failure>,
-    ) -> ControlFlow<Outcome, Duration> {
+    /// Tells breaker and cache how a request ended.
+    fn learn(&self, flight: &Flight, permit: Permit, answer: Answer) -> Learnt {
         static FAILURES: Throttle = Throttle::new();
         static RECOVERIES: Throttle = Throttle::new();
-        let (now, jitter) = (Instant::now(), rand::rng().random_range(0.0..=1.0));
+        let (asked, now, jitter) = (permit.asked, Instant::now(), rand::rng().random_range(0.0..=1.0));
         let mut pause = backoff(flight.attempts.load(Ordering::Relaxed), jitter);
         let mut state = self.state();
         match answer {
             Ok(status) => {
                 self.metrics.time(Timing::RailsRequest, now.saturating_duration_since(asked));
-                // The first 500 may have been bad luck. Rails also fails this way over a type of document that it does
-                // not know.
-                let mut again = false;
                 if status == StatusCode::INTERNAL_SERVER_ERROR {
-                    state.breaker.undecided(permit, jitter, now);
-                    again = !flight.server_error.swap(true, Ordering::Relaxed);
+                    // It shows Rails neither to be up nor to be down.
+                    if !state.breaker.is_closed() {
+                        state.breaker.failed(permit, None, jitter, now);
+                    }
                 } else if let Some(outage) = state.breaker.answered(permit, now)
                     && let Some(more_since_last) = RECOVERIES.allow(std::time::Instant::now())
                 {
@@ -200,7 +194,9 @@ impl Rails {
                     self.metrics.count(Counter::RailsRedirects);
                     return ControlFlow::Break(Err((Reason::Redirected, Duration::ZERO)));
                 }
-                if !again {
+                // The first 500 may have been bad luck; Rails also fails this way over a type of document that it does not
+                // know.
+                if status != StatusCode::INTERNAL_SERVER_ERROR || flight.server_error.swap(true, Ordering::Relaxed) {
                     if state.breaker.is_closed() {
                         let until = asked + if status == StatusCode::OK { GRANT_TTL } else { DENIAL_TTL };
                         state.recent.insert(flight.key, Recent::Answer(status, until));
@@ -212,24 +208,22 @@ impl Rails {
                 self.metrics.count(Counter::RailsFailures);
                 if let Some(more_since_last) = FAILURES.allow(std::time::Instant::now()) {
                     let hold = self.hold.as_secs();
-                    tracing::warn!(
-                        more_since_last,
-                        "cannot ask rails, trying again; checks wait up to {hold} s: {reason}"
-                    );
+                    tracing::warn!(more_since_last, "cannot ask rails; checks wait up to {hold} s: {reason}");
                 }
-                if state.breaker.failed(permit, asked, retry_after, jitter, now) {
+                if state.breaker.failed(permit, retry_after, jitter, now) {
                     self.metrics.count(Counter::RailsOutages);
                     state.recent.retain(|_, recent| matches!(recent, Recent::Flight(_)));
                 }
                 pause = pause.max(retry_after.unwrap_or_default());
             }
         }
-        if !state.breaker.is_closed() {
+        let is_open = !state.breaker.is_closed();
+        if is_open {
             // Its own pauses and the queue are enough.
             pause = Duration::ZERO;
         }
         let retry_after = pause.max(state.breaker.next_probe_in(now));
-        if retry_after >= self.hold || (flight.only_probe && !state.breaker.is_closed()) {
+        if retry_after >= self.hold || (flight.only_probe && is_open) {
             return ControlFlow::Break(Err((Reason::Down, retry_after)));
         }
         ControlFlow::Continue(pause)

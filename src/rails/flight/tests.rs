@@ -59,26 +59,16 @@ impl Setting {
     }
 
     /// Ends a request for this question that was made just now.
-    fn learn(
-        &self,
-        name: &str,
-        permit: Permit,
-        answer: Result<u16, Option<Duration>>,
-    ) -> ControlFlow<Outcome, Duration> {
+    fn learn(&self, name: &str, permit: Permit, answer: Result<u16, Option<Duration>>) -> Learnt {
         self.learn_again(&flight(name), permit, answer)
     }
 
-    fn learn_again(
-        &self,
-        flight: &Flight,
-        permit: Permit,
-        answer: Result<u16, Option<Duration>>,
-    ) -> ControlFlow<Outcome, Duration> {
+    fn learn_again(&self, flight: &Flight, permit: Permit, answer: Result<u16, Option<Duration>>) -> Learnt {
         let answer = match answer {
             Ok(status) => Ok(StatusCode::from_u16(status).unwrap()),
             Err(retry_after) => Err(Failure { reason: String::new(), retry_after }),
         };
-        let learnt = self.rails.learn(flight, permit, Instant::now(), answer);
+        let learnt = self.rails.learn(flight, permit, answer);
         self.rails.ended.notify_waiters();
         learnt
     }
@@ -116,7 +106,7 @@ impl Caller {
     }
 }
 
-fn answered(status: u16) -> ControlFlow<Outcome, Duration> {
+fn answered(status: u16) -> Learnt {
     ControlFlow::Break(Ok(StatusCode::from_u16(status).unwrap()))
 }
 
