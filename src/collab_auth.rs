@@ -24,7 +24,7 @@ use axum::{
     routing::post,
 };
 use http::{
-    HeaderMap, HeaderValue, StatusCode,
+    HeaderMap, StatusCode,
     header::{CACHE_CONTROL, RETRY_AFTER},
 };
 
@@ -42,11 +42,7 @@ pub fn routes(rails: Arc<Rails>, strict_names: bool, trusted: Networks, metrics:
     let endpoint = Arc::new(Endpoint { rails, strict_names, trusted, metrics, nameless: Once::new() });
     let answer = move |Extension(Peer { address: peer, .. }): Extension<Peer>, headers: HeaderMap, body: Body| {
         let endpoint = Arc::clone(&endpoint);
-        async move {
-            let mut response = endpoint.answer(peer, &headers, body).await;
-            response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-            response
-        }
+        async move { ([(CACHE_CONTROL, "no-store")], endpoint.answer(peer, &headers, body).await) }
     };
     Router::new().route("/api/hocuspocus", post(answer))
 }

@@ -76,8 +76,8 @@ enum Reason {
     Stopping,
 }
 
-/// The status of Rails' answer; or the reason for having no answer, and how long it lasts at least.
-type Outcome = Result<StatusCode, (Reason, Duration)>;
+/// The status of Rails' answer.
+type Outcome = Result<StatusCode, Reason>;
 
 /// Puts questions to Rails.
 pub struct Rails {
@@ -129,34 +129,37 @@ impl Rails {
     /// [`NoAnswer::Limited`] at once. [`NoAnswer::Unavailable`] at once if no answer can be expected within the hold time of
     /// the settings, else after that time.
     pub async fn check(self: &Arc<Self>, check: Check, from: Option<IpAddr>) -> Result<bool, NoAnswer> {
+        static LIMITED: Throttle = Throttle::new();
         let subjects = Subject::of(&check, from);
-        self.limits.admit(&subjects, Instant::now()).map_err(|wait| self.limited(from, wait))?;
+        if let Err(wait) = self.limits.admit(&subjects, Instant::now()) {
+            self.metrics.count(Counter::ChecksLimited);
+            if let Some(more_since_last) = LIMITED.allow(std::time::Instant::now()) {
+                let client = from.map(tracing::field::display);
+                tracing::warn!(more_since_last, client, "too many checks from one address or with one token");
+            }
+            return Err(NoAnswer::Limited(wait));
+        }
         let (kind, user, started) = (check.kind(), check.user().to_owned(), Instant::now());
         let mut end = EndCount(&self.metrics, Counter::ChecksAbandoned);
         let (outcome, attempts) = self.outcome(check).await;
         let took = started.elapsed();
         self.metrics.time(Timing::Check, took);
         let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        let status = outcome.map_err(|(reason, wait)| {
+        let status = outcome.map_err(|reason| {
             end.1 = Counter::ChecksUnavailable;
             match reason.may_be_logged() {
                 // Only a setting mends this; the other reasons pass.
                 Some(more_since_last) if reason == Reason::NotConfigured => {
                     tracing::error!(more_since_last, "{reason}");
                 }
-                Some(more_since_last) => tracing::warn!(
-                    kind,
-                    user,
-                    attempts,
-                    ms,
-                    more_since_last,
-                    "cannot check who may edit a document: {reason}"
-                ),
+                Some(more_since_last) => {
+                    tracing::warn!(kind, user, attempts, ms, more_since_last, "a check has no answer: {reason}");
+                }
                 None => {}
             }
             NoAnswer::Unavailable(match reason {
                 Reason::NotConfigured | Reason::Redirected => RETRY_CONFIGURED,
-                _ => wait + rand::rng().random_range(RETRY_SPREAD),
+                _ => self.state().breaker.next_probe_in(Instant::now()) + rand::rng().random_range(RETRY_SPREAD),
             })
         })?;
         tracing::info!(kind, user, status = status.as_u16(), attempts, ms, "checked who may edit a document");
@@ -177,30 +180,15 @@ impl Rails {
             self.metrics.count(Counter::ChecksCached);
             return (Ok(status), 0);
         }
-        let Some(client) = &self.client else { return (self.unavailable(Reason::NotConfigured), 0) };
-        let Ok(_waiting) = self.waiting.try_acquire() else { return (self.unavailable(Reason::Overloaded), 0) };
-        let Some(flight) = self.join(client, key, check) else { return (self.unavailable(Reason::Down), 0) };
+        let Some(client) = &self.client else { return (Err(Reason::NotConfigured), 0) };
+        let Ok(_waiting) = self.waiting.try_acquire() else { return (Err(Reason::Overloaded), 0) };
+        let Some(flight) = self.join(client, key, check) else { return (Err(Reason::Down), 0) };
         let ended = timeout(self.hold, flight.outcome.clone());
         let outcome = match self.lifecycle.stop().run_until_cancelled(ended).await {
-            Some(Ok(outcome)) => outcome,
-            Some(Err(_)) => self.unavailable(Reason::TimedOut),
-            None => self.unavailable(Reason::Stopping),
+            Some(ended) => ended.unwrap_or(Err(Reason::TimedOut)),
+            None => Err(Reason::Stopping),
         };
         (outcome, flight.attempts.load(Ordering::Relaxed))
-    }
-
-    fn unavailable(&self, reason: Reason) -> Outcome {
-        Err((reason, self.state().breaker.next_probe_in(Instant::now())))
-    }
-
-    fn limited(&self, from: Option<IpAddr>, wait: Duration) -> NoAnswer {
-        static LIMITED: Throttle = Throttle::new();
-        self.metrics.count(Counter::ChecksLimited);
-        if let Some(more_since_last) = LIMITED.allow(std::time::Instant::now()) {
-            let client = from.map(tracing::field::display);
-            tracing::warn!(more_since_last, client, "too many checks from one address or with one token");
-        }
-        NoAnswer::Limited(wait)
     }
 
     fn state(&self) -> MutexGuard<'_, Decisions> {

@@ -129,7 +129,7 @@ impl Rails {
                 None => self.turn().await,
             };
             // The caller that polls this holds the flight.
-            let Some(flight) = flight.upgrade() else { return pending().await };
+            let Some(flight) = flight.upgrade() else { return Err(Reason::Stopping) };
             let (sender, learnt) = oneshot::channel();
             let request =
                 Arc::clone(&self).request(flight, Arc::clone(&client), turn).map(|learnt| sender.send(learnt));
@@ -140,7 +140,7 @@ impl Rails {
             match learnt.await {
                 Ok(ControlFlow::Break(outcome)) => return outcome,
                 Ok(ControlFlow::Continue(pause)) => sleep(pause).await,
-                Err(_) => return self.unavailable(Reason::Stopping),
+                Err(_) => return Err(Reason::Stopping),
             }
         }
     }
@@ -192,7 +192,7 @@ impl Rails {
                 }
                 if status.is_redirection() {
                     self.metrics.count(Counter::RailsRedirects);
-                    return ControlFlow::Break(Err((Reason::Redirected, Duration::ZERO)));
+                    return ControlFlow::Break(Err(Reason::Redirected));
                 }
                 // The first 500 may have been bad luck; Rails also fails this way over a type of document that it does not
                 // know.
@@ -222,11 +222,12 @@ impl Rails {
             // Its own pauses and the queue are enough.
             pause = Duration::ZERO;
         }
-        let retry_after = pause.max(state.breaker.next_probe_in(now));
-        if retry_after >= self.hold || (flight.only_probe && is_open) {
-            return ControlFlow::Break(Err((Reason::Down, retry_after)));
+        let too_late = pause.max(state.breaker.next_probe_in(now)) >= self.hold;
+        if too_late || (flight.only_probe && is_open) {
+            ControlFlow::Break(Err(Reason::Down))
+        } else {
+            ControlFlow::Continue(pause)
         }
-        ControlFlow::Continue(pause)
     }
 }
 
