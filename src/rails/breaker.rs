@@ -28,9 +28,8 @@ pub(super) struct CircuitBreaker {
 struct Outage {
     since: Instant,
     last_failure: Instant,
-    next_probe: Instant,
-    /// Half-open.
-    probing: bool,
+    /// `None` while half-open.
+    next_probe: Option<Instant>,
 }
 
 /// Leave to make one request now.
@@ -45,9 +44,15 @@ impl CircuitBreaker {
         self.outage.is_none()
     }
 
-    /// The time until the next probe; zero while closed.
+    /// The time until the next probe; zero while closed or half-open.
     pub(super) fn next_probe_in(&self, now: Instant) -> Duration {
-        self.outage.as_ref().map_or(Duration::ZERO, |outage| outage.next_probe.saturating_duration_since(now))
+        let next_probe = self.outage.as_ref().and_then(|outage| outage.next_probe);
+        next_probe.unwrap_or(now).saturating_duration_since(now)
+    }
+
+    /// Whether a request would be the probe.
+    pub(super) fn may_probe(&self, now: Instant) -> bool {
+        self.outage.as_ref().is_some_and(|outage| outage.next_probe.is_some_and(|at| at <= now))
     }
 
     /// Leave to make a request. Its end must be told to [`Self::answered`] or [`Self::failed`].
@@ -55,25 +60,24 @@ impl CircuitBreaker {
     /// # Errors
     /// When the next probe may be made; `None` while half-open.
     pub(super) fn permit(&mut self, now: Instant) -> Result<Permit, Option<Instant>> {
+        let probe = self.may_probe(now);
         match &mut self.outage {
-            None => Ok(Permit { probe: false, asked: now }),
-            Some(outage) if outage.probing => Err(None),
-            Some(outage) if outage.next_probe > now => Err(Some(outage.next_probe)),
-            Some(outage) => {
-                outage.probing = true;
-                Ok(Permit { probe: true, asked: now })
-            }
+            Some(outage) if !probe => return Err(outage.next_probe),
+            Some(outage) => outage.next_probe = None,
+            None => {}
         }
+        Ok(Permit { probe, asked: now })
     }
 
     /// Whether a question that may wait for `hold` would only time out, as far as is known: the next probe comes too late,
     /// or the outage is longer already. The latter is not known when the last request was made longer ago.
     pub(super) fn is_hopeless(&self, hold: Duration, now: Instant) -> bool {
-        self.outage.as_ref().is_some_and(|outage| {
-            let known = now.saturating_duration_since(outage.last_failure) <= hold;
-            outage.next_probe.saturating_duration_since(now) >= hold
-                || (known && now.saturating_duration_since(outage.since) >= hold)
-        })
+        let too_long = self.outage.as_ref().is_some_and(|outage| {
+            let [last_failure, so_far] =
+                [outage.last_failure, outage.since].map(|at| now.saturating_duration_since(at));
+            last_failure <= hold && so_far >= hold
+        });
+        too_long || self.next_probe_in(now) >= hold
     }
 
     /// Rails answered. While open, only the answer to a probe counts: other requests may have been made before the
@@ -91,11 +95,11 @@ impl CircuitBreaker {
         if let Some(outage) = &mut self.outage {
             outage.last_failure = now;
             if permit.probe {
-                outage.probing = false;
                 let so_far = now.saturating_duration_since(outage.since);
                 pause = pause.max(spread((so_far / 4).clamp(MIN_PAUSE, MAX_PAUSE), jitter));
+                outage.next_probe = Some(now + pause);
             }
-            outage.next_probe = outage.next_probe.max(now + pause);
+            outage.next_probe = outage.next_probe.map(|at| at.max(now + pause));
             return false;
         }
         if self.last_answer.is_some_and(|answered| answered > permit.asked) {
@@ -105,8 +109,8 @@ impl CircuitBreaker {
         if self.failures < MAX_FAILURES && retry_after.is_none() {
             return false;
         }
-        let next_probe = now + pause.max(spread(MIN_PAUSE, jitter));
-        self.outage = Some(Outage { since: now, last_failure: now, next_probe, probing: false });
+        let next_probe = Some(now + pause.max(spread(MIN_PAUSE, jitter)));
+        self.outage = Some(Outage { since: now, last_failure: now, next_probe });
         true
     }
 }
@@ -162,7 +166,7 @@ mod tests {
         }
 
         fn next_probe(&self) -> Option<u128> {
-            self.0.outage.as_ref().map(|outage| (outage.next_probe - self.1).as_millis())
+            self.0.outage.as_ref()?.next_probe.map(|at| (at - self.1).as_millis())
         }
     }
 

@@ -62,6 +62,7 @@ impl Client {
     /// # Errors
     /// [`Failure`] without an answer in time, and when its status shows that Rails has not looked at the question.
     pub(super) async fn ask(&self, check: &Check) -> Answer {
+        static REDIRECTS: Throttle = Throttle::new();
         let http = self.http.get_or_init(|| build(&self.endpoint.url).map_err(|error| chain(&error)));
         let http =
             http.as_ref().map_err(|error| Failure { reason: error.clone(), retry_after: Some(Duration::ZERO) })?;
@@ -70,22 +71,11 @@ impl Client {
         let response = request.send().await.map_err(failure)?;
         let status = response.status();
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-        if status.is_redirection() {
-            self.report_redirect(status, header(LOCATION));
-        }
-        if is_answer(status.as_u16()) {
-            return Ok(status);
-        }
-        // A server that names a time speaks of itself, not of the document.
-        let retry_after = header(RETRY_AFTER).and_then(|after| retry_after(after, SystemTime::now()));
-        Err(Failure { reason: format!("it answers {}", status.as_u16()), retry_after })
-    }
-
-    /// A redirect is a wrong setting: if followed, the question would become a GET, and any page would grant.
-    fn report_redirect(&self, status: StatusCode, location: Option<&str>) {
-        static REDIRECTS: Throttle = Throttle::new();
-        if let Some(more_since_last) = REDIRECTS.allow(Instant::now()) {
-            let to = location.and_then(|to| self.endpoint.url.join(to).ok());
+        if status.is_redirection()
+            && let Some(more_since_last) = REDIRECTS.allow(Instant::now())
+        {
+            // A wrong setting: if followed, the question would become a GET, and any page would grant.
+            let to = header(LOCATION).and_then(|to| self.endpoint.url.join(to).ok());
             let to = to.map_or_else(|| "nowhere".to_owned(), |to| to.origin().ascii_serialization());
             tracing::error!(
                 status = status.as_u16(),
@@ -94,6 +84,12 @@ impl Client {
                 self.endpoint.variable
             );
         }
+        if is_answer(status.as_u16()) {
+            return Ok(status);
+        }
+        // A server that names a time speaks of itself, not of the document.
+        let retry_after = header(RETRY_AFTER).and_then(|after| retry_after(after, SystemTime::now()));
+        Err(Failure { reason: format!("it answers {}", status.as_u16()), retry_after })
     }
 }
 

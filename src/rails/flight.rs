@@ -94,15 +94,16 @@ impl Decisions {
 }
 
 impl Rails {
-    /// The flight with this question, or a new one, which must be polled. `None` if the caller would only time out: then a
-    /// question is refused, unless it can be the probe.
+    /// The flight with this question, or a new one. `None` if the caller would only time out: then a question is refused,
+    /// unless it can be the probe.
     pub(super) fn join(self: &Arc<Self>, client: &Arc<Client>, key: HashedKey, check: Check) -> Option<Arc<Flight>> {
         let now = Instant::now();
         let mut state = self.state();
-        let hopeless = state.breaker.is_hopeless(self.hold, now);
-        let mut probe = None;
-        if hopeless {
-            probe = Some((Arc::clone(&self.places).try_acquire_owned().ok()?, state.breaker.permit(now).ok()?));
+        let only_probe = state.breaker.is_hopeless(self.hold, now);
+        if only_probe {
+            if self.places.available_permits() == 0 || !state.breaker.may_probe(now) {
+                return None;
+            }
         } else if let Some(Recent::Flight(flight)) = state.recent.get(&key)
             && let Some(flight) = flight.upgrade()
         {
@@ -112,22 +113,19 @@ impl Rails {
         let flight = Arc::new_cyclic(|flight| Flight {
             key,
             check,
-            only_probe: hopeless,
+            only_probe,
             attempts: AtomicU32::new(0),
             server_error: AtomicBool::new(false),
-            outcome: Arc::clone(self).fly(Weak::clone(flight), Arc::clone(client), probe).boxed().shared(),
+            outcome: Arc::clone(self).fly(Weak::clone(flight), Arc::clone(client)).boxed().shared(),
         });
         state.recent.insert(key, Recent::Flight(Arc::downgrade(&flight)));
         Some(flight)
     }
 
     /// Makes requests until Rails answers or the callers would only time out.
-    async fn fly(self: Arc<Self>, flight: Weak<Flight>, client: Arc<Client>, mut probe: Option<Turn>) -> Outcome {
+    async fn fly(self: Arc<Self>, flight: Weak<Flight>, client: Arc<Client>) -> Outcome {
         loop {
-            let turn = match probe.take() {
-                Some(turn) => turn,
-                None => self.turn().await,
-            };
+            let turn = self.turn().await;
             // The caller that polls this holds the flight.
             let Some(flight) = flight.upgrade() else { return Err(Reason::Stopping) };
             let (sender, learnt) = oneshot::channel();

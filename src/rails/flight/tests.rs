@@ -244,8 +244,8 @@ async fn while_it_is_hopeless_one_question_may_be_the_probe_and_waits_no_longer(
     setting.outage();
     advance(Duration::from_secs(10)).await;
     let probe = setting.join("probe").unwrap();
-    assert!(setting.join("another").is_none() && setting.join("probe").is_none());
     assert_eq!(setting.requests().await, 1);
+    assert!(setting.join("another").is_none() && setting.join("probe").is_none());
     // The client gives up, and the breaker stays open.
     let Caller { flight, mut task } = probe;
     assert!(matches!(task.join_next().await, Some(Ok(Err(Reason::Down)))));
