@@ -48,13 +48,10 @@ const RETRY_SPREAD: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration
 const RETRY_CONFIGURED: Duration = Duration::from_mins(1);
 
 /// A question has no answer for now, and may be put again after a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoAnswer {
     /// The allowance of the address or the token is used up.
-    #[error("too many checks from one address or with one token")]
     Limited(Duration),
     /// Rails gives no answer.
-    #[error("rails gives no answer for now")]
     Unavailable(Duration),
 }
 

@@ -60,6 +60,7 @@ enum Recent {
     Answer(StatusCode, Instant),
 }
 
+/// Held by its callers, and by a request while it is under way.
 pub(super) struct Flight {
     key: HashedKey,
     check: Check,
