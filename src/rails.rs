@@ -79,7 +79,7 @@ type Outcome = Result<StatusCode, Reason>;
 /// Puts questions to Rails.
 pub struct Rails {
     /// `None` without an address of Rails.
-    client: Option<Arc<Client>>,
+    client: Option<Client>,
     limits: RateLimits,
     /// How long a caller may wait.
     hold: Duration,
@@ -107,7 +107,7 @@ impl Rails {
     /// Requests run in tasks of `lifecycle` and end with its stop. Connects with the first question.
     pub fn new(config: &Config, metrics: Metrics, lifecycle: Lifecycle) -> Arc<Self> {
         Arc::new(Self {
-            client: config.rails.endpoint.clone().map(|endpoint| Arc::new(Client::new(endpoint))),
+            client: config.rails.endpoint.clone().map(Client::new),
             limits: RateLimits::new(config.collab.auth_per_minute),
             hold: config.rails.hold,
             waiting: Semaphore::new(MAX_WAITING),
@@ -177,9 +177,8 @@ impl Rails {
             self.metrics.count(Counter::ChecksCached);
             return (Ok(status), 0);
         }
-        let Some(client) = &self.client else { return (Err(Reason::NotConfigured), 0) };
         let Ok(_waiting) = self.waiting.try_acquire() else { return (Err(Reason::Overloaded), 0) };
-        let Some(flight) = self.join(client, key, check) else { return (Err(Reason::Down), 0) };
+        let Some(flight) = self.join(key, check) else { return (Err(Reason::Down), 0) };
         let ended = timeout(self.hold, flight.outcome.clone());
         let outcome = match self.lifecycle.stop().run_until_cancelled(ended).await {
             Some(ended) => ended.unwrap_or(Err(Reason::TimedOut)),

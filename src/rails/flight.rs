@@ -30,7 +30,7 @@ use super::{
     Outcome, Rails, Reason,
     breaker::{CircuitBreaker, Permit, backoff},
     check::{Check, HashedKey},
-    client::{Answer, Client, Failure},
+    client::{Answer, Failure},
 };
 use crate::{
     metrics::{Counter, Timing},
@@ -97,7 +97,7 @@ impl Decisions {
 impl Rails {
     /// The flight with this question, or a new one. `None` if the caller would only time out: then a question is refused,
     /// unless it can be the probe.
-    pub(super) fn join(self: &Arc<Self>, client: &Arc<Client>, key: HashedKey, check: Check) -> Option<Arc<Flight>> {
+    pub(super) fn join(self: &Arc<Self>, key: HashedKey, check: Check) -> Option<Arc<Flight>> {
         let now = Instant::now();
         let mut state = self.state();
         let only_probe = state.breaker.is_hopeless(self.hold, now);
@@ -117,21 +117,20 @@ impl Rails {
             only_probe,
             attempts: AtomicU32::new(0),
             server_error: AtomicBool::new(false),
-            outcome: Arc::clone(self).fly(Weak::clone(flight), Arc::clone(client)).boxed().shared(),
+            outcome: Arc::clone(self).fly(Weak::clone(flight)).boxed().shared(),
         });
         state.recent.insert(key, Recent::Flight(Arc::downgrade(&flight)));
         Some(flight)
     }
 
     /// Makes requests until Rails answers or the callers would only time out.
-    async fn fly(self: Arc<Self>, flight: Weak<Flight>, client: Arc<Client>) -> Outcome {
+    async fn fly(self: Arc<Self>, flight: Weak<Flight>) -> Outcome {
         loop {
             let turn = self.turn().await;
             // The caller that polls this holds the flight.
             let Some(flight) = flight.upgrade() else { return Err(Reason::Stopping) };
             let (sender, learnt) = oneshot::channel();
-            let request =
-                Arc::clone(&self).request(flight, Arc::clone(&client), turn).map(|learnt| sender.send(learnt));
+            let request = Arc::clone(&self).request(flight, turn).map(|learnt| sender.send(learnt));
             let stop = self.lifecycle.stop().clone();
             self.lifecycle.tasks().spawn(async move {
                 stop.run_until_cancelled(request).await;
@@ -145,7 +144,8 @@ impl Rails {
     }
 
     /// Makes one request. The client's timeout is the bound.
-    async fn request(self: Arc<Self>, flight: Arc<Flight>, client: Arc<Client>, (_place, permit): Turn) -> Learnt {
+    async fn request(self: Arc<Self>, flight: Arc<Flight>, (_place, permit): Turn) -> Learnt {
+        let Some(client) = &self.client else { return ControlFlow::Break(Err(Reason::NotConfigured)) };
         flight.attempts.fetch_add(1, Ordering::Relaxed);
         self.metrics.count(Counter::RailsRequests);
         let learnt = self.learn(&flight, permit, client.ask(&flight.check).await);

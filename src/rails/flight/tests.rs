@@ -32,8 +32,8 @@ impl Setting {
     }
 
     fn join(&self, name: &str) -> Option<Caller> {
-        let (client, check) = (self.rails.client.as_ref().unwrap(), check(name));
-        let flight = self.rails.join(client, check.key(), check)?;
+        let check = check(name);
+        let flight = self.rails.join(check.key(), check)?;
         let mut task = JoinSet::new();
         task.spawn(flight.outcome.clone());
         Some(Caller { flight, task })
