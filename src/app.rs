@@ -166,8 +166,8 @@ impl App {
         let options = options(&config, connections)?;
         let engine = Engine::new(SocketIo::new(parts), options, lifecycle.tasks().clone(), metrics.clone());
 
-        let rails = Rails::new(&config.rails, metrics.clone(), lifecycle.clone());
-        let collab_auth = collab_auth::routes(rails, &config.collab, config.http.trusted_proxies, metrics.clone());
+        let rails = Rails::new(&config, metrics.clone(), lifecycle.clone());
+        let collab_auth = collab_auth::routes(rails, config.collab.strict_names, config.http.trusted_proxies, metrics.clone());
         let router = health.clone().merge(collab_auth).merge(demo).merge(engine_routes(Arc::clone(&engine)));
         // For every path that cannot be answered while there is no place.
         let refusing = Arc::clone(&engine);

@@ -11,24 +11,27 @@ mod flight;
 mod limits;
 
 use std::{
+    net::IpAddr,
     ops::RangeInclusive,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
+use http::StatusCode;
 use rand::RngExt;
 use tokio::{
     sync::{Notify, Semaphore},
     time::{Instant, timeout},
 };
 
-pub use self::{
-    check::{Check, InvalidCheck, Names},
-    limits::RateLimits,
+pub use self::check::{Check, InvalidCheck};
+use self::{
+    client::Client,
+    flight::Decisions,
+    limits::{RateLimits, Subject},
 };
-use self::{client::Client, flight::Decisions};
 use crate::{
-    config::{RAILS_VARIABLES, RailsConfig},
+    config::{Config, RAILS_VARIABLES},
     lifecycle::Lifecycle,
     metrics::{Counter, Metrics, Timing},
     telemetry::Throttle,
@@ -38,38 +41,21 @@ use crate::{
 /// caller costs about 15 kB with its connection. Any further caller is refused.
 const MAX_WAITING: usize = 2_048;
 
-/// Added to `retry_after` so that callers refused at the same time do not return together.
+/// Added to the time after which to ask again, so that callers refused at the same time do not return together.
 const RETRY_SPREAD: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(5);
 
-/// `retry_after` when a setting has to be corrected first.
+/// The time after which to ask again when a setting has to be corrected first.
 const RETRY_CONFIGURED: Duration = Duration::from_mins(1);
 
-/// The one status that grants.
-const GRANTED: u16 = 200;
-
-/// The status of a Rails that failed over the question.
-const SERVER_ERROR: u16 = 500;
-
-/// What Rails says to a [`Check`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// The user may edit the document.
-    Granted,
-    /// The user may not.
-    Denied,
-    /// Rails failed over the question each time: no grant, but no sign of a wrong token either.
-    ServerError,
+/// A question has no answer for now, and may be put again after a time.
+pub enum NoAnswer {
+    /// The allowance of the address or the token is used up.
+    Limited(Duration),
+    /// Rails gives no answer.
+    Unavailable(Duration),
 }
 
-/// A question has no answer for now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("rails gives no answer for now")]
-pub struct Unavailable {
-    /// The time after which to ask again.
-    pub retry_after: Duration,
-}
-
-/// Why a question has no answer.
+/// Why Rails gives no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 enum Reason {
     #[error("nobody can edit together: set {RAILS_VARIABLES} to where rails is")]
@@ -87,13 +73,14 @@ enum Reason {
     Stopping,
 }
 
-/// The status of Rails' answer; or the reason for having no answer, and how long it lasts at least.
-type Outcome = Result<u16, (Reason, Duration)>;
+/// The status of Rails' answer.
+type Outcome = Result<StatusCode, Reason>;
 
 /// Puts questions to Rails.
 pub struct Rails {
     /// `None` without an address of Rails.
-    client: Option<Arc<Client>>,
+    client: Option<Client>,
+    limits: RateLimits,
     /// How long a caller may wait.
     hold: Duration,
     /// Callers.
@@ -118,12 +105,13 @@ impl Drop for EndCount<'_> {
 
 impl Rails {
     /// Requests run in tasks of `lifecycle` and end with its stop. Connects with the first question.
-    pub fn new(settings: &RailsConfig, metrics: Metrics, lifecycle: Lifecycle) -> Arc<Self> {
+    pub fn new(config: &Config, metrics: Metrics, lifecycle: Lifecycle) -> Arc<Self> {
         Arc::new(Self {
-            client: settings.endpoint.clone().map(|endpoint| Arc::new(Client::new(endpoint, settings.max_concurrency))),
-            hold: settings.hold,
+            client: config.rails.endpoint.clone().map(Client::new),
+            limits: RateLimits::new(config.collab.auth_per_minute),
+            hold: config.rails.hold,
             waiting: Semaphore::new(MAX_WAITING),
-            places: Arc::new(Semaphore::new(settings.max_concurrency)),
+            places: Arc::new(Semaphore::new(config.rails.max_concurrency)),
             state: Mutex::new(Decisions::new()),
             ended: Notify::new(),
             metrics,
@@ -131,49 +119,54 @@ impl Rails {
         })
     }
 
-    /// Rails' answer. When this future is dropped, the question leaves the queue; a request that is under way goes on,
-    /// and other callers with the same question get its answer.
+    /// Whether Rails grants what the client with the address `from` asks. When this future is dropped, the question leaves
+    /// the queue; a request that is under way goes on, and other callers with the same question get its answer.
     ///
     /// # Errors
-    /// [`Unavailable`] without an answer: at once if no answer can be expected within the hold time of the settings, else
-    /// after that time.
-    pub async fn check(self: &Arc<Self>, check: Check) -> Result<Answer, Unavailable> {
+    /// [`NoAnswer::Limited`] at once. [`NoAnswer::Unavailable`] at once if no answer can be expected within the hold time of
+    /// the settings, else after that time.
+    pub async fn check(self: &Arc<Self>, check: Check, from: Option<IpAddr>) -> Result<bool, NoAnswer> {
+        static LIMITED: Throttle = Throttle::new();
+        let subjects = Subject::of(&check, from);
+        if let Err(wait) = self.limits.admit(&subjects, Instant::now()) {
+            self.metrics.count(Counter::ChecksLimited);
+            if let Some(more_since_last) = LIMITED.allow(std::time::Instant::now()) {
+                let client = from.map(tracing::field::display);
+                tracing::warn!(more_since_last, client, "too many checks from one address or with one token");
+            }
+            return Err(NoAnswer::Limited(wait));
+        }
         let (kind, user, started) = (check.kind(), check.user().to_owned(), Instant::now());
-        let mut tally = EndCount(&self.metrics, Counter::ChecksAbandoned);
+        let mut end = EndCount(&self.metrics, Counter::ChecksAbandoned);
         let (outcome, attempts) = self.outcome(check).await;
         let took = started.elapsed();
         self.metrics.time(Timing::Check, took);
         let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        let status = outcome.map_err(|(reason, wait)| {
-            tally.1 = Counter::ChecksUnavailable;
+        let status = outcome.map_err(|reason| {
+            end.1 = Counter::ChecksUnavailable;
             match reason.may_be_logged() {
                 // Only a setting mends this; the other reasons pass.
                 Some(more_since_last) if reason == Reason::NotConfigured => {
                     tracing::error!(more_since_last, "{reason}");
                 }
-                Some(more_since_last) => tracing::warn!(
-                    kind,
-                    user,
-                    attempts,
-                    ms,
-                    more_since_last,
-                    "cannot check who may edit a document: {reason}"
-                ),
+                Some(more_since_last) => {
+                    tracing::warn!(kind, user, attempts, ms, more_since_last, "a check has no answer: {reason}");
+                }
                 None => {}
             }
-            let retry_after = match reason {
+            NoAnswer::Unavailable(match reason {
                 Reason::NotConfigured | Reason::Redirected => RETRY_CONFIGURED,
-                _ => wait + rand::rng().random_range(RETRY_SPREAD),
-            };
-            Unavailable { retry_after }
+                _ => self.state().breaker.next_probe_in(Instant::now()) + rand::rng().random_range(RETRY_SPREAD),
+            })
         })?;
-        tracing::info!(kind, user, status, attempts, ms, "checked who may edit a document");
-        tally.1 = if status == GRANTED { Counter::ChecksGranted } else { Counter::ChecksDenied };
-        Ok(match status {
-            GRANTED => Answer::Granted,
-            SERVER_ERROR => Answer::ServerError,
-            _ => Answer::Denied,
-        })
+        tracing::info!(kind, user, status = status.as_u16(), attempts, ms, "checked who may edit a document");
+        let granted = status == StatusCode::OK;
+        end.1 = if granted { Counter::ChecksGranted } else { Counter::ChecksDenied };
+        // With 500 Rails has not said that the user may not, so this does not count as a wrong guess.
+        if !granted && status != StatusCode::INTERNAL_SERVER_ERROR {
+            self.limits.denied(&subjects, Instant::now());
+        }
+        Ok(granted)
     }
 
     /// The outcome for one caller, and the number of requests that were made for it.
@@ -184,23 +177,14 @@ impl Rails {
             self.metrics.count(Counter::ChecksCached);
             return (Ok(status), 0);
         }
-        let Some(client) = &self.client else { return (self.unavailable(Reason::NotConfigured), 0) };
-        let Ok(_waiting) = self.waiting.try_acquire() else { return (self.unavailable(Reason::Overloaded), 0) };
-        let Some(mut progress) = self.join(client, key, check, Instant::now()) else {
-            return (self.unavailable(Reason::Down), 0);
-        };
-        let ended = timeout(self.hold, progress.wait_for(|progress| progress.outcome.is_some()));
+        let Ok(_waiting) = self.waiting.try_acquire() else { return (Err(Reason::Overloaded), 0) };
+        let Some(flight) = self.join(key, check) else { return (Err(Reason::Down), 0) };
+        let ended = timeout(self.hold, flight.outcome.clone());
         let outcome = match self.lifecycle.stop().run_until_cancelled(ended).await {
-            Some(Ok(Ok(progress))) => progress.outcome,
-            Some(Err(_)) => Some(self.unavailable(Reason::TimedOut)),
-            // The flight ends as well.
-            None | Some(Ok(Err(_))) => None,
+            Some(ended) => ended.unwrap_or(Err(Reason::TimedOut)),
+            None => Err(Reason::Stopping),
         };
-        (outcome.unwrap_or_else(|| self.unavailable(Reason::Stopping)), progress.borrow().attempts)
-    }
-
-    fn unavailable(&self, reason: Reason) -> Outcome {
-        Err((reason, self.state().breaker.next_probe_in(Instant::now())))
+        (outcome, flight.attempts.load(Ordering::Relaxed))
     }
 
     fn state(&self) -> MutexGuard<'_, Decisions> {

@@ -3,100 +3,81 @@
 //!
 //! Pure: time and randomness are passed in.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Shortest and longest pause before a probe. In between it is a fraction of the outage so far, so that a question
-/// waits little longer than Rails takes to restart.
-const PAUSES: RangeInclusive<Duration> = Duration::from_millis(250)..=Duration::from_secs(5);
-const FRACTION: u32 = 4;
+/// Shortest and longest pause before a probe. In between it is a quarter of the outage so far, so that a question waits
+/// little longer than Rails takes to restart.
+const MIN_PAUSE: Duration = Duration::from_millis(250);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 /// Failures in a row that open the breaker. Fewer may be a matter of the document; more would leave many questions to
 /// find out.
 const MAX_FAILURES: u32 = 3;
 
-/// Longest pause that Rails can ask for: five minutes are the period of its own rate limit.
-const MAX_RETRY_AFTER: Duration = Duration::from_mins(5);
-
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct CircuitBreaker {
     /// While open or half-open.
     outage: Option<Outage>,
     last_answer: Option<Instant>,
     /// Failures since the last answer, while closed.
     failures: u32,
-    /// Outages so far.
-    outages: u64,
 }
 
-#[derive(Debug)]
 struct Outage {
     since: Instant,
     last_failure: Instant,
-    next_probe: Instant,
-    /// Half-open.
-    probing: bool,
+    /// `None` while half-open.
+    next_probe: Option<Instant>,
 }
 
-/// Leave to make one request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Leave to make one request now.
+#[derive(Clone, Copy)]
 pub(super) struct Permit {
     probe: bool,
-    /// Outages before the request.
-    pub(super) outages: u64,
-}
-
-/// What a failed request tells of Rails.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Symptom {
-    /// Any other request would have failed as well.
-    pub(super) concerns_all: bool,
-    /// When Rails wants to be asked again.
-    pub(super) retry_after: Option<Duration>,
-}
-
-impl Symptom {
-    /// No request can be made.
-    pub(super) const ALL: Self = Self { concerns_all: true, retry_after: None };
+    pub(super) asked: Instant,
 }
 
 impl CircuitBreaker {
-    /// The number of outages so far; `None` while open.
-    pub(super) fn closed(&self) -> Option<u64> {
-        self.outage.is_none().then_some(self.outages)
+    pub(super) fn is_closed(&self) -> bool {
+        self.outage.is_none()
     }
 
-    /// When the next probe may be made; `None` while closed or half-open.
-    pub(super) fn next_probe(&self) -> Option<Instant> {
-        self.outage.as_ref().filter(|outage| !outage.probing).map(|outage| outage.next_probe)
-    }
-
-    /// The time until the next probe; zero while closed.
+    /// The time until the next probe; zero while closed or half-open.
     pub(super) fn next_probe_in(&self, now: Instant) -> Duration {
-        self.outage.as_ref().map_or(Duration::ZERO, |outage| outage.next_probe.saturating_duration_since(now))
+        let next_probe = self.outage.as_ref().and_then(|outage| outage.next_probe);
+        next_probe.unwrap_or(now).saturating_duration_since(now)
     }
 
-    /// Leave to make a request now, if the breaker gives it. The request's end must be told to [`Self::answered`] or [`Self::failed`].
-    pub(super) fn permit(&mut self, now: Instant) -> Option<Permit> {
-        let probe = self.outage.is_some();
-        if let Some(outage) = &mut self.outage {
-            if outage.probing || outage.next_probe > now {
-                return None;
-            }
-            outage.probing = true;
+    /// Whether a request would be the probe.
+    pub(super) fn may_probe(&self, now: Instant) -> bool {
+        self.outage.as_ref().is_some_and(|outage| outage.next_probe.is_some_and(|at| at <= now))
+    }
+
+    /// Leave to make a request. Its end must be told to [`Self::answered`] or [`Self::failed`].
+    ///
+    /// # Errors
+    /// When the next probe may be made; `None` while half-open.
+    pub(super) fn permit(&mut self, now: Instant) -> Result<Permit, Option<Instant>> {
+        let probe = self.may_probe(now);
+        match &mut self.outage {
+            Some(outage) if !probe => return Err(outage.next_probe),
+            Some(outage) => outage.next_probe = None,
+            None => {}
         }
-        Some(Permit { probe, outages: self.outages })
+        Ok(Permit { probe, asked: now })
     }
 
     /// Whether a question that may wait for `hold` would only time out, as far as is known: the next probe comes too late,
     /// or the outage is longer already. The latter is not known when the last request was made longer ago.
     pub(super) fn is_hopeless(&self, hold: Duration, now: Instant) -> bool {
-        self.outage.as_ref().is_some_and(|outage| {
-            let known = now.saturating_duration_since(outage.last_failure) <= hold;
-            outage.next_probe.saturating_duration_since(now) >= hold
-                || (known && now.saturating_duration_since(outage.since) >= hold)
-        })
+        let too_long = self.outage.as_ref().is_some_and(|outage| {
+            let [last_failure, so_far] =
+                [outage.last_failure, outage.since].map(|at| now.saturating_duration_since(at));
+            last_failure <= hold && so_far >= hold
+        });
+        too_long || self.next_probe_in(now) >= hold
     }
 
     /// Rails answered. While open, only the answer to a probe counts: other requests may have been made before the
@@ -107,51 +88,36 @@ impl CircuitBreaker {
         self.outage.take_if(|_| permit.probe).map(|outage| now.saturating_duration_since(outage.since))
     }
 
-    /// The answer shows Rails neither to be up nor to be down.
-    pub(super) fn undecided(&mut self, permit: Permit, jitter: f64, now: Instant) {
-        if permit.probe {
-            self.failed(permit, now, Symptom::default(), jitter, now);
-        }
-    }
-
-    /// Rails could not answer a request made at `asked`. `jitter` is from 0 to 1. Returns whether this opens the breaker.
-    pub(super) fn failed(
-        &mut self,
-        permit: Permit,
-        asked: Instant,
-        symptom: Symptom,
-        jitter: f64,
-        now: Instant,
-    ) -> bool {
-        let mut pause = symptom.retry_after.unwrap_or_default().min(MAX_RETRY_AFTER);
+    /// Rails could not answer. `retry_after` is for all requests, and `None` if the failure may be a matter of this one.
+    /// `jitter` is from 0 to 1. Returns whether this opens the breaker.
+    pub(super) fn failed(&mut self, permit: Permit, retry_after: Option<Duration>, jitter: f64, now: Instant) -> bool {
+        let mut pause = retry_after.unwrap_or_default();
         if let Some(outage) = &mut self.outage {
             outage.last_failure = now;
             if permit.probe {
-                outage.probing = false;
                 let so_far = now.saturating_duration_since(outage.since);
-                pause = pause.max(spread((so_far / FRACTION).clamp(*PAUSES.start(), *PAUSES.end()), jitter));
+                pause = pause.max(spread((so_far / 4).clamp(MIN_PAUSE, MAX_PAUSE), jitter));
+                outage.next_probe = Some(now + pause);
             }
-            outage.next_probe = outage.next_probe.max(now + pause);
+            outage.next_probe = outage.next_probe.map(|at| at.max(now + pause));
             return false;
         }
-        if self.last_answer.is_some_and(|answered| answered > asked) {
+        if self.last_answer.is_some_and(|answered| answered > permit.asked) {
             return false;
         }
         self.failures += 1;
-        if self.failures < MAX_FAILURES && !symptom.concerns_all {
+        if self.failures < MAX_FAILURES && retry_after.is_none() {
             return false;
         }
-        let next_probe = now + pause.max(spread(*PAUSES.start(), jitter));
-        self.outage = Some(Outage { since: now, last_failure: now, next_probe, probing: false });
-        self.outages += 1;
+        let next_probe = Some(now + pause.max(spread(MIN_PAUSE, jitter)));
+        self.outage = Some(Outage { since: now, last_failure: now, next_probe });
         true
     }
 }
 
 /// The pause before a request that failed alone is made again.
-pub(super) fn backoff(failures: u32, retry_after: Option<Duration>, jitter: f64) -> Duration {
-    let doubled = *PAUSES.start() * 2_u32.saturating_pow(failures.saturating_sub(1).min(10));
-    spread(doubled.min(*PAUSES.end()), jitter).max(retry_after.unwrap_or_default().min(MAX_RETRY_AFTER))
+pub(super) fn backoff(failures: u32, jitter: f64) -> Duration {
+    spread((MIN_PAUSE * 2_u32.saturating_pow(failures.saturating_sub(1).min(10))).min(MAX_PAUSE), jitter)
 }
 
 /// 75 to 125 %, so that several nodes do not ask at the same time.
@@ -178,28 +144,29 @@ mod tests {
 
         fn failed(&mut self, asked: u64, probe: bool, retry_after: Option<u64>, now: u64) -> bool {
             let (asked, now) = (self.at(asked), self.at(now));
-            let symptom = Symptom { concerns_all: true, retry_after: retry_after.map(Duration::from_secs) };
-            self.0.failed(Permit { probe, outages: 0 }, asked, symptom, MIDDLE, now)
+            let retry_after = Some(Duration::from_secs(retry_after.unwrap_or(0)));
+            self.0.failed(Permit { probe, asked }, retry_after, MIDDLE, now)
         }
 
         /// A failure that may be a matter of the question.
         fn failed_alone(&mut self, at: u64) -> bool {
             let at = self.at(at);
-            self.0.failed(Permit { probe: false, outages: 0 }, at, Symptom::default(), MIDDLE, at)
+            self.0.failed(Permit { probe: false, asked: at }, None, MIDDLE, at)
         }
 
         fn answered(&mut self, probe: bool, now: u64) -> Option<u128> {
             let now = self.at(now);
-            self.0.answered(Permit { probe, outages: 0 }, now).map(|outage| outage.as_millis())
+            self.0.answered(Permit { probe, asked: now }, now).map(|outage| outage.as_millis())
         }
 
-        fn permit(&mut self, now: u64) -> Option<Permit> {
+        /// Whether it is for a probe.
+        fn permit(&mut self, now: u64) -> Option<bool> {
             let now = self.at(now);
-            self.0.permit(now)
+            self.0.permit(now).ok().map(|permit| permit.probe)
         }
 
         fn next_probe(&self) -> Option<u128> {
-            self.0.next_probe().map(|at| (at - self.1).as_millis())
+            self.0.outage.as_ref()?.next_probe.map(|at| (at - self.1).as_millis())
         }
     }
 
@@ -268,40 +235,35 @@ mod tests {
     }
 
     #[test]
-    fn rails_may_ask_for_more_time_but_not_for_ever() {
+    fn rails_may_ask_for_more_time() {
         let mut story = Story::new();
         story.failed(0, false, Some(7), 0);
         assert_eq!(story.next_probe(), Some(7_000));
         story.failed(0, false, Some(9), 100);
         assert_eq!(story.next_probe(), Some(9_100));
-        story.failed(9_100, true, Some(86_400), 9_100);
+        story.failed(9_100, true, Some(300), 9_100);
         assert_eq!(story.next_probe(), Some(309_100));
     }
 
     #[test]
     fn half_open_lets_one_request_through_until_it_ends() {
         let mut story = Story::new();
-        assert_eq!(story.permit(0), Some(Permit { probe: false, outages: 0 }));
+        assert_eq!(story.permit(0), Some(false));
         story.failed(0, false, None, 0);
-        let probe = Permit { probe: true, outages: 1 };
-        assert_eq!([249, 250, 300].map(|now| story.permit(now)), [None, Some(probe), None]);
+        assert_eq!([249, 250, 300].map(|now| story.permit(now)), [None, Some(true), None]);
         story.failed(250, true, None, 300);
-        assert_eq!([549, 550].map(|now| story.permit(now)), [None, Some(probe)]);
-        let now = story.at(600);
-        story.0.undecided(probe, MIDDLE, now);
-        assert_eq!([849, 850, 851].map(|now| story.permit(now)), [None, Some(probe), None]);
+        assert_eq!([549, 550].map(|now| story.permit(now)), [None, Some(true)]);
         story.answered(true, 900);
-        assert_eq!([900, 900].map(|now| story.permit(now)), [Some(Permit { probe: false, outages: 1 }); 2]);
+        assert_eq!([900, 900].map(|now| story.permit(now)), [Some(false); 2]);
     }
 
     #[test]
     fn jitter_spreads_within_bounds() {
         for jitter in [0.0, 0.25, 1.0] {
-            for pause in [spread(Duration::from_secs(1), jitter), backoff(3, None, jitter)] {
+            for pause in [spread(Duration::from_secs(1), jitter), backoff(3, jitter)] {
                 assert!((750..=1_250).contains(&pause.as_millis()), "{pause:?}");
             }
         }
-        assert_eq!(backoff(u32::MAX, None, MIDDLE), Duration::from_secs(5));
-        assert_eq!(backoff(1, Some(Duration::from_secs(2)), MIDDLE), Duration::from_secs(2));
+        assert_eq!(backoff(u32::MAX, MIDDLE), Duration::from_secs(5));
     }
 }

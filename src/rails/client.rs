@@ -5,13 +5,14 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use http::StatusCode;
 use reqwest::{
-    Client as Http, Response, Url,
+    Client as Http, Url,
     header::{CONTENT_TYPE, LOCATION, RETRY_AFTER},
     redirect, retry,
 };
 
-use super::{breaker::Symptom, check::Check};
+use super::check::Check;
 use crate::{
     config::RailsEndpoint,
     telemetry::{Throttle, chain},
@@ -26,79 +27,73 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an idle connection is kept. Puma closes it after 20 seconds, and a request made just then would be lost.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// Longest pause that Rails can ask for: five minutes are the period of its own rate limit.
+const MAX_RETRY_AFTER: Duration = Duration::from_mins(5);
+
 /// As the Node server sends it, letter by letter.
 const JSON: &str = "application/json; charset=UTF-8";
 
+/// The status of the answer.
+pub(super) type Answer = Result<StatusCode, Failure>;
+
 /// Rails could not be asked, or could not answer.
-#[derive(Clone, Debug)]
 pub(super) struct Failure {
     /// For the log; holds nothing of the request.
     pub(super) reason: String,
-    pub(super) symptom: Symptom,
+    /// When any other request would have failed as well: the pause that Rails asks for, or zero.
+    pub(super) retry_after: Option<Duration>,
 }
 
 /// Connections to Rails.
 pub(super) struct Client {
     endpoint: RailsEndpoint,
-    /// Connections kept while idle.
-    connections: usize,
     /// Built with the first question: for `https` it holds the system's certificates, some 800 kB. An error stays until
     /// the next start.
-    http: OnceLock<Result<Http, Failure>>,
+    http: OnceLock<Result<Http, String>>,
 }
 
 impl Client {
-    pub(super) fn new(endpoint: RailsEndpoint, connections: usize) -> Self {
-        Self { endpoint, connections, http: OnceLock::new() }
+    pub(super) fn new(endpoint: RailsEndpoint) -> Self {
+        Self { endpoint, http: OnceLock::new() }
     }
 
     /// Makes one request; returns the status of the answer. A redirect is reported and not followed.
     ///
     /// # Errors
     /// [`Failure`] without an answer in time, and when its status shows that Rails has not looked at the question.
-    pub(super) async fn ask(&self, check: &Check) -> Result<u16, Failure> {
+    pub(super) async fn ask(&self, check: &Check) -> Answer {
+        static REDIRECTS: Throttle = Throttle::new();
+        let http = self.http.get_or_init(|| build(&self.endpoint.url).map_err(|error| chain(&error)));
+        let http =
+            http.as_ref().map_err(|error| Failure { reason: error.clone(), retry_after: Some(Duration::ZERO) })?;
         let body = serde_json::to_vec(check).unwrap_or_default();
-        let build = || {
-            let http = build(&self.endpoint.url, self.connections);
-            http.map_err(|error| Failure { reason: chain(&error), symptom: Symptom::ALL })
-        };
-        let http = self.http.get_or_init(build).as_ref().map_err(Failure::clone)?;
         let request = http.post(self.endpoint.url.clone()).header(CONTENT_TYPE, JSON).body(body);
-        self.read(&request.send().await.map_err(failure)?)
-    }
-
-    fn read(&self, response: &Response) -> Result<u16, Failure> {
+        let response = request.send().await.map_err(failure)?;
         let status = response.status();
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-        if status.is_redirection() {
+        if status.is_redirection()
+            && let Some(more_since_last) = REDIRECTS.allow(Instant::now())
+        {
+            // A wrong setting: if followed, the question would become a GET, and any page would grant.
             let to = header(LOCATION).and_then(|to| self.endpoint.url.join(to).ok());
-            let origin = to.map(|to| to.origin().ascii_serialization());
-            self.report_redirect(status.as_u16(), origin.as_deref());
-        }
-        if is_answer(status.as_u16()) {
-            return Ok(status.as_u16());
-        }
-        let retry_after = header(RETRY_AFTER).and_then(|after| retry_after(after, SystemTime::now()));
-        // A server that names a time speaks of itself, not of the document.
-        let symptom = Symptom { concerns_all: retry_after.is_some(), retry_after };
-        Err(Failure { reason: format!("it answers {}", status.as_u16()), symptom })
-    }
-
-    /// A redirect is a wrong setting: if followed, the question would become a GET, and any page would grant.
-    fn report_redirect(&self, status: u16, origin: Option<&str>) {
-        static REDIRECTS: Throttle = Throttle::new();
-        if let Some(more_since_last) = REDIRECTS.allow(Instant::now()) {
-            let (variable, to) = (self.endpoint.variable, origin.unwrap_or("nowhere"));
+            let to = to.map_or_else(|| "nowhere".to_owned(), |to| to.origin().ascii_serialization());
             tracing::error!(
-                status,
+                status = status.as_u16(),
                 more_since_last,
-                "nobody can edit together: rails redirects to {to}; set {variable} to an address that answers itself"
+                "nobody can edit together: rails redirects to {to}; set {} to an address that answers itself",
+                self.endpoint.variable
             );
         }
+        if is_answer(status.as_u16()) {
+            return Ok(status);
+        }
+        // A server that names a time speaks of itself, not of the document.
+        let retry_after = header(RETRY_AFTER).and_then(|after| retry_after(after, SystemTime::now()));
+        Err(Failure { reason: format!("it answers {}", status.as_u16()), retry_after })
     }
 }
 
-fn build(url: &Url, connections: usize) -> reqwest::Result<Http> {
+fn build(url: &Url) -> reqwest::Result<Http> {
     tls::install();
     let builder = Http::builder()
         .http1_only()
@@ -109,7 +104,6 @@ fn build(url: &Url, connections: usize) -> reqwest::Result<Http> {
         .retry(retry::never())
         .connect_timeout(CONNECT_TIMEOUT)
         .timeout(REQUEST_TIMEOUT)
-        .pool_max_idle_per_host(connections)
         .pool_idle_timeout(IDLE_TIMEOUT)
         .user_agent(concat!("loomio-channels/", env!("CARGO_PKG_VERSION")));
     if url.scheme() == "https" { builder.build() } else { builder.tls_certs_only([]).build() }
@@ -122,21 +116,22 @@ fn is_answer(status: u16) -> bool {
 }
 
 fn failure(error: reqwest::Error) -> Failure {
-    let symptom = Symptom { concerns_all: error.is_connect(), retry_after: None };
+    let retry_after = error.is_connect().then_some(Duration::ZERO);
     let reason = match (error.is_connect(), error.is_timeout()) {
         (true, true) => format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()),
         (false, true) => format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()),
         _ => chain(&error.without_url()),
     };
-    Failure { reason, symptom }
+    Failure { reason, retry_after }
 }
 
 /// `Retry-After` is a number of seconds or a date.
 fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
-    if let Ok(seconds) = text.trim().parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    Some(httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default())
+    let after = match text.trim().parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default(),
+    };
+    Some(after.min(MAX_RETRY_AFTER))
 }
 
 #[cfg(test)]
@@ -155,13 +150,14 @@ mod tests {
         let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
         let seconds = |text| retry_after(text, now).map(|after| after.as_secs());
         assert_eq!(["7", " 0 ", "Sun, 06 Nov 1994 08:50:00 GMT"].map(seconds), [Some(7), Some(0), Some(23)]);
+        assert_eq!(seconds("86400"), Some(300), "but not for ever");
         assert_eq!(["-1", "soon", "", "Sun, 06 Nov 1994 08:00:00 GMT"].map(seconds), [None, None, None, Some(0)]);
     }
 
     #[test]
     fn clients_can_be_made_for_both_schemes() {
         for url in ["http://app:3000/", "https://loomio.example.org/"] {
-            assert!(build(&url.parse().unwrap(), 1).is_ok(), "{url}");
+            assert!(build(&url.parse().unwrap()).is_ok(), "{url}");
         }
     }
 }

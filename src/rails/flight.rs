@@ -1,24 +1,36 @@
 //! Which question is put to Rails when.
 //!
-//! A flight is the task of a question without an answer yet; identical questions share it. It waits in the queue, makes
-//! a request, or pauses before the next request. Without callers a flight ends, but never during a request: Rails works
-//! on it all the same, so it keeps its place, and its answer is cached.
+//! A flight is a question without an answer yet; identical questions share it. It waits in the queue, makes a request, or
+//! pauses before the next request. Without callers a flight ends, but never during a request: Rails works on it all the
+//! same, so it keeps its place, and its answer is cached.
 
-use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
+use std::{
+    future::pending,
+    ops::ControlFlow,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
 use hashlink::LruCache;
+use http::StatusCode;
 use rand::RngExt;
 use tokio::{
-    select,
-    sync::{OwnedSemaphorePermit, watch},
+    sync::{OwnedSemaphorePermit, oneshot},
     time::{Instant, sleep, timeout_at},
 };
 
 use super::{
-    GRANTED, Outcome, Rails, Reason, SERVER_ERROR,
+    Outcome, Rails, Reason,
     breaker::{CircuitBreaker, Permit, backoff},
     check::{Check, HashedKey},
-    client::{Client, Failure},
+    client::{Answer, Failure},
 };
 use crate::{
     metrics::{Counter, Timing},
@@ -31,242 +43,190 @@ const GRANT_TTL: Duration = Duration::from_secs(5);
 /// How long a denial is cached. Enough for a burst; a user who was just given a right must not wait for it.
 const DENIAL_TTL: Duration = Duration::from_secs(1);
 
-/// Cached answers, each of about 120 bytes: more than there are users who open a document within [`GRANT_TTL`].
-const MAX_CACHED: usize = 4_096;
-
-/// Requests for one question that Rails may answer with 500. The first may have been bad luck; Rails also fails this way
-/// over a type of document that it does not know.
-const MAX_SERVER_ERRORS: u32 = 2;
+/// Questions remembered, each in about 200 bytes: more than callers can wait, and than there are users who open a document
+/// within [`GRANT_TTL`]. Of the least recently asked, the next caller makes a request of its own.
+const MAX_RECENT: usize = 4_096;
 
 /// What decides about a question. Behind one short lock.
 pub(super) struct Decisions {
     pub(super) breaker: CircuitBreaker,
-    cache: LruCache<HashedKey, Cached>,
-    flights: HashMap<HashedKey, watch::Sender<Progress>>,
+    recent: LruCache<HashedKey, Recent>,
 }
 
-/// An answer of Rails. It holds until a time, and not across an outage.
-struct Cached {
-    status: u16,
-    until: Instant,
-    outages: u64,
+/// A question that was asked.
+enum Recent {
+    Flight(Weak<Flight>),
+    /// Holds until a time, and not across an outage.
+    Answer(StatusCode, Instant),
 }
 
-/// What callers learn of their flight.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Progress {
-    /// Requests so far.
-    pub(super) attempts: u32,
-    pub(super) outcome: Option<Outcome>,
-}
-
-struct Flight {
-    client: Arc<Client>,
+/// Held by its callers, and by a request while it is under way.
+pub(super) struct Flight {
     key: HashedKey,
     check: Check,
-    progress: watch::Sender<Progress>,
-    attempts: u32,
-    server_errors: u32,
+    /// Begun when only a probe could be made: ends with it if Rails is still down.
+    only_probe: bool,
+    /// Requests so far.
+    pub(super) attempts: AtomicU32,
+    /// Rails has answered with 500.
+    server_error: AtomicBool,
+    /// Goes on while a caller polls it.
+    pub(super) outcome: Shared<BoxFuture<'static, Outcome>>,
 }
 
 /// A place among the concurrent requests, and the breaker's leave.
 type Turn = (OwnedSemaphorePermit, Permit);
 
+/// The outcome of a flight, or the pause before its next request.
+type Learnt = ControlFlow<Outcome, Duration>;
+
 impl Decisions {
     pub(super) fn new() -> Self {
-        Self { breaker: CircuitBreaker::default(), cache: LruCache::new(MAX_CACHED), flights: HashMap::new() }
+        Self { breaker: CircuitBreaker::default(), recent: LruCache::new(MAX_RECENT) }
     }
 
     /// The status of a recent answer.
-    pub(super) fn cached(&mut self, key: &HashedKey, now: Instant) -> Option<u16> {
-        let outages = self.breaker.closed()?;
-        let cached = self.cache.get(key).filter(|cached| now < cached.until && cached.outages == outages)?;
-        Some(cached.status)
+    pub(super) fn cached(&mut self, key: &HashedKey, now: Instant) -> Option<StatusCode> {
+        match self.recent.get(key) {
+            Some(Recent::Answer(status, until)) if now < *until => Some(*status),
+            _ => None,
+        }
     }
 }
 
 impl Rails {
-    /// The progress of the flight with this question, or of a new one. `None` if the caller would only time out: then a
-    /// question is refused, unless it can be the probe.
-    pub(super) fn join(
-        self: &Arc<Self>,
-        client: &Arc<Client>,
-        key: HashedKey,
-        check: Check,
-        now: Instant,
-    ) -> Option<watch::Receiver<Progress>> {
+    /// The flight with this question, or a new one. `None` if the caller would only time out: then a question is refused,
+    /// unless it can be the probe.
+    pub(super) fn join(self: &Arc<Self>, key: HashedKey, check: Check) -> Option<Arc<Flight>> {
+        let now = Instant::now();
         let mut state = self.state();
-        let hopeless = state.breaker.is_hopeless(self.hold, now);
-        if let Some(progress) = state.flights.get(&key).filter(|_| !hopeless) {
+        let only_probe = state.breaker.is_hopeless(self.hold, now);
+        if only_probe {
+            if self.places.available_permits() == 0 || !state.breaker.may_probe(now) {
+                return None;
+            }
+        } else if let Some(Recent::Flight(flight)) = state.recent.get(&key)
+            && let Some(flight) = flight.upgrade()
+        {
             self.metrics.count(Counter::ChecksJoined);
-            return Some(progress.subscribe());
+            return Some(flight);
         }
-        let probe = if hopeless {
-            Some((Arc::clone(&self.places).try_acquire_owned().ok()?, state.breaker.permit(now)?))
-        } else {
-            None
-        };
-        let (progress, receiver) = watch::channel(Progress::default());
-        state.flights.insert(key, progress.clone());
-        let flight = Flight { client: Arc::clone(client), key, check, progress, attempts: 0, server_errors: 0 };
-        let (rails, stop) = (Arc::clone(self), self.lifecycle.stop().clone());
-        self.lifecycle.tasks().spawn(async move {
-            stop.run_until_cancelled(rails.fly(flight, probe)).await;
+        let flight = Arc::new_cyclic(|flight| Flight {
+            key,
+            check,
+            only_probe,
+            attempts: AtomicU32::new(0),
+            server_error: AtomicBool::new(false),
+            outcome: Arc::clone(self).fly(Weak::clone(flight)).boxed().shared(),
         });
-        Some(receiver)
+        state.recent.insert(key, Recent::Flight(Arc::downgrade(&flight)));
+        Some(flight)
     }
 
-    /// Makes requests until Rails answers or the callers would only time out. A flight that begins as a probe ends with
-    /// it if Rails is still down.
-    async fn fly(&self, mut flight: Flight, mut probe: Option<Turn>) {
-        let only_once = probe.is_some();
-        let outcome = loop {
-            let turn = if probe.is_some() { probe.take() } else { self.turn(&flight).await };
-            let Some((place, permit)) = turn else { return };
-            flight.attempts += 1;
-            flight.progress.send_modify(|progress| progress.attempts = flight.attempts);
-            self.metrics.count(Counter::RailsRequests);
-            let asked = Instant::now();
-            // The client's timeout is the bound.
-            let answer = flight.client.ask(&flight.check).await;
-            let learnt = self.learn(&mut flight, permit, asked, answer, Instant::now());
-            drop(place);
-            self.ended.notify_waiters();
-            let pause = match learnt {
-                Ok(outcome) => break outcome,
-                Err(pause) => pause,
-            };
-            let (is_open, next_probe_in) = {
-                let breaker = &self.state().breaker;
-                (breaker.closed().is_none(), breaker.next_probe_in(Instant::now()))
-            };
-            let retry_after = pause.max(next_probe_in);
-            if retry_after >= self.hold || (only_once && is_open) {
-                break Err((Reason::Down, retry_after));
-            }
-            select! {
-                () = sleep(pause) => {}
-                () = flight.progress.closed() => {}
-            }
-        };
-        self.end(&flight, Some(outcome));
-    }
-
-    /// Ends a flight with an outcome, or without if it has no callers; returns whether it has ended.
-    fn end(&self, flight: &Flight, outcome: Option<Outcome>) -> bool {
-        // Under the lock, as a caller may be about to join.
-        let mut state = self.state();
-        if outcome.is_none() && flight.progress.receiver_count() > 0 {
-            return false;
-        }
-        if state.flights.get(&flight.key).is_some_and(|current| current.same_channel(&flight.progress)) {
-            state.flights.remove(&flight.key);
-        }
-        flight.progress.send_modify(|progress| progress.outcome = outcome);
-        true
-    }
-
-    /// The flight's turn to make a request. `None` when all its callers have left, and with them the flight has ended.
-    async fn turn(&self, flight: &Flight) -> Option<Turn> {
+    /// Makes requests until Rails answers or the callers would only time out.
+    async fn fly(self: Arc<Self>, flight: Weak<Flight>) -> Outcome {
         loop {
-            select! {
-                biased;
-                () = flight.progress.closed() => if self.end(flight, None) { return None },
-                turn = self.permitted() => return Some(turn),
+            let turn = self.turn().await;
+            // The caller that polls this holds the flight.
+            let Some(flight) = flight.upgrade() else { return Err(Reason::Stopping) };
+            let (sender, learnt) = oneshot::channel();
+            let request = Arc::clone(&self).request(flight, turn).map(|learnt| sender.send(learnt));
+            let stop = self.lifecycle.stop().clone();
+            self.lifecycle.tasks().spawn(async move {
+                stop.run_until_cancelled(request).await;
+            });
+            match learnt.await {
+                Ok(ControlFlow::Break(outcome)) => return outcome,
+                Ok(ControlFlow::Continue(pause)) => sleep(pause).await,
+                Err(_) => return Err(Reason::Stopping),
             }
         }
+    }
+
+    /// Makes one request. The client's timeout is the bound.
+    async fn request(self: Arc<Self>, flight: Arc<Flight>, (_place, permit): Turn) -> Learnt {
+        let Some(client) = &self.client else { return ControlFlow::Break(Err(Reason::NotConfigured)) };
+        flight.attempts.fetch_add(1, Ordering::Relaxed);
+        self.metrics.count(Counter::RailsRequests);
+        let learnt = self.learn(&flight, permit, client.ask(&flight.check).await);
+        self.ended.notify_waiters();
+        learnt
     }
 
     /// Waits for a place, and then for the breaker.
-    async fn permitted(&self) -> Turn {
+    async fn turn(&self) -> Turn {
         // The semaphore is never closed.
         let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return pending().await };
         loop {
             // From before the look at the breaker, so that no change is missed.
             let ended = self.ended.notified();
-            let next_probe = {
-                let breaker = &mut self.state().breaker;
-                if let Some(permit) = breaker.permit(Instant::now()) {
-                    return (place, permit);
-                }
-                breaker.next_probe()
-            };
-            match next_probe {
-                Some(at) => drop(timeout_at(at, ended).await),
-                None => ended.await,
+            let permit = self.state().breaker.permit(Instant::now());
+            match permit {
+                Ok(permit) => return (place, permit),
+                Err(Some(next_probe)) => drop(timeout_at(next_probe, ended).await),
+                Err(None) => ended.await,
             }
         }
     }
 
     /// Tells breaker and cache how a request ended.
-    ///
-    /// # Errors
-    /// The pause before the next request, if there is to be one.
-    fn learn(
-        &self,
-        flight: &mut Flight,
-        permit: Permit,
-        asked: Instant,
-        answer: Result<u16, Failure>,
-        now: Instant,
-    ) -> Result<Outcome, Duration> {
+    fn learn(&self, flight: &Flight, permit: Permit, answer: Answer) -> Learnt {
+        static FAILURES: Throttle = Throttle::new();
         static RECOVERIES: Throttle = Throttle::new();
+        let (asked, now, jitter) = (permit.asked, Instant::now(), rand::rng().random_range(0.0..=1.0));
+        let mut pause = backoff(flight.attempts.load(Ordering::Relaxed), jitter);
         let mut state = self.state();
-        if answer.is_ok() {
-            self.metrics.time(Timing::RailsRequest, now.saturating_duration_since(asked));
-        }
-        let status = match answer {
-            Ok(SERVER_ERROR) => {
-                state.breaker.undecided(permit, jitter(), now);
-                flight.server_errors += 1;
-                if flight.server_errors < MAX_SERVER_ERRORS {
-                    return Err(backoff(flight.attempts, None, jitter()));
-                }
-                SERVER_ERROR
-            }
+        match answer {
             Ok(status) => {
-                if let Some(outage) = state.breaker.answered(permit, now)
+                self.metrics.time(Timing::RailsRequest, now.saturating_duration_since(asked));
+                if status == StatusCode::INTERNAL_SERVER_ERROR {
+                    // It shows Rails neither to be up nor to be down.
+                    if !state.breaker.is_closed() {
+                        state.breaker.failed(permit, None, jitter, now);
+                    }
+                } else if let Some(outage) = state.breaker.answered(permit, now)
                     && let Some(more_since_last) = RECOVERIES.allow(std::time::Instant::now())
                 {
                     tracing::info!(seconds = outage.as_secs(), more_since_last, "rails answers again");
                 }
-                if (300..400).contains(&status) {
+                if status.is_redirection() {
                     self.metrics.count(Counter::RailsRedirects);
-                    return Ok(Err((Reason::Redirected, Duration::ZERO)));
+                    return ControlFlow::Break(Err(Reason::Redirected));
                 }
-                status
+                // The first 500 may have been bad luck; Rails also fails this way over a type of document that it does not
+                // know.
+                if status != StatusCode::INTERNAL_SERVER_ERROR || flight.server_error.swap(true, Ordering::Relaxed) {
+                    if state.breaker.is_closed() {
+                        let until = asked + if status == StatusCode::OK { GRANT_TTL } else { DENIAL_TTL };
+                        state.recent.insert(flight.key, Recent::Answer(status, until));
+                    }
+                    return ControlFlow::Break(Ok(status));
+                }
             }
-            Err(Failure { reason, symptom }) => {
+            Err(Failure { reason, retry_after }) => {
                 self.metrics.count(Counter::RailsFailures);
-                report_failure(&reason, self.hold);
-                if state.breaker.failed(permit, asked, symptom, jitter(), now) {
-                    self.metrics.count(Counter::RailsOutages);
+                if let Some(more_since_last) = FAILURES.allow(std::time::Instant::now()) {
+                    let hold = self.hold.as_secs();
+                    tracing::warn!(more_since_last, "cannot ask rails; checks wait up to {hold} s: {reason}");
                 }
-                // While the breaker is open, its own pauses and the queue are enough.
-                let is_open = state.breaker.closed().is_none();
-                return Err(if is_open {
-                    Duration::ZERO
-                } else {
-                    backoff(flight.attempts, symptom.retry_after, jitter())
-                });
+                if state.breaker.failed(permit, retry_after, jitter, now) {
+                    self.metrics.count(Counter::RailsOutages);
+                    state.recent.retain(|_, recent| matches!(recent, Recent::Flight(_)));
+                }
+                pause = pause.max(retry_after.unwrap_or_default());
             }
-        };
-        let until = asked + if status == GRANTED { GRANT_TTL } else { DENIAL_TTL };
-        state.cache.insert(flight.key, Cached { status, until, outages: permit.outages });
-        Ok(Ok(status))
-    }
-}
-
-/// From 0 to 1.
-fn jitter() -> f64 {
-    rand::rng().random_range(0.0..=1.0)
-}
-
-fn report_failure(reason: &str, hold: Duration) {
-    static FAILURES: Throttle = Throttle::new();
-    if let Some(more_since_last) = FAILURES.allow(std::time::Instant::now()) {
-        let hold = hold.as_secs();
-        tracing::warn!(more_since_last, "cannot ask rails, trying again; checks wait up to {hold} s: {reason}");
+        }
+        let is_open = !state.breaker.is_closed();
+        if is_open {
+            // Its own pauses and the queue are enough.
+            pause = Duration::ZERO;
+        }
+        let too_late = pause.max(state.breaker.next_probe_in(now)) >= self.hold;
+        if too_late || (flight.only_probe && is_open) {
+            ControlFlow::Break(Err(Reason::Down))
+        } else {
+            ControlFlow::Continue(pause)
+        }
     }
 }
 

@@ -1,14 +1,13 @@
 //! Requests are counted here. A listener takes them and never answers; how one ends is told by hand.
 
-use std::{net::TcpListener, pin::Pin};
+use std::{future, net::TcpListener, pin::Pin};
 
-use futures_util::FutureExt;
-use tokio::{task::yield_now, time::advance};
-
-use super::{
-    super::{MAX_WAITING, breaker::Symptom, check::Names},
-    *,
+use tokio::{
+    task::{JoinSet, yield_now},
+    time::advance,
 };
+
+use super::{super::MAX_WAITING, *};
 use crate::{
     config::{Config, Environment},
     lifecycle::Lifecycle,
@@ -27,18 +26,32 @@ impl Setting {
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", silent.local_addr().unwrap());
         let variables = [("PRIVATE_APP_URL", &*url), ("RAILS_MAX_CONCURRENCY", "2"), ("RAILS_HOLD_SECONDS", "10")];
-        let settings = Config::from_env(&variables.into_iter().collect::<Environment>()).unwrap().rails;
-        let rails = Rails::new(&settings, Metrics::new(), Lifecycle::current());
+        let config = Config::from_env(&variables.into_iter().collect::<Environment>()).unwrap();
+        let rails = Rails::new(&config, Metrics::new(), Lifecycle::current());
         Self { rails, start: Instant::now(), _silent: silent }
     }
 
-    fn join(&self, name: &str) -> Option<watch::Receiver<Progress>> {
-        let (client, check) = (self.rails.client.as_ref().unwrap(), check(name));
-        self.rails.join(client, check.key(), check, Instant::now())
+    fn join(&self, name: &str) -> Option<Caller> {
+        let check = check(name);
+        let flight = self.rails.join(check.key(), check)?;
+        let mut task = JoinSet::new();
+        task.spawn(flight.outcome.clone());
+        Some(Caller { flight, task })
     }
 
     fn cached(&self, name: &str, millis: u64) -> Option<u16> {
-        self.rails.state().cached(&check(name).key(), self.start + Duration::from_millis(millis))
+        let status = self.rails.state().cached(&check(name).key(), self.start + Duration::from_millis(millis));
+        status.map(|status| status.as_u16())
+    }
+
+    /// Flights that have not ended.
+    fn flights(&self) -> usize {
+        let state = self.rails.state();
+        state
+            .recent
+            .iter()
+            .filter(|(_, recent)| matches!(recent, Recent::Flight(flight) if flight.strong_count() > 0))
+            .count()
     }
 
     fn permit(&self) -> Permit {
@@ -46,32 +59,25 @@ impl Setting {
     }
 
     /// Ends a request for this question that was made just now.
-    fn learn(&self, name: &str, permit: Permit, answer: Result<u16, Symptom>) -> Result<Outcome, Duration> {
-        self.learn_again(&mut self.flight(name), permit, answer)
+    fn learn(&self, name: &str, permit: Permit, answer: Result<u16, Option<Duration>>) -> Learnt {
+        self.learn_again(&flight(name), permit, answer)
     }
 
-    fn learn_again(
-        &self,
-        flight: &mut Flight,
-        permit: Permit,
-        answer: Result<u16, Symptom>,
-    ) -> Result<Outcome, Duration> {
-        let answer = answer.map_err(|symptom| Failure { reason: String::new(), symptom });
-        let learnt = self.rails.learn(flight, permit, Instant::now(), answer, Instant::now());
+    fn learn_again(&self, flight: &Flight, permit: Permit, answer: Result<u16, Option<Duration>>) -> Learnt {
+        let answer = match answer {
+            Ok(status) => Ok(StatusCode::from_u16(status).unwrap()),
+            Err(retry_after) => Err(Failure { reason: String::new(), retry_after }),
+        };
+        let learnt = self.rails.learn(flight, permit, answer);
         self.rails.ended.notify_waiters();
         learnt
-    }
-
-    fn flight(&self, name: &str) -> Flight {
-        let (client, check) = (Arc::clone(self.rails.client.as_ref().unwrap()), check(name));
-        let progress = watch::Sender::new(Progress::default());
-        Flight { client, key: check.key(), check, progress, attempts: 1, server_errors: 0 }
     }
 
     /// Opens the breaker.
     fn outage(&self) {
         let permit = self.permit();
-        assert_eq!(self.learn("failing", permit, Err(Symptom::ALL)), Err(Duration::ZERO));
+        let learnt = self.learn("failing", permit, Err(Some(Duration::ZERO)));
+        assert_eq!(learnt, ControlFlow::Continue(Duration::ZERO));
         assert_eq!(self.count(Counter::RailsOutages), 1);
     }
 
@@ -88,15 +94,43 @@ impl Setting {
     }
 }
 
+/// One that waits for the outcome until it is dropped.
+struct Caller {
+    flight: Arc<Flight>,
+    task: JoinSet<Outcome>,
+}
+
+impl Caller {
+    fn attempts(&self) -> u32 {
+        self.flight.attempts.load(Ordering::Relaxed)
+    }
+}
+
+fn answered(status: u16) -> Learnt {
+    ControlFlow::Break(Ok(StatusCode::from_u16(status).unwrap()))
+}
+
+fn flight(name: &str) -> Flight {
+    let check = check(name);
+    Flight {
+        key: check.key(),
+        check,
+        only_probe: false,
+        attempts: AtomicU32::new(1),
+        server_error: AtomicBool::new(false),
+        outcome: future::pending().boxed().shared(),
+    }
+}
+
 fn check(name: &str) -> Check {
-    Check::new("1,a".to_owned(), name.to_owned(), Names::Any).unwrap()
+    Check::new("1,a".to_owned(), name.to_owned()).unwrap()
 }
 
 #[tokio::test(start_paused = true)]
 async fn grants_are_cached_longer_than_denials() {
     for (status, last) in [(200, 4_999), (404, 999)] {
         let setting = Setting::new();
-        assert_eq!(setting.learn("a", setting.permit(), Ok(status)), Ok(Ok(status)));
+        assert_eq!(setting.learn("a", setting.permit(), Ok(status)), answered(status));
         assert_eq!([0, last, last + 1].map(|at| setting.cached("a", at)), [Some(status), Some(status), None]);
         assert_eq!(setting.cached("another", 0), None);
     }
@@ -106,21 +140,21 @@ async fn grants_are_cached_longer_than_denials() {
 async fn no_answer_is_used_across_an_outage() {
     let setting = Setting::new();
     let (early, late) = (setting.permit(), setting.permit());
-    setting.learn("early", early, Ok(200)).unwrap().unwrap();
+    assert_eq!(setting.learn("early", early, Ok(200)), answered(200));
     assert_eq!(setting.cached("early", 0), Some(200));
     setting.outage();
     assert_eq!(setting.cached("early", 0), None, "the breaker is open");
+    assert_eq!(setting.learn("late", late, Ok(200)), answered(200));
     advance(Duration::from_secs(1)).await;
-    setting.learn("probe", setting.permit(), Ok(200)).unwrap().unwrap();
-    setting.learn("late", late, Ok(200)).unwrap().unwrap();
+    assert_eq!(setting.learn("probe", setting.permit(), Ok(200)), answered(200));
     assert_eq!(["early", "late", "probe"].map(|name| setting.cached(name, 1_000)), [None, None, Some(200)]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_cache_is_bounded() {
     let setting = Setting::new();
-    for number in 0..=MAX_CACHED {
-        setting.learn(&number.to_string(), setting.permit(), Ok(200)).unwrap().unwrap();
+    for number in 0..=MAX_RECENT {
+        assert_eq!(setting.learn(&number.to_string(), setting.permit(), Ok(200)), answered(200));
     }
     assert_eq!(["0", "1"].map(|name| setting.cached(name, 0)), [None, Some(200)]);
 }
@@ -128,9 +162,9 @@ async fn the_cache_is_bounded() {
 #[tokio::test(start_paused = true)]
 async fn the_second_500_is_the_answer() {
     let setting = Setting::new();
-    let mut flight = setting.flight("a");
-    let learnt = [(); 2].map(|()| setting.learn_again(&mut flight, setting.permit(), Ok(500)));
-    assert!(matches!(learnt, [Err(_), Ok(Ok(500))]), "{learnt:?}");
+    let first = flight("a");
+    let learnt = [(); 2].map(|()| setting.learn_again(&first, setting.permit(), Ok(500)));
+    assert!(learnt[0].is_continue() && learnt[1] == answered(500), "{learnt:?}");
     assert_eq!(setting.cached("a", 0), Some(500));
 }
 
@@ -139,11 +173,11 @@ async fn identical_questions_are_one_request_and_go_on_with_it() {
     let setting = Setting::new();
     let callers: Vec<_> = (0..10).map(|_| setting.join("a").unwrap()).collect();
     assert_eq!(setting.requests().await, 1);
-    assert!(callers.iter().all(|progress| progress.borrow().attempts == 1));
+    assert!(callers.iter().all(|progress| progress.attempts() == 1));
     drop(callers);
     assert_eq!(setting.requests().await, 1);
     let later = setting.join("a").unwrap();
-    assert_eq!((later.borrow().attempts, setting.count(Counter::ChecksJoined)), (1, 10));
+    assert_eq!((later.attempts(), setting.count(Counter::ChecksJoined)), (1, 10));
 }
 
 #[tokio::test(start_paused = true)]
@@ -156,25 +190,12 @@ async fn questions_without_callers_are_not_asked_and_leave_nothing_behind() {
     assert_eq!(setting.requests().await, 2);
     setting.rails.places.add_permits(1);
     assert_eq!(setting.requests().await, 3, "c has left the queue");
-    assert_eq!(d.borrow().attempts, 1, "d has a caller left");
+    assert_eq!(d.attempts(), 1, "d has a caller left");
     for number in 0..100 {
         drop(setting.join(&number.to_string()));
     }
     assert_eq!(setting.requests().await, 3);
-    assert_eq!(setting.rails.state().flights.len(), 3);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_caller_may_join_a_flight_that_the_others_just_left() {
-    let setting = Setting::new();
-    setting.rails.places.forget_permits(2);
-    let first = setting.join("a").unwrap();
-    assert_eq!(setting.requests().await, 0);
-    drop(first);
-    let second = setting.join("a").unwrap();
-    assert_eq!((setting.count(Counter::ChecksJoined), setting.requests().await), (1, 0));
-    setting.rails.places.add_permits(1);
-    assert_eq!((setting.requests().await, second.borrow().attempts), (1, 1));
+    assert_eq!(setting.flights(), 3);
 }
 
 #[tokio::test(start_paused = true)]
@@ -183,7 +204,7 @@ async fn one_caller_more_than_may_wait_is_refused() {
     let waits = |caller: &mut Pin<Box<_>>| FutureExt::now_or_never(caller).is_none();
     let caller = |name: String| {
         let rails = Arc::clone(&setting.rails);
-        Box::pin(async move { rails.outcome(check(&name)).await.0.map_err(|(reason, _)| reason) })
+        Box::pin(async move { rails.outcome(check(&name)).await.0 })
     };
     let mut callers: Vec<_> = (0..MAX_WAITING).map(|number| caller(number.to_string())).collect();
     assert!(callers.iter_mut().all(waits));
@@ -213,7 +234,7 @@ async fn an_answer_lets_all_pass() {
     let probe = setting.permit();
     let _callers = ["a", "b"].map(|name| setting.join(name).unwrap());
     assert_eq!(setting.requests().await, 0);
-    setting.learn("probe", probe, Ok(404)).unwrap().unwrap();
+    assert_eq!(setting.learn("probe", probe, Ok(404)), answered(404));
     assert_eq!(setting.requests().await, 2);
 }
 
@@ -223,12 +244,10 @@ async fn while_it_is_hopeless_one_question_may_be_the_probe_and_waits_no_longer(
     setting.outage();
     advance(Duration::from_secs(10)).await;
     let probe = setting.join("probe").unwrap();
+    assert_eq!(setting.requests().await, 1);
     assert!(setting.join("another").is_none() && setting.join("probe").is_none());
-    drop(probe);
-    assert_eq!(setting.requests().await, 1, "a caller who leaves does not take it along");
     // The client gives up, and the breaker stays open.
-    let mut progress = setting.rails.state().flights[&check("probe").key()].subscribe();
-    let ended = *progress.wait_for(|progress| progress.outcome.is_some()).await.unwrap();
-    assert!(matches!(ended, Progress { attempts: 1, outcome: Some(Err((Reason::Down, _))) }));
-    assert!(setting.rails.state().flights.is_empty());
+    let Caller { flight, mut task } = probe;
+    assert!(matches!(task.join_next().await, Some(Ok(Err(Reason::Down)))));
+    assert_eq!(flight.attempts.load(Ordering::Relaxed), 1);
 }
