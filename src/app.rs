@@ -35,7 +35,7 @@ use crate::{
     metrics::Metrics,
     rails::Rails,
     redis_client::{Connector, Link},
-    socketio::{Parts, SocketIo},
+    socketio::{SocketIo, SocketIoWire},
 };
 
 /// How long the tasks have to end after the stop. Container runtimes kill after ten seconds.
@@ -164,20 +164,15 @@ impl App {
         let started = Hub::start(hub_options(&config, &key), || lifecycle.critical("shard"));
         let (hub, shards) = started.map_err(system("cannot start a shard"))?;
         let (window, unvouched_max) = (config.recovery.window, config.recovery.unvouched_max);
-        let parts = Parts {
-            hub: hub.clone(),
+        let namespace = SocketIo {
+            wire: SocketIoWire(hub.clone()),
             admission: Admission::new(users, Tickets::new(&key), window, unvouched_max, metrics.clone()),
             metrics: metrics.clone(),
             tasks: lifecycle.tasks().clone(),
             stop: lifecycle.stop().clone(),
         };
         let connections = connections(&config);
-        let engine = Engine::new(
-            SocketIo::new(parts),
-            options(&config, connections)?,
-            lifecycle.tasks().clone(),
-            metrics.clone(),
-        );
+        let engine = Engine::new(namespace, options(&config, connections)?, lifecycle.tasks().clone(), metrics.clone());
         let rails = Rails::new(&config.rails, metrics.clone(), lifecycle.clone());
         let collab_auth = collab_auth::routes(rails, &config.collab, config.http.trusted_proxies, metrics.clone());
         let gap_notice = config.recovery.gap_notice;
