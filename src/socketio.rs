@@ -3,8 +3,6 @@
 //! Answers for what a browser is told and when: its rooms and what it missed are settled before its CONNECT is
 //! acknowledged. Knows nothing of HTTP or Redis; transports are [`crate::engineio`]'s, rooms and tickets
 //! [`crate::admission`]'s, delivery [`crate::hub`]'s.
-//!
-//! Source of the protocol: `docs/socket.io-protocol/v5-current.md` in the public repository `socketio/socket.io`.
 
 mod connect;
 mod wire;
