@@ -33,7 +33,7 @@ use crate::{
     metrics::Metrics,
     rails::Rails,
     redis_client::{Connector, Link},
-    socketio::{Parts, SocketIo},
+    socketio::{SocketIo, SocketIoWire},
 };
 
 /// How long the tasks have to end after the stop. Container runtimes kill after ten seconds.
@@ -155,8 +155,8 @@ impl App {
             }
         };
         let users = Users::new(answers, metrics.clone());
-        let parts = Parts {
-            hub: hub.clone(),
+        let namespace = SocketIo {
+            wire: SocketIoWire(hub.clone()),
             admission: Admission::new(users, Tickets::new(&key), &config.recovery, metrics.clone()),
             metrics: metrics.clone(),
             tasks: lifecycle.tasks().clone(),
@@ -164,7 +164,7 @@ impl App {
         };
         let connections = connections(&config);
         let options = options(&config, connections)?;
-        let engine = Engine::new(SocketIo::new(parts), options, lifecycle.tasks().clone(), metrics.clone());
+        let engine = Engine::new(namespace, options, lifecycle.tasks().clone(), metrics.clone());
 
         let rails = Rails::new(&config, metrics.clone(), lifecycle.clone());
         let collab_auth = collab_auth::routes(rails, config.collab.strict_names, config.http.trusted_proxies, metrics.clone());

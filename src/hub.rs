@@ -84,7 +84,7 @@ impl Clock {
 }
 
 /// What a hub is made of.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct HubOptions {
     /// Must differ from that of any earlier log.
     pub epoch: Epoch,
@@ -277,10 +277,11 @@ impl Hub {
         welcome: impl FnOnce(Joined) + Send + 'static,
     ) -> Membership {
         let id = MemberId(self.shared.next_member.fetch_add(1, Ordering::Relaxed));
-        let membership = Membership { hub: self.clone(), id };
+        #[expect(clippy::cast_possible_truncation, reason = "only the remainder matters")]
+        let shard = self.shards[id.0 as usize % self.shards.len()].clone();
         let (subscriber, welcome) = (Box::new(subscriber), Box::new(welcome));
-        membership.shard().send(ShardCommand::Join(Newcomer { id, subscriber, rooms, since, now, welcome }));
-        membership
+        shard.send(ShardCommand::Join(Newcomer { id, subscriber, rooms, since, now, welcome }));
+        Membership { shard, id }
     }
 
     /// The offset in `text`, if it was sealed by this hub or another with the same key.
@@ -309,7 +310,7 @@ impl Hub {
 
 /// A subscriber's place in the hub, given up when dropped.
 pub struct Membership {
-    hub: Hub,
+    shard: ShardHandle,
     id: MemberId,
 }
 
@@ -317,18 +318,12 @@ impl Membership {
     /// Changes the rooms. Of rooms it did not have, the subscriber gets all that was published after where it, or for
     /// [`Rooms::gained`] its session, began to be served.
     pub fn set_rooms(&self, rooms: Rooms) {
-        self.shard().send(ShardCommand::SetRooms { id: self.id, rooms });
-    }
-
-    fn shard(&self) -> &ShardHandle {
-        #[expect(clippy::cast_possible_truncation, reason = "only the remainder matters")]
-        let index = self.id.0 as usize % self.hub.shards.len();
-        &self.hub.shards[index]
+        self.shard.send(ShardCommand::SetRooms { id: self.id, rooms });
     }
 }
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.shard().send(ShardCommand::Leave { id: self.id });
+        self.shard.send(ShardCommand::Leave { id: self.id });
     }
 }

@@ -3,8 +3,6 @@
 //! Answers for what a browser is told and when: its rooms and what it missed are settled before its CONNECT is
 //! acknowledged. Knows nothing of HTTP or Redis; transports are [`crate::engineio`]'s, rooms and tickets
 //! [`crate::admission`]'s, delivery [`crate::hub`]'s.
-//!
-//! Source of the protocol: `docs/socket.io-protocol/v5-current.md` in the public repository `socketio/socket.io`.
 
 mod connect;
 mod wire;
@@ -13,7 +11,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
 };
 
@@ -30,7 +28,7 @@ pub use self::wire::SocketIoWire;
 use crate::{
     admission::{Admission, SessionId, Token},
     engineio::{CloseReason, Frame, Handler, Handshake, Malformed, Message, Session},
-    hub::{Event, Hub, Membership, Subscriber},
+    hub::{Event, Membership, Subscriber},
     lifecycle::Tasks,
     metrics::{Counter, Metrics},
 };
@@ -72,7 +70,7 @@ pub struct NamespaceState {
     connects: AtomicU32,
     refused: AtomicU32,
     /// Attachments of the last packet that have not arrived yet; they are discarded with it.
-    attachments: Mutex<usize>,
+    attachments: AtomicUsize,
 }
 
 /// Where a connection stands with the namespace.
@@ -98,16 +96,12 @@ impl NamespaceState {
     fn phase(&self) -> MutexGuard<'_, Phase> {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn attachments(&self) -> MutexGuard<'_, usize> {
-        self.attachments.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// What the namespace is made of.
-pub struct Parts {
+/// The namespace `/`.
+pub struct SocketIo {
     /// Rooms and recovery.
-    pub hub: Hub,
+    pub wire: SocketIoWire,
     /// From a CONNECT to rooms and a session.
     pub admission: Admission<Session<SocketIo>>,
     /// Counts.
@@ -118,21 +112,10 @@ pub struct Parts {
     pub stop: CancellationToken,
 }
 
-/// The namespace `/`.
-pub struct SocketIo {
-    parts: Parts,
-    wire: SocketIoWire,
-}
-
 impl SocketIo {
-    /// A namespace without browsers.
-    pub fn new(parts: Parts) -> Self {
-        Self { wire: SocketIoWire(parts.hub.clone()), parts }
-    }
-
     fn text(&self, session: &Arc<Session<Self>>, text: Str) -> Result<(), Malformed> {
         let state = ParserState::default();
-        if *session.state().attachments() > 0 {
+        if session.state().attachments.load(Ordering::Relaxed) > 0 {
             return Err(Malformed);
         }
         match CommonParser.decode_str(&wire::parse_config(), &state, text) {
@@ -140,7 +123,7 @@ impl SocketIo {
             Err(ParseError::NeedsMoreBinaryData) => {
                 let partial = state.partial_bin_packet.into_inner().unwrap_or_else(PoisonError::into_inner);
                 self.packet(session, &partial.ok_or(Malformed)?.packet)?;
-                *session.state().attachments() = state.incoming_binary_cnt.into_inner();
+                session.state().attachments.store(state.incoming_binary_cnt.into_inner(), Ordering::Relaxed);
                 Ok(())
             }
             Err(_) => Err(Malformed),
@@ -191,10 +174,10 @@ impl SocketIo {
         if session.state().connects.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTS {
             return Err(Malformed);
         }
-        let left = self.parts.stop.child_token();
+        let left = self.stop.child_token();
         *phase = Phase::Connecting(left.clone().drop_guard());
         let session = Arc::clone(session);
-        self.parts.tasks.spawn(async move {
+        self.tasks.spawn(async move {
             // Pinned here, or the task has room for it twice.
             left.run_until_cancelled(pin!(connect::connect(session, connect))).await;
         });
@@ -212,7 +195,7 @@ impl SocketIo {
             std::mem::replace(&mut *current, phase)
         };
         if let Phase::Connected(_, id, _) = ended {
-            self.parts.admission.end(id, &Arc::downgrade(session), left);
+            self.admission.end(id, &Arc::downgrade(session), left);
         }
     }
 }
@@ -230,17 +213,17 @@ impl Handler for SocketIo {
         match message {
             Message::Text(text) => self.text(session, text),
             Message::Binary(_) => {
-                let mut attachments = session.state().attachments();
-                *attachments = attachments.checked_sub(1).ok_or(Malformed)?;
-                Ok(())
+                let left = &session.state().attachments;
+                let discarded = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+                discarded.map(drop).map_err(|_| Malformed)
             }
         }
     }
 
     fn closed(&self, session: &Arc<Session<Self>>, reason: CloseReason) {
         match reason {
-            CloseReason::Slow => self.parts.metrics.count(Counter::SlowClosed),
-            CloseReason::ParseError | CloseReason::Violation(_) => self.parts.metrics.count(Counter::MalformedClosed),
+            CloseReason::Slow => self.metrics.count(Counter::SlowClosed),
+            CloseReason::ParseError | CloseReason::Violation(_) => self.metrics.count(Counter::MalformedClosed),
             _ => {}
         }
         tracing::debug!(sid = %session.engine_sid(), ?reason, "closed");

@@ -140,10 +140,9 @@ impl RoomTable {
     }
 
     fn forget_if_over(&mut self, most: usize) {
-        if self.quiet.len() <= most {
-            return;
-        }
-        if let Some(&(dropped, id)) = self.quiet.first() {
+        if self.quiet.len() > most
+            && let Some(&(dropped, id)) = self.quiet.first()
+        {
             self.floor = self.floor.max(dropped);
             self.forget(id);
         }

@@ -1,7 +1,4 @@
 //! A shard: one thread that owns its subscribers and its own table of which of them are in which room.
-//!
-//! A shard follows the log with a cursor of its own. No queue of events exists between the publisher and a shard, so
-//! none can overflow, and a newcomer joins exactly between two events.
 
 use std::{
     collections::HashMap,

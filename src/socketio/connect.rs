@@ -3,7 +3,7 @@
 use std::{mem, sync::Arc, time::Instant};
 
 use super::{
-    Browser, Phase, SocketIo,
+    Browser, Phase, SocketIo, SocketIoWire,
     wire::{self, Connect},
 };
 use crate::{
@@ -17,11 +17,11 @@ type Socket = Arc<Session<SocketIo>>;
 /// Runs from the CONNECT packet to the browser's rooms, and on until Redis has said which rooms these are. It is dropped
 /// when the browser leaves.
 pub(super) async fn connect(socket: Socket, connect: Connect) {
-    let parts = &socket.handler().parts;
+    let SocketIo { admission, wire: SocketIoWire(hub), .. } = socket.handler();
     let Connect { pid, offset, channel_token } = connect;
     let token = socket.state().token.clone().or_else(|| channel_token.as_deref().and_then(Token::parse));
     drop(channel_token);
-    let (arrival, pending) = parts.admission.admit(&parts.hub, Claim { token, ticket: pid, offset }).await;
+    let (arrival, pending) = admission.admit(hub, Claim { token, ticket: pid, offset }).await;
     let Some(pending) = pending else { return join(&socket, arrival, false) };
     join(&socket, arrival, true);
     let rooms = pending.await;
@@ -42,20 +42,20 @@ fn join(socket: &Socket, mut arrival: Arrival, is_pending: bool) {
     tracing::debug!(sid = %socket.engine_sid(), had = rooms.had.len(), gained = rooms.gained.len(), "joins");
     let newcomer = Arc::clone(socket);
     let welcome = move |joined| welcome(&newcomer, &joined, arrival);
-    let hub = &socket.handler().parts.hub;
+    let SocketIoWire(hub) = &socket.handler().wire;
     *phase = Phase::Joining(hub.join(Browser(Arc::clone(socket)), rooms, since, Instant::now(), welcome), asking);
 }
 
 /// In the shard, before anything live: the missed events, then CONNECT, then for a new session its first offset.
 fn welcome(socket: &Socket, joined: &Joined, arrival: Arrival) {
-    let SocketIo { parts, wire } = socket.handler();
+    let SocketIo { admission, wire, .. } = socket.handler();
     let mut phase = socket.state().phase();
     let (membership, asking) = match mem::take(&mut *phase) {
         Phase::Joining(membership, asking) => (membership, asking),
         other => return *phase = other,
     };
     socket.prove();
-    let Admitted { session, ticket, offset, replaced } = parts.admission.welcome(&parts.hub, joined, arrival, socket);
+    let Admitted { session, ticket, offset, replaced } = admission.welcome(&wire.0, joined, arrival, socket);
     let connect = wire::connect(session.as_str(), &ticket);
     *phase = Phase::Connected(membership, session, asking);
     drop(phase);
