@@ -2,13 +2,8 @@
 //!
 //! Source: `docs/socket.io-protocol/v5-current.md` in the public repository `socketio/socket.io`.
 
-use std::fmt;
-
 use bytes::Bytes;
-use serde::{
-    Deserialize, Deserializer,
-    de::{self, IgnoredAny, SeqAccess, Visitor},
-};
+use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use serde_json::value::RawValue;
 use socketioxide_core::parser::ParseConfig;
 
@@ -97,35 +92,17 @@ const RESERVED: [&str; 6] =
 /// Whether `data` is an event: a JSON array that begins with a name, or with a number as some clients have it. The
 /// reference server also takes empty data for an event.
 pub(super) fn is_event(data: &str) -> bool {
-    let mut json = serde_json::Deserializer::from_str(data);
-    data.is_empty() || (json.deserialize_seq(NamedArray).is_ok() && json.end().is_ok())
+    let items = data.trim_ascii_start().strip_prefix('[').unwrap_or_default();
+    let first = serde_json::Deserializer::from_str(items).into_iter::<&RawValue>().next();
+    let first = first.and_then(Result::ok).map_or("", RawValue::get);
+    let is_number = first.starts_with(|c: char| c == '-' || c.is_ascii_digit());
+    let is_name = || serde_json::from_str(first).is_ok_and(|name: String| !RESERVED.contains(&name.as_str()));
+    data.is_empty() || ((is_number || is_name()) && is_array(data))
 }
 
 /// Whether `data` is a JSON array, or empty.
 pub(super) fn is_array(data: &str) -> bool {
     data.is_empty() || (data.trim_ascii_start().starts_with('[') && serde_json::from_str::<IgnoredAny>(data).is_ok())
-}
-
-/// Reads an event's array and keeps nothing of it.
-struct NamedArray;
-
-impl<'de> Visitor<'de> for NamedArray {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an event")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        let first = items.next_element::<&RawValue>()?.map_or("", RawValue::get);
-        let is_number = first.starts_with(|c: char| c == '-' || c.is_ascii_digit());
-        let is_name = || serde_json::from_str(first).is_ok_and(|name: String| !RESERVED.contains(&name.as_str()));
-        if !is_number && !is_name() {
-            return Err(de::Error::custom("the name is not one that a client may use"));
-        }
-        while items.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(())
-    }
 }
 
 #[cfg(test)]
