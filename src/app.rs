@@ -167,7 +167,8 @@ impl App {
         let engine = Engine::new(namespace, options, lifecycle.tasks().clone(), metrics.clone());
 
         let rails = Rails::new(&config, metrics.clone(), lifecycle.clone());
-        let collab_auth = collab_auth::routes(rails, config.collab.strict_names, config.http.trusted_proxies, metrics.clone());
+        let collab_auth =
+            collab_auth::routes(rails, config.collab.strict_names, config.http.trusted_proxies, metrics.clone());
         let router = health.clone().merge(collab_auth).merge(demo).merge(engine_routes(Arc::clone(&engine)));
         // For every path that cannot be answered while there is no place.
         let refusing = Arc::clone(&engine);

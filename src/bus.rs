@@ -30,6 +30,8 @@ pub const BOT: &str = "chatbot/*";
 pub enum Inbound {
     /// A message.
     Message {
+        /// Where the bus is after it. `None` when that cannot be told.
+        position: Option<Position>,
         /// The channel it came on.
         channel: Bytes,
         /// `None` in place of more than [`MAX_PAYLOAD`] bytes.
@@ -51,6 +53,16 @@ pub trait Source: Send {
 
     /// Asks for [`Inbound::Drained`] once all that was published before has been yielded.
     fn drain(&mut self);
+}
+
+/// A place on the bus: everything that was published up to it has been yielded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The count that this is a part of; places of different runs cannot be compared. Of Redis: its process, until its
+    /// statistics are reset.
+    pub run: u64,
+    /// How often something was published in this run, at least. Of Redis: calls of `PUBLISH`, on whatever channel.
+    pub count: u64,
 }
 
 /// Whether messages were missed before a subscription.

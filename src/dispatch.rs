@@ -67,7 +67,7 @@ impl Dispatch {
                 inbound = source.next() => inbound,
             };
             match inbound {
-                Inbound::Message { channel, payload } => self.take(&channel, payload.as_deref()),
+                Inbound::Message { channel, payload, .. } => self.take(&channel, payload.as_deref()),
                 Inbound::Lost => self.hub.interrupt(),
                 // A browser that connected before was not told that it missed nothing, but need not reload either.
                 Inbound::Subscribed(Gap::Start) => self.hub.resume(false),

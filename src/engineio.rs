@@ -17,14 +17,11 @@ mod polling;
 mod session;
 mod websocket;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use ::http::HeaderMap;
 use engineioxide_core::{OpenPacket, Packet, Sid, Str, TransportType};
+use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -199,14 +196,14 @@ impl<H: Handler> Engine<H> {
 
     /// Sessions at the moment.
     pub fn sessions(&self) -> usize {
-        self.registry().sessions.len()
+        self.registry.lock().sessions.len()
     }
 
     /// Waits until nothing waits to be sent to any client, at most for `deadline`; returns whether that is so. What waits
     /// for a client that polls is sent when a request has taken it.
     pub async fn drained(&self, deadline: Duration) -> bool {
         let drained = async {
-            while !self.registry().sessions.values().all(|session| session.is_drained()) {
+            while !self.registry.lock().sessions.values().all(|session| session.is_drained()) {
                 sleep(DRAIN_TICK).await;
             }
         };
@@ -220,10 +217,10 @@ impl<H: Handler> Engine<H> {
         while stop.run_until_cancelled(ticker.tick()).await.is_some() {
             let now = self.now();
             self.compressor.forget(now);
-            let due = self.registry().wheel.due(now);
+            let due = self.registry.lock().wheel.due(now);
             for sid in due {
                 if let Some(next) = self.session(sid).and_then(|session| session.beat(now)) {
-                    self.registry().wheel.schedule(sid, next);
+                    self.registry.lock().wheel.schedule(sid, next);
                 }
             }
             for session in self.census.overdue(now).into_iter().filter_map(|sid| self.session(sid)) {
@@ -234,13 +231,13 @@ impl<H: Handler> Engine<H> {
 
     /// From now on new sessions are refused; open sessions stay.
     pub fn stop_admitting(&self) {
-        self.registry().intake = Intake::Refused;
+        self.registry.lock().intake = Intake::Refused;
     }
 
     /// Closes every session, and refuses new ones from now on.
     pub fn close_all(&self, reason: CloseReason) {
         let sessions: Vec<_> = {
-            let mut registry = self.registry();
+            let mut registry = self.registry.lock();
             registry.intake = Intake::Closing(reason);
             registry.sessions.values().cloned().collect()
         };
@@ -259,7 +256,7 @@ impl<H: Handler> Engine<H> {
         let state = self.handler.open(handshake);
         let session = Arc::new(Session::new(Arc::clone(self), state, socket, permit));
         let intake = {
-            let mut registry = self.registry();
+            let mut registry = self.registry.lock();
             registry.sessions.insert(session.engine_sid(), Arc::clone(&session));
             registry.wheel.schedule(session.engine_sid(), self.now() + self.intervals.ping);
             registry.intake
@@ -286,7 +283,7 @@ impl<H: Handler> Engine<H> {
     }
 
     fn session(&self, sid: Sid) -> Option<Arc<Session<H>>> {
-        self.registry().sessions.get(&sid).cloned()
+        self.registry.lock().sessions.get(&sid).cloned()
     }
 
     fn receive(&self, session: &Arc<Session<H>>, packet: Packet) -> Result<(), CloseReason> {
@@ -305,10 +302,6 @@ impl<H: Handler> Engine<H> {
 
     fn now(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn registry(&self) -> MutexGuard<'_, Registry<H>> {
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -18,7 +18,7 @@ mod shard;
 use std::{
     io,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
         mpsc::{self, Sender},
     },
@@ -27,6 +27,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
@@ -111,12 +112,6 @@ struct HubState {
     next_member: AtomicU64,
 }
 
-impl HubState {
-    fn lock(&self) -> MutexGuard<'_, EventLog> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// How to reach a shard.
 #[derive(Clone)]
 struct ShardHandle {
@@ -193,7 +188,7 @@ impl Hub {
     pub fn publish(&self, kind: Kind, room: &str, payload: &[u8], now: Instant) -> Offset {
         let (fingerprint, at) = (self.shared.key.fingerprint(payload), self.shared.clock.unix(now));
         let payload = Bytes::copy_from_slice(payload);
-        let (offset, listeners) = self.shared.lock().append(kind, room, payload, fingerprint, now, at);
+        let (offset, listeners) = self.shared.log.lock().append(kind, room, payload, fingerprint, now, at);
         self.wake(listeners);
         self.expire(now);
         offset
@@ -202,18 +197,18 @@ impl Hub {
     /// Until [`Hub::resume`], messages may be lost before they reach the hub, and no subscriber is told that it missed
     /// nothing.
     pub fn interrupt(&self) {
-        self.shared.lock().interrupted = true;
+        self.shared.log.lock().interrupted = true;
     }
 
     /// Messages come again. Unless it is known that none was lost meanwhile, no session that began before now is ever
     /// told that it missed nothing.
     pub fn resume(&self, lost_nothing: bool) {
-        self.shared.lock().resume(lost_nothing);
+        self.shared.log.lock().resume(lost_nothing);
     }
 
     /// Whether messages may be lost at this moment.
     pub fn is_interrupted(&self) -> bool {
-        self.shared.lock().interrupted
+        self.shared.log.lock().interrupted
     }
 
     /// Drops what is too old or too much for the log, as publishing does too.
@@ -222,7 +217,7 @@ impl Hub {
             self.shared.delivered.iter().map(|delivered| delivered.load(Ordering::Acquire)).min().unwrap_or(0);
         loop {
             // The lock is released each time, and memory is freed without it.
-            let oldest = self.shared.lock().expire_oldest(now, delivered);
+            let oldest = self.shared.log.lock().expire_oldest(now, delivered);
             match oldest {
                 Oldest::Dropped(kept) => drop(kept),
                 Oldest::Stays => return,
@@ -239,7 +234,7 @@ impl Hub {
 
     /// Whether all that was published has been handed to its subscribers.
     pub fn is_delivered(&self) -> bool {
-        let head = self.shared.lock().head();
+        let head = self.shared.log.lock().head();
         let behind = self.behind(head);
         self.wake(behind);
         behind == 0
@@ -249,7 +244,7 @@ impl Hub {
     /// after the other: the offset that a subscriber comes back with also says when it was last here.
     pub async fn tend(self, stop: CancellationToken) {
         let mut ticker = tokio::time::interval(EXPIRY_TICK);
-        let period = (self.shared.lock().bounds.window / REMINDERS_PER_WINDOW).max(REMINDER_TICK);
+        let period = (self.shared.log.lock().bounds.window / REMINDERS_PER_WINDOW).max(REMINDER_TICK);
         let of = usize::try_from(period.as_secs()).unwrap_or(usize::MAX);
         // Subscribers that joined first are in the last part.
         let mut parts = (0..of).rev().cycle();
@@ -296,7 +291,7 @@ impl Hub {
 
     /// Bytes that the recovery log holds.
     pub fn log_bytes(&self) -> usize {
-        self.shared.lock().bytes
+        self.shared.log.lock().bytes
     }
 
     fn wake(&self, shards: ShardSet) {

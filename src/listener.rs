@@ -9,7 +9,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -28,6 +28,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -226,8 +227,8 @@ impl Zone {
                     } else {
                         (Vec::new(), Ok(response))
                     };
-                    let owner = upgrade.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-                    *leaving.lock().unwrap_or_else(PoisonError::into_inner) = owner.map(|owner| (owner, head));
+                    let owner = upgrade.0.lock().take();
+                    *leaving.lock() = owner.map(|owner| (owner, head));
                     response
                 }
             })
@@ -243,7 +244,7 @@ impl Zone {
                 Pin::new(&mut connection).graceful_shutdown();
                 let _ = timeout(REQUEST_DRAIN, &mut connection).await;
             }
-            let left = leaving.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let left = leaving.lock().take();
             if let Some((owner, head)) = left {
                 let Parts { io, read_buf: read, service, .. } = connection.into_parts();
                 // The service has the only other share of the place.

@@ -13,11 +13,12 @@ mod limits;
 use std::{
     net::IpAddr,
     ops::RangeInclusive,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use http::StatusCode;
+use parking_lot::Mutex;
 use rand::RngExt;
 use tokio::{
     sync::{Notify, Semaphore},
@@ -156,7 +157,7 @@ impl Rails {
             }
             NoAnswer::Unavailable(match reason {
                 Reason::NotConfigured | Reason::Redirected => RETRY_CONFIGURED,
-                _ => self.state().breaker.next_probe_in(Instant::now()) + rand::rng().random_range(RETRY_SPREAD),
+                _ => self.state.lock().breaker.next_probe_in(Instant::now()) + rand::rng().random_range(RETRY_SPREAD),
             })
         })?;
         tracing::info!(kind, user, status = status.as_u16(), attempts, ms, "checked who may edit a document");
@@ -172,7 +173,7 @@ impl Rails {
     /// The outcome for one caller, and the number of requests that were made for it.
     async fn outcome(self: &Arc<Self>, check: Check) -> (Outcome, u32) {
         let key = check.key();
-        let cached = self.state().cached(&key, Instant::now());
+        let cached = self.state.lock().cached(&key, Instant::now());
         if let Some(status) = cached {
             self.metrics.count(Counter::ChecksCached);
             return (Ok(status), 0);
@@ -185,10 +186,6 @@ impl Rails {
             None => Err(Reason::Stopping),
         };
         (outcome, flight.attempts.load(Ordering::Relaxed))
-    }
-
-    fn state(&self) -> MutexGuard<'_, Decisions> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

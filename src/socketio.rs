@@ -10,11 +10,12 @@ mod wire;
 use std::{
     pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, PoisonError,
         atomic::{AtomicU32, AtomicUsize, Ordering},
     },
 };
 
+use parking_lot::Mutex;
 use socketioxide_core::{
     Str, Value,
     packet::{Packet, PacketData},
@@ -92,12 +93,6 @@ enum Phase {
     Closed,
 }
 
-impl NamespaceState {
-    fn phase(&self) -> MutexGuard<'_, Phase> {
-        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// The namespace `/`.
 pub struct SocketIo {
     /// Rooms and recovery.
@@ -145,7 +140,7 @@ impl SocketIo {
         if let PacketData::Connect(data) = &packet.inner {
             return self.connect(session, data.as_ref());
         }
-        if !matches!(*session.state().phase(), Phase::Connected(..)) {
+        if !matches!(*session.state().phase.lock(), Phase::Connected(..)) {
             return Err(Malformed);
         }
         let valid = match &packet.inner {
@@ -165,7 +160,7 @@ impl SocketIo {
     }
 
     fn connect(&self, session: &Arc<Session<Self>>, data: Option<&Value>) -> Result<(), Malformed> {
-        let mut phase = session.state().phase();
+        let mut phase = session.state().phase.lock();
         if !matches!(*phase, Phase::Fresh | Phase::Left) {
             return Err(Malformed);
         }
@@ -188,7 +183,7 @@ impl SocketIo {
     fn end(&self, session: &Arc<Session<Self>>, phase: Phase) {
         let left = matches!(phase, Phase::Left);
         let ended = {
-            let mut current = session.state().phase();
+            let mut current = session.state().phase.lock();
             if matches!(*current, Phase::Closed) {
                 return;
             }

@@ -2,10 +2,10 @@
 
 use std::{
     io::{self, IsTerminal},
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt, util::TryInitError};
 
 use crate::config::{LogConfig, LogFormat};
@@ -47,7 +47,7 @@ impl Throttle {
     /// If the event of this moment may be reported: the number of events suppressed since the last report.
     pub fn allow(&self, now: Instant) -> Option<u64> {
         // The state is whole after every statement, so a poisoned lock is as good as any.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         let (last, suppressed) = &mut *state;
         if last.is_some_and(|last| now.saturating_duration_since(last) < PERIOD) {
             *suppressed = suppressed.saturating_add(1);

@@ -5,12 +5,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError, Weak},
+    sync::Weak,
     time::{Duration, Instant},
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use hashlink::LinkedHashMap;
+use parking_lot::Mutex;
 
 /// Sessions that ended and are still remembered, about 100 bytes each. Past this number the oldest are forgotten: their
 /// tickets still work, as on a node that never saw them.
@@ -60,14 +61,14 @@ impl<T> SessionTable<T> {
 
     /// `None` for a session that ended before the window, on another node, or before a restart.
     pub(super) fn known(&self, id: &SessionId, now: Instant) -> Option<Known> {
-        let mut tables = self.lock();
+        let mut tables = self.0.lock();
         tables.forget(now);
         tables.known(id).copied()
     }
 
     /// The session is connected, with rooms that Redis vouched for at `vouched`; returns the connection it replaces.
     pub(super) fn enter(&self, id: SessionId, connection: Weak<T>, vouched: u64) -> Option<Weak<T>> {
-        let mut tables = self.lock();
+        let mut tables = self.0.lock();
         let revoked = tables.known(&id).is_some_and(|known| known.revoked);
         tables.ended.remove(&id);
         let known = Known { vouched, revoked, left: false };
@@ -76,14 +77,14 @@ impl<T> SessionTable<T> {
 
     /// Redis has said, at `now` in seconds since 1970, that the rooms of the ticket are its user's.
     pub(super) fn vouch(&self, id: &SessionId, now: u64) {
-        if let Some(known) = self.lock().known(id) {
+        if let Some(known) = self.0.lock().known(id) {
             known.vouched = now;
         }
     }
 
     /// Redis has taken a room of the ticket from the session's user.
     pub(super) fn revoke(&self, id: &SessionId, now: Instant) {
-        let mut tables = self.lock();
+        let mut tables = self.0.lock();
         match tables.known(id) {
             Some(known) => known.revoked = true,
             None => tables.end(id.clone(), Known { revoked: true, ..Known::default() }, now),
@@ -92,21 +93,17 @@ impl<T> SessionTable<T> {
 
     /// The connection of a session that is connected.
     pub(super) fn connection(&self, id: &SessionId) -> Option<Weak<T>> {
-        self.lock().connected.get(id).map(|(connection, _)| Weak::clone(connection))
+        self.0.lock().connected.get(id).map(|(connection, _)| Weak::clone(connection))
     }
 
     /// This connection of the session ended; `left` if the browser took leave.
     pub(super) fn end(&self, id: SessionId, connection: &Weak<T>, left: bool, now: Instant) {
-        let mut tables = self.lock();
+        let mut tables = self.0.lock();
         if tables.connected.get(&id).is_some_and(|(current, _)| current.ptr_eq(connection))
             && let Some((_, known)) = tables.connected.remove(&id)
         {
             tables.end(id, Known { left, ..known }, now);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Tables<T>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

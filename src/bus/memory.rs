@@ -2,7 +2,7 @@
 
 use tokio::sync::mpsc;
 
-use super::{Gap, Inbound, Publication, Source};
+use super::{Gap, Inbound, Position, Publication, Source};
 use crate::lifecycle::Readiness;
 
 /// Messages that wait to be dispatched, of 8 MiB each at most; a publisher waits for room.
@@ -16,7 +16,7 @@ impl MemoryBus {
     /// A bus, and the source that is `readiness` once it is used.
     pub fn new(readiness: Readiness) -> (Self, MemorySource) {
         let (sender, queue) = mpsc::channel(WAITING);
-        (Self(sender), MemorySource { queue, readiness, subscribed: false, draining: false })
+        (Self(sender), MemorySource { queue, readiness, yielded: 0, subscribed: false, draining: false })
     }
 
     /// Publishes a message; returns the number of subscribers, which is 0 once the source is gone.
@@ -29,6 +29,7 @@ impl MemoryBus {
 pub struct MemorySource {
     queue: mpsc::Receiver<Publication>,
     readiness: Readiness,
+    yielded: u64,
     subscribed: bool,
     draining: bool,
 }
@@ -43,7 +44,9 @@ impl Source for MemorySource {
         let next = if self.draining { self.queue.try_recv().ok() } else { self.queue.recv().await };
         match next {
             Some(Publication { channel, payload }) => {
-                Inbound::Message { channel: channel.into(), payload: Some(payload) }
+                self.yielded += 1;
+                let position = Some(Position { run: 0, count: self.yielded });
+                Inbound::Message { position, channel: channel.into(), payload: Some(payload) }
             }
             None if std::mem::take(&mut self.draining) => Inbound::Drained,
             // Nothing can be published any more.
@@ -68,7 +71,7 @@ mod tests {
         let mut yielded = Vec::new();
         loop {
             match source.next().await {
-                Inbound::Message { channel, payload: Some(payload) } => {
+                Inbound::Message { channel, payload: Some(payload), .. } => {
                     assert_eq!(channel, RECORDS);
                     yielded.push(String::from_utf8(payload.to_vec()).unwrap());
                 }

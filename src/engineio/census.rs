@@ -11,7 +11,7 @@ use std::{
     net::IpAddr,
     num::NonZeroU64,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -19,6 +19,7 @@ use std::{
 use engineioxide_core::Sid;
 
 use super::{Options, milliseconds};
+use parking_lot::Mutex;
 
 /// Unproven sessions in total. Browsers that return all at once after a restart prove themselves within two seconds.
 const UNPROVEN: usize = 16_384;
@@ -131,7 +132,7 @@ impl Census {
     /// A permit for a session, unless its origin has its share or all places are taken by proven sessions; and, when
     /// another has to make room, that session, which may not be open yet.
     pub(super) fn admit(self: &Arc<Self>, origin: Origin, now: u64) -> Result<(SessionPermit, Option<Sid>), Full> {
-        let mut counts = self.counts();
+        let mut counts = self.counts.lock();
         let address = tally(&counts.addresses, origin.address);
         let connection = tally(&counts.connections, origin.connection);
         let free = self.unproven.saturating_sub(counts.unproven.len());
@@ -165,7 +166,7 @@ impl Census {
     /// Sessions that have been unproven for too long; they count as proven from now on.
     pub(super) fn overdue(&self, now: u64) -> Vec<Sid> {
         let Some(patience) = self.unproven_for else { return Vec::new() };
-        let mut counts = self.counts();
+        let mut counts = self.counts.lock();
         let mut overdue = Vec::new();
         loop {
             let crowded = counts.unproven.len() > self.unproven / 2;
@@ -175,10 +176,6 @@ impl Census {
             }
             overdue.extend(counts.pop_oldest());
         }
-    }
-
-    fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -227,13 +224,13 @@ pub(super) struct SessionPermit {
 impl SessionPermit {
     /// Whether the session has to go, as its place is needed.
     pub(super) fn is_revoked(&self) -> bool {
-        !self.is_proven() && !self.census.counts().unproven.contains_key(&self.number)
+        !self.is_proven() && !self.census.counts.lock().unproven.contains_key(&self.number)
     }
 
     /// The handler vouches for the session.
     pub(super) fn prove(&self) {
         if !self.is_proven.swap(true, Ordering::Relaxed) {
-            self.census.counts().prove(self.number);
+            self.census.counts.lock().prove(self.number);
         }
     }
 
@@ -244,7 +241,7 @@ impl SessionPermit {
     /// The session has moved to a connection of its own, and no longer counts for the connection that brought it. To be
     /// called once.
     pub(super) fn leave_connection(&self) {
-        let mut counts = self.census.counts();
+        let mut counts = self.census.counts.lock();
         self.left_connection.store(true, Ordering::Relaxed);
         let unproven = counts.unproven.get_mut(&self.number).map(|unproven| unproven.origin.connection = None);
         counts.each_tally(Origin { address: None, ..self.origin }, |tally| {
@@ -256,7 +253,7 @@ impl SessionPermit {
 
 impl Drop for SessionPermit {
     fn drop(&mut self) {
-        let mut counts = self.census.counts();
+        let mut counts = self.census.counts.lock();
         counts.prove(self.number);
         counts.sessions -= 1;
         let connection = self.origin.connection.filter(|_| !self.left_connection.load(Ordering::Relaxed));

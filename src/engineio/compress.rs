@@ -3,10 +3,7 @@
 //! The first request for a message starts the job, all others wait for the same one (single-flight), and the result is
 //! cached for a while. Jobs run on threads of their own; a client that goes away does not cancel the job for the others.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{
@@ -14,6 +11,7 @@ use futures_util::{
     future::{OptionFuture, Shared},
 };
 use hashlink::LinkedHashMap;
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::gzip::{Gzip, Segment};
@@ -88,13 +86,13 @@ impl Compressor {
 
     /// Drops messages that have been cached for long enough.
     pub(super) fn forget(&self, now: u64) {
-        self.cache().trim(now);
+        self.cache.lock().trim(now);
     }
 
     /// The jobs of these messages; all that are not cached become one new job together.
     fn jobs(&self, messages: &[Bytes], now: u64) -> Vec<Option<Job>> {
         let (mut new, mut place) = (Vec::new(), None);
-        let mut cache = self.cache();
+        let mut cache = self.cache.lock();
         let job = |message: &Bytes| {
             if message.len() < SHORTEST {
                 return None;
@@ -132,10 +130,6 @@ impl Compressor {
             });
         }
         jobs
-    }
-
-    fn cache(&self) -> MutexGuard<'_, SegmentCache> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -200,7 +194,7 @@ mod tests {
             assert_eq!(metrics.get(Counter::Compressed), times, "{now}");
         }
         compressor.forget(2 * KEPT_MS);
-        let cache = compressor.cache.lock().unwrap();
+        let cache = compressor.cache.lock();
         assert_eq!((cache.bytes, cache.kept.len()), (0, 0));
     }
 
@@ -212,7 +206,7 @@ mod tests {
             assert!(is_compressed(&compressor, message, 0).await);
         }
         let (bytes, kept) = {
-            let cache = compressor.cache.lock().unwrap();
+            let cache = compressor.cache.lock();
             (cache.bytes, cache.kept.len())
         };
         assert!(bytes <= KEPT_BYTES, "{bytes}");

@@ -162,7 +162,7 @@ impl<H: Handler> Engine<H> {
 
     /// A permit for the session that a request opens.
     pub(super) fn admit(&self, request: &Request<Body>, websocket: bool) -> Result<SessionPermit, Refusal> {
-        if !matches!(self.registry().intake, Intake::Open) {
+        if !matches!(self.registry.lock().intake, Intake::Open) {
             self.metrics.count(Counter::SessionsRefused);
             return Err(Refusal::Busy);
         }

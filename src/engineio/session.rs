@@ -2,13 +2,11 @@
 //!
 //! All changes happen under one short lock, and nothing is awaited or called back while it is held.
 
-use std::{
-    net::Shutdown,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{net::Shutdown, sync::Arc};
 
 use bytes::Bytes;
 use engineioxide_core::{Packet, Sid};
+use parking_lot::Mutex;
 use tokio::{net::TcpStream, sync::oneshot};
 
 use super::{
@@ -150,7 +148,7 @@ impl<H: Handler> Session<H> {
         socket: impl FnOnce(&Socket) -> Result<(), SendError>,
         outbox: impl FnOnce(&mut Outbox),
     ) {
-        let sent = match &mut self.lock().transport {
+        let sent = match &mut self.link.lock().transport {
             Transport::WebSocket(connection) => socket(connection),
             Transport::Polling(polling) => {
                 outbox(&mut polling.outbox);
@@ -176,7 +174,7 @@ impl<H: Handler> Session<H> {
 
     /// As [`Session::close`], with a close code and for one direction or both.
     pub(super) fn close_with(self: &Arc<Self>, reason: CloseReason, code: Option<u16>, how: Shutdown) {
-        let transport = std::mem::replace(&mut self.lock().transport, Transport::Closed);
+        let transport = std::mem::replace(&mut self.link.lock().transport, Transport::Closed);
         match transport {
             Transport::Closed => return,
             Transport::Polling(mut polling) => {
@@ -185,7 +183,7 @@ impl<H: Handler> Session<H> {
             }
             Transport::WebSocket(socket) => socket.close(code, how),
         }
-        self.engine.registry().sessions.remove(&self.engine_sid());
+        self.engine.registry.lock().sessions.remove(&self.engine_sid());
         if let Some(counter) = reason.counter() {
             self.engine.metrics.count(counter);
         }
@@ -194,7 +192,7 @@ impl<H: Handler> Session<H> {
 
     /// Does what the heartbeat asks for; returns when to look again, `None` when the session is over.
     pub(super) fn beat(self: &Arc<Self>, now: u64) -> Option<u64> {
-        let mut link = self.lock();
+        let mut link = self.link.lock();
         let TransportState { transport, heartbeat } = &mut *link;
         match transport {
             Transport::Closed => return None,
@@ -219,17 +217,17 @@ impl<H: Handler> Session<H> {
 
     pub(super) fn pong(&self) {
         let heartbeat = Heartbeat::new(self.engine.now(), self.engine.intervals);
-        self.lock().heartbeat = heartbeat;
+        self.link.lock().heartbeat = heartbeat;
     }
 
     /// Bytes that waited for a polling client have left.
     pub(super) fn progress(&self, bytes: usize) {
-        self.lock().heartbeat.progress(bytes);
+        self.link.lock().heartbeat.progress(bytes);
     }
 
     /// Whether nothing waits to be sent.
     pub(super) fn is_drained(&self) -> bool {
-        match &self.lock().transport {
+        match &self.link.lock().transport {
             Transport::Polling(polling) => polling.outbox.is_empty(),
             Transport::WebSocket(socket) => socket.is_idle(),
             Transport::Closed => true,
@@ -238,7 +236,7 @@ impl<H: Handler> Session<H> {
 
     /// Does something with the state of polling; `None` when the transport is another.
     fn polling<R>(&self, with: impl FnOnce(&mut Polling) -> R) -> Option<R> {
-        match &mut self.lock().transport {
+        match &mut self.link.lock().transport {
             Transport::Polling(polling) => Some(with(polling)),
             _ => None,
         }
@@ -326,7 +324,7 @@ impl<H: Handler> Session<H> {
 
     /// The client has moved to the WebSocket; what waits goes there. `false` when the session is over.
     pub(super) fn finish_upgrade(self: &Arc<Self>, socket: &Socket) -> bool {
-        let mut link = self.lock();
+        let mut link = self.link.lock();
         let Transport::Polling(polling) = &mut link.transport else { return false };
         polling.answer(|_| noop());
         let sent = socket.adopt(std::mem::take(&mut polling.outbox));
@@ -335,10 +333,6 @@ impl<H: Handler> Session<H> {
         self.permit.leave_connection();
         self.close_unless(sent);
         sent.is_ok()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, TransportState> {
-        self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::{
     any::Any,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
 };
 
 use bytes::Bytes;
 
 use super::Offset;
+use parking_lot::Mutex;
 
 /// What an event is about; each wire has its own name for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +66,7 @@ impl Event {
         let mut forms = &self.forms;
         loop {
             let node = forms.get_or_init(|| {
-                let mut payload = self.payload.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut payload = self.payload.lock();
                 let (form, shared) = wire.form(self, &payload);
                 if let Some(shared) = shared {
                     *payload = shared;

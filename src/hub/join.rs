@@ -91,7 +91,7 @@ impl HubState {
         let mut entered = Vec::with_capacity(rooms.had.len() + rooms.gained.len());
         for (names, since) in [(&rooms.had, bases.served), (&rooms.gained, bases.started)] {
             for names in names.chunks(ROOMS_PER_LOCK) {
-                let mut log = self.lock();
+                let mut log = self.log.lock();
                 entered.extend(names.iter().map(|name| (log.rooms.listen(name, shard), since)));
             }
         }
@@ -104,7 +104,7 @@ impl HubState {
     /// `shard` has no member in these rooms any more.
     pub(super) fn unlisten(&self, rooms: &[RoomId], shard: usize) {
         for rooms in rooms.chunks(ROOMS_PER_LOCK) {
-            let mut log = self.lock();
+            let mut log = self.log.lock();
             for &room in rooms {
                 log.rooms.unlisten(room, shard);
             }
@@ -115,7 +115,7 @@ impl HubState {
     pub(super) fn lossy(&self, rooms: &[RoomId], since: u64) -> Vec<RoomId> {
         let mut lossy = Vec::new();
         for rooms in rooms.chunks(ROOMS_PER_LOCK) {
-            let log = self.lock();
+            let log = self.log.lock();
             lossy.extend(rooms.iter().copied().filter(|&room| log.rooms.dropped(room) > since));
         }
         lossy
@@ -126,9 +126,9 @@ impl HubState {
     /// given.
     pub(super) fn missed(&self, rooms: &[(RoomId, u64)], until: u64) -> Option<(Vec<Arc<Event>>, bool)> {
         let (mut complete, mut sequences) = (true, Vec::new());
-        let most = self.lock().bounds.replay;
+        let most = self.log.lock().bounds.replay;
         for rooms in rooms.chunks(ROOMS_PER_LOCK) {
-            let log = self.lock();
+            let log = self.log.lock();
             for &(room, since) in rooms {
                 complete &= log.rooms.dropped(room) <= since;
                 let after = log.rooms.after(room, since).take_while(|&sequence| sequence <= until);
@@ -142,7 +142,7 @@ impl HubState {
         sequences.sort_unstable();
         let (mut events, mut bytes) = (Vec::with_capacity(sequences.len()), 0);
         for sequences in sequences.chunks(EVENTS_PER_LOCK) {
-            let log = self.lock();
+            let log = self.log.lock();
             for kept in sequences.iter().filter_map(|&sequence| log.kept(sequence)) {
                 bytes += kept.weight;
                 events.push(Arc::clone(&kept.event));

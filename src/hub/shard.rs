@@ -118,11 +118,11 @@ impl Shard {
     fn join(&mut self, newcomer: Newcomer) {
         let Newcomer { id, subscriber, rooms, since, now, welcome } = newcomer;
         // All that is published by now counts as missed. What comes during this does not, or a flood would never end it.
-        let head = self.shared.lock().head();
+        let head = self.shared.log.lock().head();
         while self.cursor < head {
             self.deliver();
         }
-        let mut bases = Bases::new(since, self.cursor, &self.shared.lock());
+        let mut bases = Bases::new(since, self.cursor, &self.shared.log.lock());
         let rooms = self.shared.listen(&rooms, bases, self.index);
         let missed = self.shared.missed(&rooms, self.cursor);
         if missed.is_none() {
@@ -135,7 +135,7 @@ impl Shard {
         let slot = self.members.insert(Member { subscriber, rooms: Vec::new(), bases, complete, due: None }) as Slot;
         self.by_id.insert(id, slot);
         self.enter(slot, rooms.into_iter().map(|(room, _)| room));
-        let at = self.shared.lock().offset(self.cursor, self.shared.clock.unix(now));
+        let at = self.shared.log.lock().offset(self.cursor, self.shared.clock.unix(now));
         welcome(Joined { at, missed, complete });
     }
 
@@ -168,7 +168,7 @@ impl Shard {
 
     /// Tells members how far they have been served, which is what they come back with.
     fn remind(&self, part: usize, of: usize, now: Instant) {
-        let at = self.shared.lock().offset(self.cursor, self.shared.clock.unix(now));
+        let at = self.shared.log.lock().offset(self.cursor, self.shared.clock.unix(now));
         let offset = self.shared.key.seal(&at);
         for slot in (part..self.members.capacity()).step_by(of) {
             if let Some(member) = self.members.get(slot) {
@@ -203,7 +203,7 @@ impl Shard {
 
     /// Delivers one batch from the log; returns whether the cursor moved.
     fn deliver(&mut self) -> bool {
-        let log = self.shared.lock();
+        let log = self.shared.log.lock();
         let dropped = log.dropped();
         let cursor = log.read(self.cursor.max(dropped), self.index, BATCH, &mut self.batch);
         drop(log);

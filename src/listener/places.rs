@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -15,6 +15,7 @@ use std::{
 use futures_util::future::AbortHandle;
 
 use crate::metrics::{Counter, Metrics};
+use parking_lot::Mutex;
 
 /// Silent connections at a time. A browser sends its request right after the handshake of TCP, so at any moment only a
 /// few are silent; at 20,000 new connections a second each still has 200 ms.
@@ -66,7 +67,7 @@ impl Places {
     /// Takes a place for a connection, which `handle` can end, and says whether another connection has to go for it:
     /// until that has happened there is one descriptor too many. `None` when all are taken and none is silent.
     pub(super) fn take(self: &Arc<Self>, number: u64, handle: &AbortHandle) -> Option<(Place, bool)> {
-        let mut occupied = self.lock();
+        let mut occupied = self.occupied.lock();
         let is_full = occupied.places >= self.most;
         let displaces = (is_full || occupied.silent.len() >= MAX_SILENT) && self.end_oldest(&mut occupied);
         if is_full && !displaces {
@@ -79,7 +80,7 @@ impl Places {
 
     /// Ends the connection that has been silent for longest; `false` when none is silent.
     pub(super) fn displace(&self) -> bool {
-        self.end_oldest(&mut self.lock())
+        self.end_oldest(&mut self.occupied.lock())
     }
 
     fn end_oldest(&self, occupied: &mut Occupied) -> bool {
@@ -87,10 +88,6 @@ impl Places {
         oldest.abort();
         self.metrics.count(Counter::SilentDropped);
         true
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Occupied> {
-        self.occupied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -107,7 +104,7 @@ impl Place {
     pub(super) fn heard(&self) -> bool {
         let is_first = self.is_silent.swap(false, Ordering::Relaxed);
         if is_first {
-            self.places.lock().silent.remove(&self.number);
+            self.places.occupied.lock().silent.remove(&self.number);
         }
         is_first
     }
@@ -116,7 +113,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.heard();
-        self.places.lock().places -= 1;
+        self.places.occupied.lock().places -= 1;
     }
 }
 

@@ -99,7 +99,7 @@ impl Rails {
     /// unless it can be the probe.
     pub(super) fn join(self: &Arc<Self>, key: HashedKey, check: Check) -> Option<Arc<Flight>> {
         let now = Instant::now();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let only_probe = state.breaker.is_hopeless(self.hold, now);
         if only_probe {
             if self.places.available_permits() == 0 || !state.breaker.may_probe(now) {
@@ -160,7 +160,7 @@ impl Rails {
         loop {
             // From before the look at the breaker, so that no change is missed.
             let ended = self.ended.notified();
-            let permit = self.state().breaker.permit(Instant::now());
+            let permit = self.state.lock().breaker.permit(Instant::now());
             match permit {
                 Ok(permit) => return (place, permit),
                 Err(Some(next_probe)) => drop(timeout_at(next_probe, ended).await),
@@ -175,7 +175,7 @@ impl Rails {
         static RECOVERIES: Throttle = Throttle::new();
         let (asked, now, jitter) = (permit.asked, Instant::now(), rand::rng().random_range(0.0..=1.0));
         let mut pause = backoff(flight.attempts.load(Ordering::Relaxed), jitter);
-        let mut state = self.state();
+        let mut state = self.state.lock();
         match answer {
             Ok(status) => {
                 self.metrics.time(Timing::RailsRequest, now.saturating_duration_since(asked));

@@ -5,11 +5,11 @@
 
 use std::{
     net::{IpAddr, Ipv6Addr},
-    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use hashlink::LruCache;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::check::{Check, HashedKey};
@@ -67,7 +67,7 @@ impl RateLimits {
     /// # Errors
     /// The time after which the check may be made; then nothing is counted.
     pub(super) fn admit(&self, subjects: &[Subject], now: Instant) -> Result<(), Duration> {
-        let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut full_at = self.full_at.lock();
         let latest = subjects.iter().filter_map(|subject| full_at.get(subject).copied()).max().unwrap_or(now);
         let wait = (latest.saturating_duration_since(now) + self.each).saturating_sub(MINUTE);
         if !wait.is_zero() {
@@ -79,7 +79,7 @@ impl RateLimits {
 
     /// Counts what a denied check costs.
     pub(super) fn denied(&self, subjects: &[Subject], now: Instant) {
-        let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut full_at = self.full_at.lock();
         spend(&mut full_at, subjects, self.each * DENIED, now);
     }
 }

@@ -1,7 +1,7 @@
 //! One connection for commands, shared by all callers.
 
 use std::{
-    sync::{self, Arc, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -124,12 +124,12 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// Closed, as at first, every attempt is admitted. Open, none is until a pause has passed. Half-open, one attempt is
 /// admitted in each pause; its success closes the breaker. Holds when the next one is admitted; `None` while closed.
 #[derive(Default)]
-struct Breaker(sync::Mutex<Option<Instant>>);
+struct Breaker(parking_lot::Mutex<Option<Instant>>);
 
 impl Breaker {
     /// Whether an attempt may be made now. If so, the caller makes one.
     fn admit(&self, now: Instant) -> bool {
-        let mut next = self.next();
+        let mut next = self.0.lock();
         let admitted = next.is_none_or(|next| now >= next);
         if admitted && next.is_some() {
             *next = Some(now + PAUSE);
@@ -139,23 +139,18 @@ impl Breaker {
 
     /// Redis answered.
     fn succeeded(&self) {
-        *self.next() = None;
+        *self.0.lock() = None;
     }
 
     /// Redis could not be reached, or said that it cannot answer now.
     fn failed(&self, now: Instant) {
-        *self.next() = Some(now + PAUSE);
+        *self.0.lock() = Some(now + PAUSE);
     }
 
     /// A connection broke. When it was a good one until now, one attempt may follow at once.
     fn lost(&self, now: Instant) {
-        let mut next = self.next();
+        let mut next = self.0.lock();
         *next = Some(if next.is_none() { now } else { now + PAUSE });
-    }
-
-    /// Whole after each step, so that a panic elsewhere cannot have spoilt it.
-    fn next(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

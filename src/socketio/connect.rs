@@ -25,7 +25,9 @@ pub(super) async fn connect(socket: Socket, connect: Connect) {
     let Some(pending) = pending else { return join(&socket, arrival, false) };
     join(&socket, arrival, true);
     let rooms = pending.await;
-    if let Phase::Joining(membership, asking) | Phase::Connected(membership, _, asking) = &mut *socket.state().phase() {
+    if let Phase::Joining(membership, asking) | Phase::Connected(membership, _, asking) =
+        &mut *socket.state().phase.lock()
+    {
         membership.set_rooms(rooms);
         *asking = None;
     }
@@ -33,7 +35,7 @@ pub(super) async fn connect(socket: Socket, connect: Connect) {
 
 /// Joins the rooms; the shard acknowledges.
 fn join(socket: &Socket, mut arrival: Arrival, is_pending: bool) {
-    let mut phase = socket.state().phase();
+    let mut phase = socket.state().phase.lock();
     let asking = match mem::take(&mut *phase) {
         Phase::Connecting(asking) => Some(asking).filter(|_| is_pending),
         other => return *phase = other,
@@ -49,7 +51,7 @@ fn join(socket: &Socket, mut arrival: Arrival, is_pending: bool) {
 /// In the shard, before anything live: the missed events, then CONNECT, then for a new session its first offset.
 fn welcome(socket: &Socket, joined: &Joined, arrival: Arrival) {
     let SocketIo { admission, wire, .. } = socket.handler();
-    let mut phase = socket.state().phase();
+    let mut phase = socket.state().phase.lock();
     let (membership, asking) = match mem::take(&mut *phase) {
         Phase::Joining(membership, asking) => (membership, asking),
         other => return *phase = other,

@@ -8,10 +8,11 @@ use std::{
     io::{self, ErrorKind},
     net::Shutdown,
     ops::ControlFlow,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::{
     io::Interest,
@@ -185,7 +186,7 @@ impl<S: Socket> Connection<S> {
     }
 
     fn write(self: &Arc<Self>, put: impl FnOnce(&mut Out) -> io::Result<()>) -> Result<(), SendError> {
-        let mut lock = self.lock();
+        let mut lock = self.out.lock();
         let Some(out) = &mut *lock else { return Ok(()) };
         put(out).map_err(|_| SendError::Failed)?;
         if out.outbox.is_empty() {
@@ -202,7 +203,7 @@ impl<S: Socket> Connection<S> {
     async fn flush(self: Arc<Self>) {
         loop {
             let is_ready = self.socket.ready(Interest::WRITABLE).await;
-            let mut lock = self.lock();
+            let mut lock = self.out.lock();
             let Some(out) = &mut *lock else { return };
             let Ok(taken) = is_ready.and_then(|_| out.outbox.flush(&self.socket)) else {
                 // The task that reads finds out.
@@ -223,18 +224,18 @@ impl<S: Socket> Connection<S> {
 
     /// Whether nothing waits to be sent.
     pub fn is_idle(&self) -> bool {
-        self.lock().as_ref().is_none_or(|out| out.outbox.is_empty())
+        self.out.lock().as_ref().is_none_or(|out| out.outbox.is_empty())
     }
 
     /// How many bytes that waited the peer has taken since the last call; the maximum when it took them all.
     pub fn take_progress(&self) -> usize {
-        self.lock().as_mut().map_or(0, |out| std::mem::take(&mut out.taken))
+        self.out.lock().as_mut().map_or(0, |out| std::mem::take(&mut out.taken))
     }
 
     /// Closes the connection, with a close frame unless another frame is half sent. What waits is dropped. Does nothing
     /// when the connection is closed already. The task that reads closes for writing only, and [lingers](Self::linger).
     pub fn close(&self, code: Option<u16>, how: Shutdown) {
-        let Some(mut out) = self.lock().take() else { return };
+        let Some(mut out) = self.out.lock().take() else { return };
         out.widen(&self.socket);
         if out.outbox.is_at_boundary() {
             let _ = self.socket.try_write(Frame::close(code).wire());
@@ -336,10 +337,6 @@ impl<S: Socket> Connection<S> {
 
     fn shutdown(&self, how: Shutdown) {
         let _ = SockRef::from(&self.socket).shutdown(how);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Out>> {
-        self.out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -229,12 +229,15 @@ async fn subscriptions_that_flap_are_dialled_again_and_each_gap_is_told_as_it_wa
     assert!(empty >= 30);
 }
 
-/// What `source` yields up to [`Inbound::Drained`], in short.
-async fn drained(source: &mut RedisSource) -> Vec<String> {
+/// What `source` yields up to [`Inbound::Drained`], in short; adds what the positions of its messages count.
+async fn drained(source: &mut RedisSource, counts: &mut Vec<Option<u64>>) -> Vec<String> {
     let mut yielded = Vec::new();
     loop {
         match within("what redis has executed", source.next()).await {
-            Inbound::Message { payload, .. } => yielded.push(String::from_utf8(payload.unwrap().to_vec()).unwrap()),
+            Inbound::Message { position, payload, .. } => {
+                counts.push(position.map(|position| position.count));
+                yielded.push(String::from_utf8(payload.unwrap().to_vec()).unwrap());
+            }
             Inbound::Drained => return yielded,
             other => yielded.push(format!("{other:?}")),
         }
@@ -243,25 +246,28 @@ async fn drained(source: &mut RedisSource) -> Vec<String> {
 
 #[tokio::test]
 async fn a_drain_yields_all_that_was_published_before() {
-    for arguments in [&["--rename-command", "HELLO", ""][..], &[]] {
-        let redis = Redis::start_with(arguments).await;
+    for (arguments, counted) in [(&["--rename-command", "HELLO", ""][..], false), (&[], true)] {
+        let (redis, mut counts) = (Redis::start_with(arguments).await, Vec::new());
         let config = Config::from_env(&[("REDIS_URL", redis.url())].into_iter().collect()).unwrap();
         let mut source = RedisSource::new(Connector::new(&config.redis).unwrap(), Readiness::default());
         source.drain();
-        assert!(drained(&mut source).await.is_empty(), "there is no subscription yet");
+        assert!(drained(&mut source, &mut counts).await.is_empty(), "there is no subscription yet");
         assert!(matches!(source.next().await, Inbound::Subscribed(Gap::Start)));
         let sent: Vec<_> = (0..2_000).map(|number| record("user-1", number)).collect();
         redis.many_records(sent.clone()).await;
         redis.bot("{}").await;
         source.drain();
         source.drain();
-        assert_eq!(drained(&mut source).await, sent);
+        assert_eq!(drained(&mut source, &mut counts).await, sent);
         redis.records("after").await;
         source.drain();
-        assert_eq!(drained(&mut source).await, ["after"], "one answer for both");
+        assert_eq!(drained(&mut source, &mut counts).await, ["after"], "one answer for both");
         redis.records("last").await;
         redis.kill_subscribers().await;
         source.drain();
-        assert_eq!(drained(&mut source).await, ["last", "Lost"]);
+        assert_eq!(drained(&mut source, &mut counts).await, ["last", "Lost"]);
+        // The message for the bot was published too.
+        let expected: Vec<_> = (1..=2_000).chain([2_002, 2_003]).map(|count| counted.then_some(count)).collect();
+        assert_eq!(counts, expected, "{arguments:?}");
     }
 }

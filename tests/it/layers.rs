@@ -57,7 +57,7 @@ const HOMES: [(&str, &[&str]); 28] = [
     ("tikv_jemallocator", &["main"]),
     ("tokio_rustls", &["tls"]),
     ("tracing_subscriber", &["telemetry", "config"]),
-    ("xxhash_rust", &["hub"]),
+    ("xxhash_rust", &["bus/redis", "hub"]),
 ];
 
 /// The one place that reads the process's environment.

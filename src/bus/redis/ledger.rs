@@ -12,7 +12,9 @@
 
 use std::time::Duration;
 
-use crate::bus::Gap;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::bus::{Gap, Position};
 
 /// Precision of the uptime of Redis: it is the difference of two times in whole seconds.
 const UPTIME_PRECISION: Duration = Duration::from_secs(1);
@@ -27,6 +29,8 @@ pub(super) struct Ledger {
     since: u64,
     /// Messages before the first answer.
     early: u64,
+    /// [`Position::run`].
+    run: u64,
     /// Redis delivers what it does not count, so that its counts prove nothing.
     wrong: bool,
 }
@@ -40,6 +44,7 @@ impl Ledger {
     /// Redis said which process it is.
     pub(super) fn process(&mut self, text: &[u8]) {
         self.process = Process::parse(text);
+        self.name_run();
     }
 
     /// Redis said what it has counted. An answer without counts changes nothing.
@@ -54,6 +59,21 @@ impl Ledger {
         }
         self.since = 0;
         self.counted = Some(stats);
+        self.name_run();
+    }
+
+    fn name_run(&mut self) {
+        if let (Some(process), Some(stats)) = (&self.process, &self.counted) {
+            let reset = stats.resets.as_deref().unwrap_or_default();
+            self.run = xxh3_64(format!("{} {reset}", process.run_id).as_bytes());
+        }
+    }
+
+    /// The position when all messages have been yielded but the last `waiting`; `None` when the counts prove nothing.
+    pub(super) fn position(&self, waiting: usize) -> Option<Position> {
+        let (_, stats) = self.proof().ok()?;
+        let count = stats.publishes.checked_add(self.since)?.checked_sub(waiting as u64)?;
+        Some(Position { run: self.run, count })
     }
 
     /// What a gap before or after this connection may be proved empty with. `Err` says why it cannot, for the log.

@@ -131,7 +131,7 @@ impl Subscription {
         while !this.asked.is_empty() && bytes < EARLY_BYTES {
             match this.step().await? {
                 Some(Heard::Inbound(inbound)) => {
-                    if let Inbound::Message { channel, payload } = &inbound {
+                    if let Inbound::Message { channel, payload, .. } = &inbound {
                         bytes += size_of::<Inbound>() + channel.len() + payload.as_ref().map_or(0, Bytes::len);
                     }
                     this.early.push_back(inbound);
@@ -146,7 +146,10 @@ impl Subscription {
 
     /// What comes next; an error when the connection ended, or what was read is no RESP. Cancel safe.
     pub(super) async fn next(&mut self) -> Result<Heard, SubscriptionError> {
-        if let Some(inbound) = self.early.pop_front() {
+        if let Some(mut inbound) = self.early.pop_front() {
+            if let Inbound::Message { position, .. } = &mut inbound {
+                *position = self.ledger.position(self.early.len());
+            }
             return Ok(Heard::Inbound(inbound));
         }
         loop {
@@ -165,7 +168,8 @@ impl Subscription {
                 self.ledger.message();
                 // Messages for the bot are subscribed so that the ledger has them, and not used yet.
                 let bot = BOT.strip_suffix('*').is_some_and(|prefix| channel.starts_with(prefix.as_bytes()));
-                Ok((!bot).then_some(Heard::Inbound(Inbound::Message { channel, payload })))
+                let position = self.ledger.position(0);
+                Ok((!bot).then_some(Heard::Inbound(Inbound::Message { position, channel, payload })))
             }
             Some(answer) => self.answer(&answer),
             None => self.read().await,

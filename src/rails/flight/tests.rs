@@ -40,13 +40,13 @@ impl Setting {
     }
 
     fn cached(&self, name: &str, millis: u64) -> Option<u16> {
-        let status = self.rails.state().cached(&check(name).key(), self.start + Duration::from_millis(millis));
+        let status = self.rails.state.lock().cached(&check(name).key(), self.start + Duration::from_millis(millis));
         status.map(|status| status.as_u16())
     }
 
     /// Flights that have not ended.
     fn flights(&self) -> usize {
-        let state = self.rails.state();
+        let state = self.rails.state.lock();
         state
             .recent
             .iter()
@@ -55,7 +55,7 @@ impl Setting {
     }
 
     fn permit(&self) -> Permit {
-        self.rails.state().breaker.permit(Instant::now()).unwrap()
+        self.rails.state.lock().breaker.permit(Instant::now()).unwrap()
     }
 
     /// Ends a request for this question that was made just now.

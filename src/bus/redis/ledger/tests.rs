@@ -41,6 +41,23 @@ const EXITED: Option<Duration> = Some(Duration::from_secs(10));
 const CUT: Option<Duration> = None;
 
 #[test]
+fn a_position_counts_what_was_yielded() {
+    let count = |ledger: &Ledger, waiting| ledger.position(waiting).map(|position| position.count);
+    assert_eq!(count(&ledger(3, 5, 0), 3), Some(2), "before the first message");
+    assert_eq!(count(&ledger(3, 5, 0), 0), Some(5));
+    assert_eq!(count(&ledger(3, 5, 2), 0), Some(7));
+    assert_eq!(count(&Ledger::default(), 0), None);
+    let run = |run_id: &str, resets| {
+        let mut ledger = ledger(0, 5, 0);
+        ledger.process(format!("run_id:{run_id}\r\nuptime_in_seconds:1\r\n").as_bytes());
+        ledger.counted(&counts(5, resets));
+        ledger.position(0).unwrap().run
+    };
+    assert_eq!(run("a", 0), run("a", 0));
+    assert!(run("a", 0) != run("b", 0) && run("a", 0) != run("a", 1) && run("a", 1) != run("a", 2));
+}
+
+#[test]
 fn a_gap_is_empty_when_every_call_is_accounted_for() {
     for (before, mut after, gap) in [
         (ledger(0, 5, 0), ledger(0, 5, 0), Gap::Empty),
