@@ -12,7 +12,7 @@ mod users;
 use std::{
     collections::HashSet,
     sync::{Arc, Weak},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
@@ -32,7 +32,7 @@ use self::{
 };
 use crate::{
     config::RecoveryConfig,
-    hub::{Hub, Joined, Return, Rooms, Since},
+    hub::{Clock, Hub, Joined, Return, Rooms, Since},
     metrics::{Counter, Metrics},
 };
 
@@ -160,7 +160,7 @@ impl<C: Send + Sync> Admission<C> {
             let (rooms, lost) = split(rooms(found.or(vouched).as_ref()), known);
             match session {
                 Some((id, _)) if lost => self.sessions.revoke(&id, Instant::now()),
-                Some((id, _)) if is_told && rooms.gained.is_empty() => self.sessions.vouch(&id, now_seconds()),
+                Some((id, _)) if is_told && rooms.gained.is_empty() => self.sessions.vouch(&id, Clock::now().unix),
                 _ => {}
             }
             rooms
@@ -192,7 +192,7 @@ impl<C: Send + Sync> Admission<C> {
                 }
                 _ => at.clone(),
             };
-            let issued = now_seconds();
+            let issued = Clock::now().unix;
             let ticket = Ticket { session: session.clone(), owner, user, issued, vouched, offset, provisional };
             (session, self.tickets.seal(ticket), Some(at))
         };
@@ -218,7 +218,7 @@ impl<C: Send + Sync> Admission<C> {
         let Some((ticket, sealed)) = ticket.filter(|(ticket, _)| ticket.owner == owner) else {
             return (Since::Return(Return { started: None, served }), None);
         };
-        let within = |since: u64, most: Duration| now_seconds().saturating_sub(since) <= most.as_secs();
+        let within = |since: u64, most: Duration| Clock::now().unix.saturating_sub(since) <= most.as_secs();
         let known = self.sessions.known(&ticket.session, Instant::now());
         let last_here = served.map_or(0, |offset| u64::from(offset.at)).max(ticket.issued);
         let is_back_in_time = known.is_some() || within(last_here, self.window);
@@ -236,7 +236,7 @@ impl<C: Send + Sync> Admission<C> {
     fn arrival(&self, owner: Owner, since: Since, returning: Option<Returning>, found: Option<Found>) -> Arrival {
         let provisional = found.is_none();
         let vouched = match &found {
-            Some(Found::User(_)) => now_seconds(),
+            Some(Found::User(_)) => Clock::now().unix,
             _ => returning.as_ref().map_or(0, |returning| returning.vouched),
         };
         let otherwise = returning.as_ref().filter(|returning| returning.suffices);
@@ -264,8 +264,4 @@ fn split(rooms: Vec<String>, known: Option<&[String]>) -> (Rooms, bool) {
     let (had, gained): (Vec<String>, _) = rooms.into_iter().partition(|room| known.contains(room));
     let lost = had.iter().collect::<HashSet<_>>().len() < known.len();
     (Rooms { had, gained }, lost)
-}
-
-fn now_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

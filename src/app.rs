@@ -1,10 +1,6 @@
 //! Puts the program together, in three steps: build (no ports), bind (real addresses), run (until the stop).
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -158,7 +154,6 @@ impl App {
         let namespace = SocketIo {
             wire: SocketIoWire(hub.clone()),
             admission: Admission::new(users, Tickets::new(&key), &config.recovery, metrics.clone()),
-            metrics: metrics.clone(),
             tasks: lifecycle.tasks().clone(),
             stop: lifecycle.stop().clone(),
         };
@@ -229,7 +224,6 @@ fn engine_routes(engine: Arc<Engine<SocketIo>>) -> Router {
 
 fn hub_options(config: &Config, key: &Key) -> HubOptions {
     let recovery = &config.recovery;
-    let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     HubOptions {
         epoch: Epoch(rand::random()),
         key: OffsetKey::new(&key.part("offsets")),
@@ -240,7 +234,7 @@ fn hub_options(config: &Config, key: &Key) -> HubOptions {
             replay: recovery.replay_bytes,
         },
         shards: config.shards,
-        clock: Clock { at: Instant::now(), unix },
+        clock: Clock::now(),
     }
 }
 

@@ -100,12 +100,13 @@ impl CloseReason {
         }
     }
 
-    /// What the engine counts; the rest is for the handler to count.
     fn counter(self) -> Option<Counter> {
         match self {
             Self::Late => Some(Counter::InboundLate),
             Self::Exhausted => Some(Counter::InboundRefused),
             Self::Unproven => Some(Counter::UnprovenClosed),
+            Self::Slow => Some(Counter::SlowClosed),
+            Self::ParseError | Self::Violation(_) => Some(Counter::MalformedClosed),
             _ => None,
         }
     }

@@ -23,7 +23,7 @@ use std::{
         mpsc::{self, Sender},
     },
     thread::{self, JoinHandle, Thread},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -77,6 +77,12 @@ pub struct Clock {
 }
 
 impl Clock {
+    /// The time now.
+    pub fn now() -> Self {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Self { at: Instant::now(), unix }
+    }
+
     /// The time at `now`, in seconds since 1970.
     fn unix(self, now: Instant) -> u32 {
         let unix = self.unix + now.saturating_duration_since(self.at).as_secs();

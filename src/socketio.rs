@@ -31,7 +31,6 @@ use crate::{
     engineio::{CloseReason, Frame, Handler, Handshake, Malformed, Message, Session},
     hub::{Event, Membership, Subscriber},
     lifecycle::Tasks,
-    metrics::{Counter, Metrics},
 };
 
 /// CONNECT packets on one connection: each costs a lookup and a place in the rooms, and Loomio's page sends one.
@@ -99,8 +98,6 @@ pub struct SocketIo {
     pub wire: SocketIoWire,
     /// From a CONNECT to rooms and a session.
     pub admission: Admission<Session<SocketIo>>,
-    /// Counts.
-    pub metrics: Metrics,
     /// Where browsers wait for their admission.
     pub tasks: Tasks,
     /// Ends that.
@@ -216,11 +213,6 @@ impl Handler for SocketIo {
     }
 
     fn closed(&self, session: &Arc<Session<Self>>, reason: CloseReason) {
-        match reason {
-            CloseReason::Slow => self.metrics.count(Counter::SlowClosed),
-            CloseReason::ParseError | CloseReason::Violation(_) => self.metrics.count(Counter::MalformedClosed),
-            _ => {}
-        }
         tracing::debug!(sid = %session.engine_sid(), ?reason, "closed");
         self.end(session, Phase::Closed);
     }
