@@ -12,6 +12,7 @@ Examples:
   tests/bench/run --quick                            a first impression, three minutes
   tests/bench/run --only fanout --servers ours,node  one question, two servers
   tests/bench/run --only fanout --rounds 9           the same question, a smaller spread
+  tests/bench/run --before old/loomio-channels       what a change costs: both builds in one run
 
 How it measures:
   Every server is a process of its own beside a private Redis, gets the same clients and the same messages, and is
@@ -42,6 +43,9 @@ pub(crate) struct Arguments {
     /// Only these servers
     #[arg(long, value_delimiter = ',', value_enum)]
     pub(crate) servers: Vec<Kind>,
+    /// Binary of an earlier build, measured beside this one; without --servers only these two and the probe are
+    #[arg(long, value_name = "BINARY")]
+    pub(crate) before: Option<PathBuf>,
     /// Rounds of each scenario, instead of four of the fan-out and one of what takes long and varies little
     #[arg(long)]
     pub(crate) rounds: Option<usize>,
@@ -92,7 +96,7 @@ impl Topic {
 impl Arguments {
     /// Whether everything was asked for, so that the results may stand for all.
     pub(crate) fn is_complete(&self) -> bool {
-        !self.quick && self.only.is_empty() && self.servers.is_empty()
+        !self.quick && self.only.is_empty() && self.servers.is_empty() && self.before.is_none()
     }
 
     pub(crate) fn topics(&self) -> Vec<Topic> {
@@ -100,6 +104,12 @@ impl Arguments {
     }
 
     pub(crate) fn kinds(&self) -> Vec<Kind> {
-        Kind::ALL.into_iter().filter(|kind| self.servers.is_empty() || self.servers.contains(kind)).collect()
+        let wanted = |kind: &Kind| match (kind, &self.before) {
+            (Kind::Before, before) => before.is_some(),
+            (Kind::Ours | Kind::Probe, Some(_)) if self.servers.is_empty() => true,
+            (_, Some(_)) => self.servers.contains(kind),
+            (_, None) => self.servers.is_empty() || self.servers.contains(kind),
+        };
+        Kind::ALL.into_iter().filter(wanted).collect()
     }
 }

@@ -66,8 +66,13 @@ async fn measure(arguments: &Arguments, scratch: &Scratch) -> io::Result<bool> {
     let whole = make_room(&mut scale, kinds.len())?;
     fs::create_dir_all(&scratch.0)?;
     let peers = std::env::current_exe()?.parent().map(PathBuf::from).unwrap_or_default();
-    let programs =
-        Programs { root: arguments.root.clone(), ours: arguments.ours.clone(), peers, logs: scratch.0.clone() };
+    let programs = Programs {
+        root: arguments.root.clone(),
+        ours: arguments.ours.clone(),
+        before: arguments.before.clone().unwrap_or_default(),
+        peers,
+        logs: scratch.0.clone(),
+    };
     let load = procfs::load();
     let processors = procfs::processors().1 as f64;
     if load > processors / 2.0 {

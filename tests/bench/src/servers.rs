@@ -28,6 +28,9 @@ const LAST_WORDS: usize = 10;
 pub(crate) enum Kind {
     /// This server
     Ours,
+    /// An earlier build of it, which --before names
+    #[value(skip)]
+    Before,
     /// The Node channel server (socket.io on Node)
     Node,
     /// The same socket.io on Bun
@@ -39,12 +42,14 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 5] = [Self::Ours, Self::Node, Self::Bun, Self::Socketioxide, Self::Probe];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Ours, Self::Before, Self::Node, Self::Bun, Self::Socketioxide, Self::Probe];
 
     /// As it is called in tables and pictures.
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Ours => "loomio-channels",
+            Self::Before => "before",
             Self::Node => "Node",
             Self::Bun => "Bun",
             Self::Socketioxide => "socketioxide",
@@ -54,7 +59,7 @@ impl Kind {
 
     /// Whether it keeps what clients miss.
     pub(crate) fn recovers(self) -> bool {
-        matches!(self, Self::Ours | Self::Node | Self::Bun)
+        matches!(self, Self::Ours | Self::Before | Self::Node | Self::Bun)
     }
 
     /// Whether it has HTTP long-polling, users and rooms; the probe only knows sockets.
@@ -70,6 +75,8 @@ pub(crate) struct Programs {
     pub(crate) root: PathBuf,
     /// Our binary.
     pub(crate) ours: PathBuf,
+    /// Our binary of an earlier build.
+    pub(crate) before: PathBuf,
     /// Directory of the probe and the peer.
     pub(crate) peers: PathBuf,
     /// Where servers' output goes; removed at the end.
@@ -85,6 +92,7 @@ impl Programs {
         };
         match kind {
             Kind::Ours => Command::new(&self.ours),
+            Kind::Before => Command::new(&self.before),
             Kind::Node => node("node".into(), "tests/reference/server.js"),
             Kind::Bun => node(self.bun(), "tests/bench/bun-server.js"),
             Kind::Socketioxide => Command::new(self.peers.join("peer-socketioxide")),

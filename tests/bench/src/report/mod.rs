@@ -112,6 +112,7 @@ fn origin(run: &Run<'_>) -> String {
     for kind in run.arguments.kinds() {
         let line = match kind {
             Kind::Ours => first_line(&run.programs.ours, "--version"),
+            Kind::Before => first_line(&run.programs.before, "--version").map(|version| format!("Before: {version}")),
             Kind::Node => first_line("node".as_ref(), "--version").map(|node| {
                 let socketio = version("tests/reference/node_modules/socket.io/package.json");
                 format!("Node {node} with socket.io {socketio}")

@@ -41,6 +41,7 @@ const NINES: f64 = 4.0;
 fn colour(kind: Kind) -> RGBColor {
     match kind {
         Kind::Ours => RGBColor(0, 114, 178),
+        Kind::Before => RGBColor(86, 180, 233),
         Kind::Node => RGBColor(213, 94, 0),
         Kind::Bun => RGBColor(230, 159, 0),
         Kind::Socketioxide => RGBColor(0, 158, 115),
