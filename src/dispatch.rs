@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::OptionFuture;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -67,7 +68,7 @@ impl Dispatch {
                 inbound = source.next() => inbound,
             };
             match inbound {
-                Inbound::Message { channel, payload, .. } => self.take(&channel, payload.as_deref()),
+                Inbound::Message { channel, payload, .. } => self.take(&channel, payload),
                 Inbound::Lost => self.hub.interrupt(),
                 // A browser that connected before was not told that it missed nothing, but need not reload either.
                 Inbound::Subscribed(Gap::Start) => self.hub.resume(false),
@@ -85,19 +86,19 @@ impl Dispatch {
         }
     }
 
-    fn take(&self, channel: &[u8], payload: Option<&[u8]>) {
+    fn take(&self, channel: &[u8], payload: Option<Bytes>) {
         self.metrics.count(Counter::MessagesReceived);
         // Empty when it is not text, which no channel of the subscription is.
         let channel = str::from_utf8(channel).unwrap_or_default();
         let Some(payload) = payload else { return self.reject(channel, Rejected::TooLarge) };
-        match decode(channel, payload) {
-            Ok(Some(room)) => self.publish(Kind::Records, &room, payload),
+        match decode(channel, &payload) {
+            Ok(Some(room)) => self.publish(Kind::Records, &room, payload.clone()),
             Ok(None) => self.publish(Kind::Notice, EVERYONE, payload),
             Err(rejected) => self.reject(channel, rejected),
         }
     }
 
-    fn publish(&self, kind: Kind, room: &str, payload: &[u8]) {
+    fn publish(&self, kind: Kind, room: &str, payload: Bytes) {
         self.hub.publish(kind, room, payload, std::time::Instant::now());
     }
 
@@ -116,7 +117,7 @@ impl Dispatch {
         if self.due.is_none() {
             self.notified = Some(now);
             if let Some(notice) = &self.notice {
-                self.publish(Kind::Notice, EVERYONE, notice.as_bytes());
+                self.publish(Kind::Notice, EVERYONE, Bytes::copy_from_slice(notice.as_bytes()));
             }
         }
     }

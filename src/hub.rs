@@ -56,6 +56,9 @@ const REMINDER_TICK: Duration = Duration::from_secs(1);
 
 /// The receiving end of one connection. Called in a shard's thread; must not block.
 pub trait Subscriber: Send + 'static {
+    /// Touches the memory that the next call needs, so that several wait for theirs together.
+    fn prefetch(&self) {}
+
     /// Takes what was published since the last call, oldest first.
     fn deliver(&self, events: &[&Event]);
 
@@ -191,9 +194,8 @@ impl Hub {
 
     /// Sends a message to the subscribers of `room`, now or when they come back; returns its place in the log. Nodes
     /// recognise a message by its payload.
-    pub fn publish(&self, kind: Kind, room: &str, payload: &[u8], now: Instant) -> Offset {
-        let (fingerprint, at) = (self.shared.key.fingerprint(payload), self.shared.clock.unix(now));
-        let payload = Bytes::copy_from_slice(payload);
+    pub fn publish(&self, kind: Kind, room: &str, payload: Bytes, now: Instant) -> Offset {
+        let (fingerprint, at) = (self.shared.key.fingerprint(&payload), self.shared.clock.unix(now));
         let (offset, listeners) = self.shared.log.lock().append(kind, room, payload, fingerprint, now, at);
         self.wake(listeners);
         self.expire(now);

@@ -28,7 +28,7 @@ use self::wire::Connect;
 pub use self::wire::SocketIoWire;
 use crate::{
     admission::{Admission, SessionId, Token},
-    engineio::{CloseReason, Frame, Handler, Handshake, Malformed, Message, Session},
+    engineio::{CloseReason, Handler, Handshake, Malformed, Message, Session},
     hub::{Event, Membership, Subscriber},
     lifecycle::Tasks,
 };
@@ -47,9 +47,18 @@ const MAX_NAMESPACE: usize = 256;
 struct Browser(Arc<Session<SocketIo>>);
 
 impl Subscriber for Browser {
+    fn prefetch(&self) {
+        self.0.fetch();
+    }
+
     fn deliver(&self, events: &[&Event]) {
-        let frames: Vec<&Frame> = events.iter().map(|event| event.form(&self.0.handler().wire)).collect();
-        self.0.send(&frames);
+        let Self(session) = self;
+        let wire = &session.handler().wire;
+        match events {
+            // In nearly all cases. A list would be allocated for each browser.
+            [event] => session.send(&[event.form(wire)]),
+            _ => session.send(&events.iter().map(|event| event.form(wire)).collect::<Vec<_>>()),
+        }
     }
 
     fn remind(&self, offset: &str) {

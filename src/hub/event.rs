@@ -68,9 +68,8 @@ impl Event {
             let node = forms.get_or_init(|| {
                 let mut payload = self.payload.lock();
                 let (form, shared) = wire.form(self, &payload);
-                if let Some(shared) = shared {
-                    *payload = shared;
-                }
+                // What the bus has read it into is larger than the payload.
+                *payload = shared.unwrap_or_else(|| Bytes::copy_from_slice(&payload));
                 Box::new(Node { next: OnceLock::new(), form: Made::<W>(form) })
             });
             if let Some(Made(form)) = node.form.downcast_ref::<Made<W>>() {

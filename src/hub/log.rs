@@ -118,6 +118,8 @@ impl EventLog {
         let weight = payload.len() + ENTRY_OVERHEAD;
         self.bytes += weight;
         let (room, name, listeners) = self.rooms.keep(room, offset.sequence);
+        // Until a form is made of it, it may stay where the bus has read it.
+        let payload = if listeners == 0 { Bytes::copy_from_slice(&payload) } else { payload };
         let event = Arc::new(Event::new(kind, name, offset, payload));
         self.entries.push_back(LogEntry { fingerprint, kept: Some(Kept { room, published, weight, event }) });
         (offset, listeners)

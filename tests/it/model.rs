@@ -251,7 +251,7 @@ impl World {
     fn publish(&mut self, name: usize, weight: usize) {
         self.log.push(name, weight, self.now);
         let head = self.log.head();
-        let offset = self.hub.publish(Kind::Records, &room(name), &vec![b'x'; weight], self.now);
+        let offset = self.hub.publish(Kind::Records, &room(name), vec![b'x'; weight].into(), self.now);
         assert_eq!(offset.sequence, head);
         let connections = self.browsers.iter_mut().filter(|browser| browser.rooms.contains(&name));
         connections.filter_map(|browser| browser.connection.as_mut()).for_each(|connection| connection.owed.push(head));

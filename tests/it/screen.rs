@@ -1,5 +1,6 @@
 //! A subscriber that writes down what it gets, for the tests of the hub.
 
+use bytes::Bytes;
 use std::{
     sync::{Arc, LazyLock, Mutex, mpsc},
     thread,
@@ -109,7 +110,7 @@ pub(crate) fn overhead() -> usize {
     static OVERHEAD: LazyLock<usize> = LazyLock::new(|| {
         let bounds = LogBounds { window: Duration::MAX, bytes: usize::MAX, undelivered: 0, replay: 0 };
         let (hub, _shards) = hub(Epoch(0), bounds, 1);
-        hub.publish(Kind::Records, "a", b"", Instant::now());
+        hub.publish(Kind::Records, "a", Bytes::from_static(b""), Instant::now());
         hub.log_bytes()
     });
     *OVERHEAD
@@ -130,7 +131,7 @@ pub(crate) fn publish(hub: &Hub, rooms: usize, more: impl Fn(&Published) -> bool
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let number = usize::try_from(state >> 33).unwrap() % rooms;
         let payload = state.to_be_bytes().repeat(PAYLOAD / 8);
-        let offset = hub.publish(Kind::Records, &room(number), &payload, Instant::now());
+        let offset = hub.publish(Kind::Records, &room(number), payload.clone().into(), Instant::now());
         published.push((offset.sequence, number));
     }
     published

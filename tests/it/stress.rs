@@ -1,5 +1,6 @@
 //! The hub while everything happens at once: one thread publishes as fast as it can, others join, are cut and come back.
 
+use bytes::Bytes;
 use std::{
     collections::BTreeSet,
     sync::{
@@ -254,7 +255,7 @@ fn newcomers_are_welcomed_while_more_comes_than_can_be_delivered() {
         let _slow = hub.join(slow(), Rooms::all(vec![room(0)]), Since::Now, Instant::now(), |_| {});
         scope.spawn(|| {
             while !overload.over.load(Ordering::Acquire) {
-                hub.publish(Kind::Records, &room(0), b"", Instant::now());
+                hub.publish(Kind::Records, &room(0), Bytes::from_static(b""), Instant::now());
                 overload.published.fetch_add(1, Ordering::AcqRel);
             }
         });

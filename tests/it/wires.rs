@@ -135,7 +135,8 @@ impl World {
         let publish = |number: usize| {
             let (room, kind) = (number % 3, if number < EVENTS / 2 { Kind::Records } else { Kind::Notice });
             let payload = format!(r#"{{"number":{number}}}"#);
-            let offset = self.hub.publish(kind, &screen::room(room), payload.as_bytes(), Instant::now());
+            let offset =
+                self.hub.publish(kind, &screen::room(room), Bytes::copy_from_slice(payload.as_bytes()), Instant::now());
             (room < 2).then_some(Owed { kind, room: screen::room(room), payload, offset })
         };
         (0..EVENTS).filter_map(publish).collect()
@@ -197,7 +198,7 @@ fn two_wires_get_each_event_once_in_order_and_share_one_form_each() {
 #[test]
 fn a_form_that_no_subscriber_listens_for_is_never_made_and_a_replay_makes_it_once() {
     let world = World::new();
-    let start = world.hub.publish(Kind::Notice, "elsewhere", b"null", Instant::now());
+    let start = world.hub.publish(Kind::Notice, "elsewhere", Bytes::from_static(b"null"), Instant::now());
     let since = Since::Return(Return { started: Some(start), served: None });
     let live = world.join(&world.socket_io, Since::Now);
     let owed = world.publish();
@@ -216,7 +217,7 @@ fn a_form_that_no_subscriber_listens_for_is_never_made_and_a_replay_makes_it_onc
 #[test]
 fn an_offset_from_one_wire_serves_on_the_other() {
     let world = World::new();
-    let start = world.hub.publish(Kind::Notice, "elsewhere", b"null", Instant::now());
+    let start = world.hub.publish(Kind::Notice, "elsewhere", Bytes::from_static(b"null"), Instant::now());
     let (membership, inbox) = world.join(&world.socket_io, Since::Now);
     let owed = world.publish();
     arrived(&inbox, &owed.iter().map(|owed| owed.packet(&world.hub)).collect::<Vec<_>>());

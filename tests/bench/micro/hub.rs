@@ -5,6 +5,7 @@
 
 #![expect(clippy::expect_used, reason = "a benchmark has nobody to tell")]
 
+use bytes::Bytes;
 use std::{
     hint,
     sync::{
@@ -66,7 +67,7 @@ fn room(number: usize) -> String {
 fn fill(hub: &Hub, messages: usize) {
     let now = Instant::now();
     for message in 0..messages {
-        hub.publish(Kind::Records, &room(message % ROOMS), &PAYLOAD, now);
+        hub.publish(Kind::Records, &room(message % ROOMS), Bytes::from_static(&PAYLOAD), now);
     }
 }
 
@@ -88,7 +89,7 @@ fn append(bencher: Bencher<'_, '_>, log: usize) {
     let mut message = 0;
     bencher.counter(ItemsCount::new(1_usize)).bench_local(|| {
         message += 1;
-        hub.publish(Kind::Records, &names[message % ROOMS], &PAYLOAD, now);
+        hub.publish(Kind::Records, &names[message % ROOMS], Bytes::from_static(&PAYLOAD), now);
     });
 }
 
@@ -121,7 +122,7 @@ fn fan_out(bencher: Bencher<'_, '_>, members: usize) {
     let now = Instant::now();
     bencher.counter(ItemsCount::new(members)).bench_local(|| {
         let due = count.0.load(Ordering::Acquire) + members;
-        hub.publish(Kind::Records, "group-1", &PAYLOAD, now);
+        hub.publish(Kind::Records, "group-1", Bytes::from_static(&PAYLOAD), now);
         while count.0.load(Ordering::Acquire) < due {
             hint::spin_loop();
         }
@@ -138,7 +139,7 @@ fn fan_out_burst(bencher: Bencher<'_, '_>, members: usize) {
     bencher.counter(ItemsCount::new(members * BURST)).bench_local(|| {
         let due = count.0.load(Ordering::Acquire) + members * BURST;
         for _ in 0..BURST {
-            hub.publish(Kind::Records, "group-1", &PAYLOAD, now);
+            hub.publish(Kind::Records, "group-1", Bytes::from_static(&PAYLOAD), now);
         }
         while count.0.load(Ordering::Acquire) < due {
             hint::spin_loop();
