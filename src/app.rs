@@ -19,7 +19,7 @@ use crate::{
     admission::{Admission, Answers, Key, Tickets, Users},
     bus::{MemoryBus, RedisSource},
     collab_auth,
-    config::{AllowedOrigin, Config},
+    config::{AllowedOrigin, Config, RecoveryConfig},
     demo,
     dispatch::Dispatch,
     engineio::{CloseReason, Cors, Engine, Options, Unproven},
@@ -127,10 +127,18 @@ impl App {
     pub fn bind(config: Config, mode: Mode, lifecycle: Lifecycle) -> Result<Self, AppError> {
         let listener = take_port(&config)?;
         let address = listener.local_addr().map_err(system("cannot tell the address of the port"))?;
-        let (readiness, metrics, stop) = (Readiness::default(), Metrics::new(), lifecycle.stop().clone());
+        let (readiness, metrics, stop) = (Readiness::default(), Metrics::default(), lifecycle.stop().clone());
         let key = config.recovery.secret.as_ref().map_or_else(|| Ok(Key::random()), Key::derive);
         let key = key.map_err(|error| AppError::Config(format!("ticket key: {error}")))?;
-        let started = Hub::start(hub_options(&config, &key), || lifecycle.critical("shard"));
+        let RecoveryConfig { window, log_bytes: bytes, replay_bytes: replay, .. } = config.recovery;
+        let hub = HubOptions {
+            epoch: Epoch(rand::random()),
+            key: OffsetKey::new(&key.part("offsets")),
+            bounds: LogBounds { window, bytes, undelivered: UNDELIVERED_BYTES, replay },
+            shards: config.shards,
+            clock: Clock::now(),
+        };
+        let started = Hub::start(hub, || lifecycle.critical("shard"));
         let (hub, shards) = started.map_err(system("cannot start a shard"))?;
 
         let health = admin::routes(readiness.clone().until(stop.clone()));
@@ -220,22 +228,6 @@ fn engine_routes(engine: Arc<Engine<SocketIo>>) -> Router {
         engine.handle(request).await
     };
     Router::new().route("/socket.io/", any(handle)).route("/socket.io/{*rest}", any(handle)).with_state(engine)
-}
-
-fn hub_options(config: &Config, key: &Key) -> HubOptions {
-    let recovery = &config.recovery;
-    HubOptions {
-        epoch: Epoch(rand::random()),
-        key: OffsetKey::new(&key.part("offsets")),
-        bounds: LogBounds {
-            window: recovery.window,
-            bytes: recovery.log_bytes,
-            undelivered: UNDELIVERED_BYTES,
-            replay: recovery.replay_bytes,
-        },
-        shards: config.shards,
-        clock: Clock::now(),
-    }
 }
 
 /// How many connections are served: what the limit of open files allows, and the settings.

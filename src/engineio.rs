@@ -336,7 +336,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_is_drained_when_nothing_waits_for_any_client() {
         const DEADLINE: Duration = Duration::from_secs(5);
-        let engine = Engine::new(Deaf, Options::default(), Tasks::current(), Metrics::new());
+        let engine = Engine::new(Deaf, Options::default(), Tasks::current(), Metrics::default());
         let handshake = Handshake { query: "", headers: &HeaderMap::new() };
         let permit = || engine.census.admit(Origin::default(), engine.now()).unwrap().0;
         let [first, second] = [(); 2].map(|()| engine.open(&handshake, None, permit()));

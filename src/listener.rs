@@ -303,7 +303,7 @@ mod tests {
     async fn talk(request: &str) -> String {
         let lifecycle = Lifecycle::current();
         let router = Router::new().route("/", get(upgrade)).route("/page", get(async || "page"));
-        let site = Site { router, overflow: Router::new(), connections: 1, metrics: Metrics::new() };
+        let site = Site { router, overflow: Router::new(), connections: 1, metrics: Metrics::default() };
         let listener = bind(Some([127, 0, 0, 1].into()), 0).unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         lifecycle.tasks().spawn(serve(listener, site, lifecycle.tasks().clone(), lifecycle.stop().clone()));

@@ -81,24 +81,6 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All at zero.
-    pub fn new() -> Self {
-        let mut registry = Registry::with_prefix("loomio_channels");
-        let counters = Counter::REGISTERED.iter().map(|(variant, help)| {
-            let counter = Count::default();
-            registry.register(snake_case(variant), *help, counter.clone());
-            counter
-        });
-        let counters = counters.collect();
-        let timings = Timing::REGISTERED.iter().map(|(variant, help)| {
-            let histogram = Histogram::new(BUCKETS);
-            registry.register_with_unit(snake_case(variant), *help, Unit::Seconds, histogram.clone());
-            histogram
-        });
-        let timings = timings.collect();
-        Self { counters, timings, registry: Arc::new(registry) }
-    }
-
     /// Counts one.
     pub fn count(&self, counter: Counter) {
         self.add(counter, 1);
@@ -132,8 +114,22 @@ fn snake_case(variant: &str) -> String {
 }
 
 impl Default for Metrics {
+    /// All at zero.
     fn default() -> Self {
-        Self::new()
+        let mut registry = Registry::with_prefix("loomio_channels");
+        let counters = Counter::REGISTERED.iter().map(|(variant, help)| {
+            let counter = Count::default();
+            registry.register(snake_case(variant), *help, counter.clone());
+            counter
+        });
+        let counters = counters.collect();
+        let timings = Timing::REGISTERED.iter().map(|(variant, help)| {
+            let histogram = Histogram::new(BUCKETS);
+            registry.register_with_unit(snake_case(variant), *help, Unit::Seconds, histogram.clone());
+            histogram
+        });
+        let timings = timings.collect();
+        Self { counters, timings, registry: Arc::new(registry) }
     }
 }
 
@@ -151,7 +147,7 @@ mod tests {
 
     #[test]
     fn the_registry_has_every_counter() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::default();
         metrics.count(Counter::MessagesReceived);
         metrics.add(Counter::RailsOutages, 2);
         let text = encoded(&metrics);
@@ -169,7 +165,7 @@ mod tests {
 
     #[test]
     fn durations_fall_into_the_bucket_that_bounds_them() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::default();
         // Each bucket counts the smaller ones as well.
         for (micros, bound, expected) in [
             (0, "0.001", 1),

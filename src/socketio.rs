@@ -4,15 +4,16 @@
 //! acknowledged. Knows nothing of HTTP or Redis; transports are [`crate::engineio`]'s, rooms and tickets
 //! [`crate::admission`]'s, delivery [`crate::hub`]'s.
 
-mod connect;
 mod wire;
 
 use std::{
+    mem,
     pin::pin,
     sync::{
         Arc, PoisonError,
         atomic::{AtomicU32, AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use parking_lot::Mutex;
@@ -27,9 +28,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use self::wire::Connect;
 pub use self::wire::SocketIoWire;
 use crate::{
-    admission::{Admission, SessionId, Token},
-    engineio::{CloseReason, Handler, Handshake, Malformed, Message, Session},
-    hub::{Event, Membership, Subscriber},
+    admission::{Admission, Admitted, Arrival, Claim, SessionId, Token},
+    engineio::{CloseReason, Frame, Handler, Handshake, Malformed, Message, Session},
+    hub::{Event, Joined, Membership, Subscriber},
     lifecycle::Tasks,
 };
 
@@ -180,7 +181,7 @@ impl SocketIo {
         let session = Arc::clone(session);
         self.tasks.spawn(async move {
             // Pinned here, or the task has room for it twice.
-            left.run_until_cancelled(pin!(connect::connect(session, connect))).await;
+            left.run_until_cancelled(pin!(attend(session, connect))).await;
         });
         Ok(())
     }
@@ -193,7 +194,7 @@ impl SocketIo {
             if matches!(*current, Phase::Closed) {
                 return;
             }
-            std::mem::replace(&mut *current, phase)
+            mem::replace(&mut *current, phase)
         };
         if let Phase::Connected(_, id, _) = ended {
             self.admission.end(id, &Arc::downgrade(session), left);
@@ -225,4 +226,60 @@ impl Handler for SocketIo {
         tracing::debug!(sid = %session.engine_sid(), ?reason, "closed");
         self.end(session, Phase::Closed);
     }
+}
+
+/// Runs from the CONNECT packet to the browser's rooms, and on until Redis has said which rooms these are. It is dropped
+/// when the browser leaves.
+async fn attend(socket: Arc<Session<SocketIo>>, connect: Connect) {
+    let SocketIo { admission, wire: SocketIoWire(hub), .. } = socket.handler();
+    let Connect { pid, offset, channel_token } = connect;
+    let token = socket.state().token.clone().or_else(|| channel_token.as_deref().and_then(Token::parse));
+    drop(channel_token);
+    let (arrival, pending) = admission.admit(hub, Claim { token, ticket: pid, offset }).await;
+    let Some(pending) = pending else { return join(&socket, arrival, false) };
+    join(&socket, arrival, true);
+    let rooms = pending.await;
+    if let Phase::Joining(membership, asking) | Phase::Connected(membership, _, asking) =
+        &mut *socket.state().phase.lock()
+    {
+        membership.set_rooms(rooms);
+        *asking = None;
+    }
+}
+
+/// Joins the rooms; the shard acknowledges.
+fn join(socket: &Arc<Session<SocketIo>>, mut arrival: Arrival, is_pending: bool) {
+    let mut phase = socket.state().phase.lock();
+    let asking = match mem::take(&mut *phase) {
+        Phase::Connecting(asking) => Some(asking).filter(|_| is_pending),
+        other => return *phase = other,
+    };
+    let (rooms, since) = (mem::take(&mut arrival.rooms), arrival.since);
+    tracing::debug!(sid = %socket.engine_sid(), had = rooms.had.len(), gained = rooms.gained.len(), "joins");
+    let newcomer = Arc::clone(socket);
+    let welcome = move |joined| welcome(&newcomer, &joined, arrival);
+    let SocketIoWire(hub) = &socket.handler().wire;
+    *phase = Phase::Joining(hub.join(Browser(Arc::clone(socket)), rooms, since, Instant::now(), welcome), asking);
+}
+
+/// In the shard, before anything live: the missed events, then CONNECT, then for a new session its first offset.
+fn welcome(socket: &Arc<Session<SocketIo>>, joined: &Joined, arrival: Arrival) {
+    let SocketIo { admission, wire, .. } = socket.handler();
+    let mut phase = socket.state().phase.lock();
+    let (membership, asking) = match mem::take(&mut *phase) {
+        Phase::Joining(membership, asking) => (membership, asking),
+        other => return *phase = other,
+    };
+    socket.prove();
+    let Admitted { session, ticket, offset, replaced } = admission.welcome(&wire.0, joined, arrival, socket);
+    let connect = wire::connect(session.as_str(), &ticket);
+    *phase = Phase::Connected(membership, session, asking);
+    drop(phase);
+    if let Some(replaced) = replaced {
+        replaced.close(CloseReason::Forced);
+    }
+    let prime = offset.map(|offset| wire::prime(&offset));
+    let missed = joined.missed.iter().map(|event| event.form(wire));
+    let frames: Vec<&Frame> = missed.chain([&connect]).chain(&prime).collect();
+    socket.send_excused(&frames, joined.missed.len());
 }

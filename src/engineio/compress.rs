@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     fn compressor() -> (Compressor, Metrics) {
-        let metrics = Metrics::new();
+        let metrics = Metrics::default();
         (Compressor::new(Tasks::current(), metrics.clone()), metrics)
     }
 

@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_newcomer_takes_the_place_of_the_oldest_silent_one() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::default();
         let places = Places::new(3, metrics.clone());
         let [first, second, third] = [1, 2, 3].map(|number| connect(&places, number).unwrap());
         first.place.heard();
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn when_none_is_silent_the_places_have_a_bound() {
-        let places = Places::new(2, Metrics::new());
+        let places = Places::new(2, Metrics::default());
         let connected = [1, 2].map(|number| connect(&places, number).unwrap());
         for connection in &connected {
             connection.place.heard();
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn silent_connections_have_a_bound_of_their_own() {
-        let places = Places::new(MAX_SILENT * 2, Metrics::new());
+        let places = Places::new(MAX_SILENT * 2, Metrics::default());
         let silent: Vec<_> = (0..MAX_SILENT as u64).map(|number| connect(&places, number).unwrap()).collect();
         let [late, later] = [1, 2].map(|more| MAX_SILENT as u64 + more);
         assert!(connect(&places, late).unwrap().displaces && silent[0].handle.is_aborted());
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn what_has_ended_leaves_nothing_behind() {
-        let places = Places::new(2, Metrics::new());
+        let places = Places::new(2, Metrics::default());
         drop([1, 2].map(|number| connect(&places, number).unwrap()));
         assert!(!places.displace());
         assert!((3..5).all(|number| connect(&places, number).is_some_and(|connection| !connection.displaces)));

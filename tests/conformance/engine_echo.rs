@@ -43,7 +43,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         ping_timeout: Duration::from_millis(200),
         ..Options::default()
     };
-    let metrics = Metrics::new();
+    let metrics = Metrics::default();
     let engine = Engine::new(Echo, options, lifecycle.tasks().clone(), metrics.clone());
     let handler = Arc::clone(&engine);
     let router =

@@ -48,7 +48,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let lifecycle = Lifecycle::current();
     let shared = shared(lifecycle.tasks());
     let router = Router::new().fallback(any(async move |request: Request<Body>| accept(&request, &shared)));
-    let site = listener::Site { router, overflow: Router::new(), connections: CONNECTIONS, metrics: Metrics::new() };
+    let site =
+        listener::Site { router, overflow: Router::new(), connections: CONNECTIONS, metrics: Metrics::default() };
     let listener = listener::bind(None, port)?;
     writeln!(std::io::stdout(), "listening on {}", listener.local_addr()?.port())?;
     lifecycle.tasks().spawn(listener::serve(listener, site, lifecycle.tasks().clone(), lifecycle.stop().clone()));

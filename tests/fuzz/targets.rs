@@ -80,7 +80,7 @@ impl Handler for Recorder {
 /// The status of a POST whose body arrives in pieces, and its messages.
 async fn post(data: &[u8], step: usize) -> (StatusCode, Vec<Message>) {
     let options = Options { max_payload: MAX_MESSAGE, ..Options::default() };
-    let engine = Engine::new(Recorder(Mutex::default()), options, Tasks::current(), Metrics::new());
+    let engine = Engine::new(Recorder(Mutex::default()), options, Tasks::current(), Metrics::default());
     let path = "/?EIO=4&transport=polling";
     let open = Arc::clone(&engine).handle(Request::get(path).body(Body::empty()).unwrap()).await;
     let open = to_bytes(open.into_body(), usize::MAX).await.unwrap();

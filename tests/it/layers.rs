@@ -230,8 +230,8 @@ fn a_wrong_import_is_found_wherever_it_hides() {
 #[test]
 fn what_is_allowed_passes() {
     for (place, text) in [
-        ("socketio/connect", "use crate::{admission::User, hub::Hub, engineio, metrics::Counter};"),
-        ("socketio/connect", "use super::{Member, connect}; use crate::socketio::wire;"),
+        ("socketio/wire", "use crate::{admission::User, hub::Hub, engineio, metrics::Counter};"),
+        ("socketio/wire", "use super::{Member, connect}; use crate::socketio::wire;"),
         ("hub/shard", "use super::log::Log; mod tests { use super::super::offset; }"),
         ("bus", "pub use self::{decode::decode, redis::RedisSource};"),
         ("bus/redis", "use redis::Msg; use super::Inbound; use crate::redis_client::Connector;"),

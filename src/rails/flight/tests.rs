@@ -27,7 +27,7 @@ impl Setting {
         let url = format!("http://{}", silent.local_addr().unwrap());
         let variables = [("PRIVATE_APP_URL", &*url), ("RAILS_MAX_CONCURRENCY", "2"), ("RAILS_HOLD_SECONDS", "10")];
         let config = Config::from_env(&variables.into_iter().collect::<Environment>()).unwrap();
-        let rails = Rails::new(&config, Metrics::new(), Lifecycle::current());
+        let rails = Rails::new(&config, Metrics::default(), Lifecycle::current());
         Self { rails, start: Instant::now(), _silent: silent }
     }
 

@@ -120,7 +120,7 @@ impl Handler for Sink {
 
 #[tokio::test]
 async fn a_message_that_is_not_finished_in_time_ends_the_connection() {
-    let (lifecycle, metrics) = (Lifecycle::current(), Metrics::new());
+    let (lifecycle, metrics) = (Lifecycle::current(), Metrics::default());
     let options = Options { message_timeout: Duration::from_millis(300), ..Options::default() };
     let engine = Engine::new(Sink, options, lifecycle.tasks().clone(), metrics.clone());
     let router =
