@@ -11,7 +11,10 @@ use axum::{
     routing::any,
 };
 use futures_util::{FutureExt, future::BoxFuture};
-use tokio::{net::TcpListener, time::sleep};
+use tokio::{
+    net::TcpListener,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -32,10 +35,11 @@ use crate::{
     socketio::{SocketIo, SocketIoWire},
 };
 
-/// How long the tasks have to end after the stop. Container runtimes kill after ten seconds.
-const STOP_DEADLINE: Duration = Duration::from_secs(8);
+/// How long the stop may take; what has not ended by then is dropped. The program promises its operator to be gone 1.5 s
+/// after the drain.
+const STOP_DEADLINE: Duration = Duration::from_millis(1_400);
 
-/// How long browsers have, after the stop, to take what was accepted for them before it, and how often the hub is asked
+/// How much of that browsers have to take what was accepted for them before the stop, and how often the hub is asked
 /// whether it has delivered that.
 const FLUSH: Duration = Duration::from_secs(1);
 const FLUSH_TICK: Duration = Duration::from_millis(5);
@@ -117,6 +121,8 @@ pub struct App {
     shards: Shards,
     /// Takes messages from the bus to the hub, until the stop.
     dispatch: BoxFuture<'static, ()>,
+    /// How long browsers are sent away before the stop.
+    drain: Duration,
 }
 
 impl App {
@@ -141,7 +147,7 @@ impl App {
         let started = Hub::start(hub, || lifecycle.critical("shard"));
         let (hub, shards) = started.map_err(system("cannot start a shard"))?;
 
-        let health = admin::routes(readiness.clone().until(stop.clone()));
+        let health = admin::routes(readiness.clone().until(lifecycle.drain().clone()));
         let dispatch = Dispatch::new(hub.clone(), &config.recovery.gap_notice, metrics.clone());
         let (dispatch, answers, demo) = match mode {
             Mode::Serve => {
@@ -177,15 +183,23 @@ impl App {
         let refusing = Arc::clone(&engine);
         let overflow = health.fallback(async move |request: Request<Body>| refusing.refuse(&request));
         let site = Site { router, overflow, connections, metrics: metrics.clone() };
-        Ok(Self { lifecycle, listener, address, metrics, site, engine, hub, shards, dispatch })
+        let drain = config.drain;
+        Ok(Self { lifecycle, listener, address, metrics, site, engine, hub, shards, dispatch, drain })
     }
 
-    /// Serves until the stop, then ends politely: browsers see their connection end and come back by themselves.
+    /// Serves until it is told to end, and ends politely: browsers see their connection end and come back by themselves,
+    /// a few at a time.
+    ///
+    /// During the drain the port stays open and new sessions are refused with 503. A closed port would cut all polling
+    /// browsers at the first moment, as a proxy may open a connection for each of their requests, and would leave
+    /// questions about health without an answer. nginx and `HAProxy` can repeat a request at another node after a 503.
+    /// Caddy and Traefik do so only when they cannot connect, but their health checks see the drain before the first
+    /// browser comes back: the official client waits for 0.5 s or longer.
     ///
     /// # Errors
     /// When a part ended that must not.
     pub async fn run(self) -> Result<(), AppError> {
-        let Self { lifecycle, listener, site, engine, hub, shards, dispatch, .. } = self;
+        let Self { lifecycle, listener, site, engine, hub, shards, dispatch, drain, .. } = self;
         let stop = lifecycle.stop();
         let mut signals = Signals::listen().map_err(system("cannot listen to signals"))?;
         // The port stays open while browsers fetch what was accepted for them: one that polls may be between two requests.
@@ -198,9 +212,12 @@ impl App {
         let accept = listener::serve(listener, site, lifecycle.tasks().clone(), closing.clone());
         lifecycle.spawn_critical("listener", accept);
 
-        let crashed = lifecycle.stopped(&mut signals).await;
+        lifecycle.until_drain(&mut signals).await;
         engine.stop_admitting();
         let browsers = engine.sessions();
+        let drained = engine.close_paced(CloseReason::Shutdown, drain);
+        let crashed = lifecycle.until_stop(&mut signals, drained).await;
+        let deadline = Instant::now() + STOP_DEADLINE;
         // Until browsers have all that Redis had accepted for them when the stop came.
         let flush = async {
             dispatched.cancelled().await;
@@ -212,7 +229,7 @@ impl App {
         let flushed = lifecycle.within(FLUSH, &mut signals, flush).await;
         engine.close_all(CloseReason::Shutdown);
         closing.cancel();
-        let finished = lifecycle.finished(STOP_DEADLINE, &mut signals).await;
+        let finished = lifecycle.finished(deadline - Instant::now(), &mut signals).await;
         drop(shards);
         tracing::info!(browsers, flushed, finished, "stopped");
         crashed.map_or(Ok(()), |task| Err(AppError::Crashed(task)))

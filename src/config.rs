@@ -53,6 +53,8 @@ pub struct Config {
     pub collab: CollabConfig,
     /// Workers that own sockets. `SHARDS`, default one per core the process may use; 1 to 64.
     pub shards: usize,
+    /// How long browsers are sent away before the stop. `DRAIN_SECONDS`, default 5; with 0 the stop closes all at once.
+    pub drain: Duration,
     /// What is logged, and in which form.
     pub log: LogConfig,
     /// Messages come from inside the process; [`Config::redis`] is not to be dialled. Set by [`Config::for_demo`].
@@ -220,6 +222,7 @@ impl Config {
                 strict_names: reader.value(&variable::COLLAB_STRICT_NAMES),
             },
             shards: reader.optional(&variable::SHARDS).unwrap_or(cores),
+            drain: reader.value(&variable::DRAIN_SECONDS),
             log: log(&mut reader),
             demo,
             notes: mem::take(&mut reader.notes),

@@ -8,6 +8,7 @@
 
 mod census;
 mod compress;
+mod drain;
 mod gzip;
 mod heartbeat;
 mod http;
@@ -319,7 +320,7 @@ fn tick(intervals: Intervals) -> u64 {
 mod tests {
     use super::{census::Origin, *};
 
-    struct Deaf;
+    pub(super) struct Deaf;
 
     impl Handler for Deaf {
         type State = ();
@@ -333,15 +334,33 @@ mod tests {
         fn closed(&self, _: &Arc<Session<Self>>, _: CloseReason) {}
     }
 
+    /// An engine with sessions that poll.
+    pub(super) struct Crowd {
+        pub(super) engine: Arc<Engine<Deaf>>,
+        pub(super) sessions: Vec<Arc<Session<Deaf>>>,
+    }
+
+    impl Crowd {
+        pub(super) fn of(sessions: usize) -> Self {
+            let engine = Engine::new(Deaf, Options::default(), Tasks::current(), Metrics::default());
+            let mut crowd = Self { engine, sessions: Vec::new() };
+            crowd.sessions = (0..sessions).map(|_| crowd.open()).collect();
+            crowd
+        }
+
+        pub(super) fn open(&self) -> Arc<Session<Deaf>> {
+            let permit = self.engine.census.admit(Origin::default(), self.engine.now()).unwrap().0;
+            self.engine.open(&Handshake { query: "", headers: &HeaderMap::new() }, None, permit)
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn it_is_drained_when_nothing_waits_for_any_client() {
         const DEADLINE: Duration = Duration::from_secs(5);
-        let engine = Engine::new(Deaf, Options::default(), Tasks::current(), Metrics::default());
-        let handshake = Handshake { query: "", headers: &HeaderMap::new() };
-        let permit = || engine.census.admit(Origin::default(), engine.now()).unwrap().0;
-        let [first, second] = [(); 2].map(|()| engine.open(&handshake, None, permit()));
+        let Crowd { engine, sessions } = Crowd::of(2);
+        let [first, second] = &sessions[..] else { panic!("two sessions") };
         assert!(engine.drained(DEADLINE).await);
-        for session in [&first, &second] {
+        for session in [first, second] {
             session.send(&[&Frame::message(&[b"x"])]);
         }
         let start = Instant::now();

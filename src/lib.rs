@@ -19,7 +19,7 @@
 //! | [`rails`] | questions to Rails over HTTP: one client, one limit, one rule for outages | callers and their protocols |
 //! | [`engineio`] | Engine.IO 4: sessions over polling or WebSocket, heartbeats | Loomio, Socket.IO |
 //! | [`redis_client`], [`listener`], [`websocket`] | connections to Redis; the port and HTTP; RFC 6455 | keys and channels; what is served; what messages mean |
-//! | [`lifecycle`], [`telemetry`], [`tls`] | tasks and the stop; the log; cryptography | what they are for |
+//! | [`lifecycle`], [`telemetry`], [`tls`] | tasks, the drain and the stop; the log; cryptography | what they are for |
 //! | [`config`], [`metrics`] | every setting; every count | everything above |
 //!
 //! # One message to N sockets

@@ -1,6 +1,11 @@
-//! Tasks and their end: everything that runs is spawned here and stops in two stages.
+//! Tasks and their end: everything that runs is spawned here and ends in three stages.
 //!
-//! First stage: take no more work, finish politely. Second stage: end at once. Knows nothing of what the tasks do.
+//! 1. The drain begins with the first signal: clients are sent away and new ones refused, while all tasks go on.
+//! 2. The stop begins when the drain has ended: tasks take no more work and finish politely. Without a drain the program
+//!    goes from running to the stop directly, as after a crash.
+//! 3. With a second signal, in whichever stage, or at a deadline the tasks are dropped.
+//!
+//! Knows nothing of what the tasks do.
 
 use std::{
     io,
@@ -28,7 +33,7 @@ impl Tasks {
         Self { tracker: TaskTracker::new(), runtime: Handle::current() }
     }
 
-    /// Spawns a task; it should end soon after the first stage.
+    /// Spawns a task; it should end soon after the stop has begun.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tracker.spawn_on(task, &self.runtime);
     }
@@ -39,19 +44,22 @@ impl Tasks {
     }
 }
 
-/// The two stages, and the tasks.
+/// The stages, and the tasks.
 #[derive(Clone, Debug)]
 pub struct Lifecycle {
     tasks: Tasks,
     stop: CancellationToken,
-    /// Name of the critical task that ended before the first stage.
+    /// A child of `stop`, so that what is refused during the drain is refused after a crash too.
+    drain: CancellationToken,
+    /// Name of the critical task that ended before the stop.
     crash: Arc<OnceLock<&'static str>>,
 }
 
 impl Lifecycle {
     /// A lifecycle on the runtime this is called in. Panics outside of one.
     pub fn current() -> Self {
-        Self { tasks: Tasks::current(), stop: CancellationToken::new(), crash: Arc::default() }
+        let stop = CancellationToken::new();
+        Self { tasks: Tasks::current(), drain: stop.child_token(), stop, crash: Arc::default() }
     }
 
     /// The tasks.
@@ -59,29 +67,43 @@ impl Lifecycle {
         &self.tasks
     }
 
-    /// Cancelled when the first stage begins; cancel it to begin.
+    /// Cancelled when the drain begins, or the stop without one; cancel it to begin the drain.
+    pub fn drain(&self) -> &CancellationToken {
+        &self.drain
+    }
+
+    /// Cancelled when the stop begins; cancel it to begin the stop.
     pub fn stop(&self) -> &CancellationToken {
         &self.stop
     }
 
-    /// Spawns a task that the program cannot do without: its end before the first stage is a crash.
+    /// Spawns a task that the program cannot do without: its end before the stop is a crash.
     pub fn spawn_critical(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let critical = self.critical(name);
         self.tasks.spawn(task.map(move |()| drop(critical)));
     }
 
-    /// A guard for a thread that the program cannot do without: dropping it before the first stage, be it in a panic,
+    /// A guard for a thread that the program cannot do without: dropping it before the stop, be it in a panic,
     /// is a crash.
     pub fn critical(&self, name: &'static str) -> Critical {
         Critical { lifecycle: self.clone(), name }
     }
 
-    /// Waits for a signal, a crash or the stop token, then begins the first stage. Returns the name of the critical task
-    /// that ended, if one did.
-    pub async fn stopped(&self, signals: &mut Signals) -> Option<&'static str> {
+    /// Waits for a signal, a crash or one of the tokens, then begins the drain.
+    pub async fn until_drain(&self, signals: &mut Signals) {
         tokio::select! {
             signal = signals.next() => tracing::info!(signal, "stopping; a second signal stops at once"),
+            () = self.drain.cancelled() => {}
+        }
+        self.drain.cancel();
+    }
+
+    /// Waits until `drain` has ended, for a second signal, a crash or the stop token, then begins the stop. Returns the
+    /// name of the critical task that ended, if one did.
+    pub async fn until_stop(&self, signals: &mut Signals, drain: impl Future<Output = ()>) -> Option<&'static str> {
+        tokio::select! {
             () = self.stop.cancelled() => {}
+            _ = signals.unless_signalled(drain) => {}
         }
         self.stop.cancel();
         let crashed = self.crash.get().copied();
@@ -94,13 +116,8 @@ impl Lifecycle {
     /// Waits for `future`, at most for `deadline` or until a second signal; returns whether it ended.
     pub async fn within(&self, deadline: Duration, signals: &mut Signals, future: impl Future<Output = ()>) -> bool {
         tokio::select! {
-            () = future => true,
             () = sleep(deadline) => false,
-            signal = signals.next() => {
-                // Ends the next wait as well.
-                signals.seen = Some(signal);
-                false
-            }
+            ended = signals.unless_signalled(future) => ended,
         }
     }
 
@@ -111,7 +128,7 @@ impl Lifecycle {
     }
 }
 
-/// A guard that must not be dropped before the first stage.
+/// A guard that must not be dropped before the stop.
 #[derive(Debug)]
 pub struct Critical {
     lifecycle: Lifecycle,
@@ -154,6 +171,17 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
+
+    /// Waits for `future`, at most until a signal, which ends the next wait as well; returns whether it ended.
+    async fn unless_signalled(&mut self, future: impl Future<Output = ()>) -> bool {
+        tokio::select! {
+            () = future => true,
+            signal = self.next() => {
+                self.seen = Some(signal);
+                false
+            }
+        }
+    }
 }
 
 /// Whether the program can do its work at the moment; clones share it.
@@ -166,8 +194,8 @@ impl Readiness {
         self.0.store(ready, Ordering::Relaxed);
     }
 
-    /// Tells whether the program is ready: no longer once `stop` is cancelled.
-    pub fn until(self, stop: CancellationToken) -> impl Fn() -> bool + Clone {
-        move || self.0.load(Ordering::Relaxed) && !stop.is_cancelled()
+    /// Tells whether the program is ready: no longer once `drain` is cancelled.
+    pub fn until(self, drain: CancellationToken) -> impl Fn() -> bool + Clone {
+        move || self.0.load(Ordering::Relaxed) && !drain.is_cancelled()
     }
 }

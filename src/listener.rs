@@ -64,8 +64,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a client may leave unread what was sent to it before its connection ends: longer than any heartbeat waits.
 const STUCK_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// How long requests may take to end after the stop.
-const REQUEST_DRAIN: Duration = Duration::from_secs(2);
+/// How long requests may take to end after the stop. The process ends soon after.
+const REQUEST_DRAIN: Duration = Duration::from_millis(300);
 
 /// The connection on which a request came, as an extension of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

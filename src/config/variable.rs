@@ -114,6 +114,9 @@ variables! {
     plain TRUSTED_PROXIES: Networks = "private", Networks::parse(),
         "whose X-Forwarded-For counts: addresses, networks, private or none";
     plain SHARDS: usize = "one per core", number(1..=MOST_SHARDS), "workers that own the sockets, 1 to 64";
+    // Docker kills 10 s after SIGTERM, Kubernetes after 30 s, unless told otherwise.
+    plain DRAIN_SECONDS: Duration = "5", seconds(0..=300),
+        "seconds over which browsers are sent away at SIGTERM; 0 closes all at once";
     plain LOG_FORMAT: LogFormat = "text", log_format(), "text or json";
     plain RUST_LOG: String = "info", filter(),
         "what is logged: error, warn, info, debug, or directives such as info,hyper=warn";

@@ -180,6 +180,30 @@ impl<H: Handler> Session<H> {
     /// As [`Session::close`], with a close code and for one direction or both.
     pub(super) fn close_with(self: &Arc<Self>, reason: CloseReason, code: Option<u16>, how: Shutdown) {
         let transport = std::mem::replace(&mut self.link.lock().transport, Transport::Closed);
+        self.end(transport, reason, code, how);
+    }
+
+    /// Closes the transport if all that was sent has left and the client learns of the close at once: one that polls
+    /// does so when it waits for an answer. Returns whether the session is over.
+    pub(super) fn close_if_settled(self: &Arc<Self>, reason: CloseReason) -> bool {
+        let transport = {
+            let mut link = self.link.lock();
+            let is_settled = match &link.transport {
+                Transport::Polling(polling) => matches!(polling.get, Get::Waiting(_)),
+                Transport::WebSocket(socket) => socket.is_idle(),
+                Transport::Closed => true,
+            };
+            if !is_settled {
+                return false;
+            }
+            std::mem::replace(&mut link.transport, Transport::Closed)
+        };
+        self.end(transport, reason, reason.code(), Shutdown::Both);
+        true
+    }
+
+    /// What follows once the transport has been taken out.
+    fn end(self: &Arc<Self>, transport: Transport, reason: CloseReason, code: Option<u16>, how: Shutdown) {
         match transport {
             Transport::Closed => return,
             Transport::Polling(mut polling) => {

@@ -54,7 +54,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     lifecycle.tasks().spawn(Arc::clone(&engine).run(lifecycle.stop().clone()));
     lifecycle.tasks().spawn(listener::serve(listener, site, lifecycle.tasks().clone(), lifecycle.stop().clone()));
     let mut signals = Signals::listen()?;
-    lifecycle.stopped(&mut signals).await;
+    lifecycle.until_drain(&mut signals).await;
+    lifecycle.stop().cancel();
     engine.close_all(CloseReason::Shutdown);
     lifecycle.finished(Duration::from_secs(1), &mut signals).await;
     Ok(())

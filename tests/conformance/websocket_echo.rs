@@ -54,7 +54,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     writeln!(std::io::stdout(), "listening on {}", listener.local_addr()?.port())?;
     lifecycle.tasks().spawn(listener::serve(listener, site, lifecycle.tasks().clone(), lifecycle.stop().clone()));
     let mut signals = Signals::listen()?;
-    lifecycle.stopped(&mut signals).await;
+    lifecycle.until_drain(&mut signals).await;
+    lifecycle.stop().cancel();
     lifecycle.finished(Duration::from_secs(1), &mut signals).await;
     Ok(())
 }

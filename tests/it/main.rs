@@ -7,6 +7,7 @@ mod bounds;
 mod cli;
 mod collab_auth;
 mod corpora;
+mod drain;
 mod gap;
 mod harness;
 mod hostile;

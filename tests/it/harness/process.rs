@@ -53,7 +53,8 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Starts the binary; the port is a free one unless `environment` names one.
+    /// Starts the binary; unless `environment` says otherwise, the port is a free one, and there is no drain before the
+    /// stop.
     pub(crate) async fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         Self::spawn(Command::new(BINARY).args(arguments), environment).await
     }
@@ -67,7 +68,7 @@ impl Running {
     async fn spawn(command: &mut Command, environment: &[(&str, &str)]) -> Self {
         // Browsers have their sockets in the process of the test.
         rlimit::increase_nofile_limit(u64::MAX).unwrap();
-        let environment = [&[("PORT", "0")], environment].concat();
+        let environment = [&[("PORT", "0"), ("DRAIN_SECONDS", "0")], environment].concat();
         let mut process = prepare(command, &environment).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let lines = Arc::default();
         let (out, err) = (process.stdout.take().unwrap(), process.stderr.take().unwrap());

@@ -83,7 +83,12 @@ impl Server {
         [Counter::Gaps, Counter::GapsEmpty].map(|counter| self.count(counter))
     }
 
-    /// Begins the soft stop.
+    /// Begins the drain, after which the server stops.
+    pub(crate) fn begin_drain(&self) {
+        self.lifecycle.drain().cancel();
+    }
+
+    /// Begins the soft stop, without a drain.
     pub(crate) fn begin_stop(&self) {
         self.lifecycle.stop().cancel();
     }
