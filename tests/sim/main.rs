@@ -14,7 +14,7 @@
 //!
 //! `SIM_FROM` is the first seed of a long run, `SIM_JOBS` the number of seeds at a time, `SIM_STRICT` see
 //! [`STRICT`], and `LOOMIO_CHANNELS_BIN` another binary to test. Each seed prints a line; a seed with a finding also
-//! prints its plan and what the clients concerned got.
+//! prints its plan and what the clients concerned got. `SIM_SEED` prints that in any case, false alarms included.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails where its setup fails")]
 #![expect(clippy::print_stdout, reason = "the figures of a long run are its result")]
@@ -95,8 +95,10 @@ fn simulate(seed: u64) -> Report {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let report = LocalSet::new().block_on(&runtime, world::run(&plan));
     println!("{report}");
-    if report.has_findings() {
-        println!("{}", report.evidence(&plan));
+    // Of a seed that is run by itself everything is of interest.
+    let alone = setting::<u64>("SIM_SEED").is_some();
+    if alone || report.has_findings() {
+        println!("{}", report.evidence(&plan, alone));
     }
     report
 }

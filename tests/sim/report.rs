@@ -61,8 +61,8 @@ impl Report {
         self.verdicts.iter().map(of).sum()
     }
 
-    /// All that helps to understand the findings.
-    pub(crate) fn evidence(&self, plan: &Plan) -> String {
+    /// All that helps to understand the findings, and if asked for, the false alarms.
+    pub(crate) fn evidence(&self, plan: &Plan, alarms: bool) -> String {
         let mut text = String::new();
         for fault in &plan.faults {
             let _ = writeln!(text, "  {:?} {:?}", fault.at, fault.kind);
@@ -73,22 +73,18 @@ impl Report {
         for finding in &self.broken {
             let _ = writeln!(text, "  {finding}");
         }
-        for (client, alarm) in self
-            .verdicts
-            .iter()
-            .enumerate()
-            .flat_map(|(client, verdict)| verdict.alarms.iter().map(move |alarm| (client, alarm)))
-        {
-            let _ = writeln!(text, "  client {client}: {alarm:?}");
-        }
         let clients = self.verdicts.iter().zip(&self.transcripts).enumerate();
-        for (client, (verdict, transcript)) in clients.filter(|(_, (verdict, _))| !verdict.findings.is_empty()) {
+        let concerned = |verdict: &Verdict| !verdict.findings.is_empty() || alarms && !verdict.alarms.is_empty();
+        for (client, (verdict, transcript)) in clients.filter(|(_, (verdict, _))| concerned(verdict)) {
             let _ = writeln!(text, "  client {client}, {:?}:", plan.clients[client]);
             for finding in &verdict.findings {
                 let _ = writeln!(text, "    finding: {finding}");
                 if let Finding::Lost { missing, .. } = finding {
                     let _ = writeln!(text, "    {:?}", self.publications[*missing]);
                 }
+            }
+            for alarm in &verdict.alarms {
+                let _ = writeln!(text, "    {alarm:?}");
             }
             for noted in transcript {
                 let _ = writeln!(text, "    {:?} {:?}", noted.at, noted.entry);
