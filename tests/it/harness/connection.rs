@@ -24,13 +24,16 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// The size of a small receive buffer.
+    pub(crate) const NARROW: u32 = 4096;
+
     pub(crate) async fn connect(to: impl Into<SocketAddr>) -> Self {
         Self::dial(to.into(), None).await.unwrap()
     }
 
     /// With the smallest possible receive buffer, so that the server soon notices when nothing is read.
     pub(crate) async fn narrow(to: impl Into<SocketAddr>) -> Self {
-        Self::dial(to.into(), Some(4096)).await.unwrap()
+        Self::dial(to.into(), Some(Self::NARROW)).await.unwrap()
     }
 
     /// A connection whose first bytes are these.
@@ -40,7 +43,8 @@ impl Connection {
         connection
     }
 
-    async fn dial(address: SocketAddr, receive_buffer: Option<u32>) -> io::Result<Self> {
+    /// A connection, if there is a server.
+    pub(crate) async fn dial(address: SocketAddr, receive_buffer: Option<u32>) -> io::Result<Self> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         receive_buffer.map_or(Ok(()), |size| socket.set_recv_buffer_size(size))?;
         let stream = within("a connection", socket.connect(address)).await?;

@@ -11,11 +11,15 @@ use std::{
 
 use super::{get, until, within};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_loomio-channels");
+/// The binary: the one that was built with the tests, unless `LOOMIO_CHANNELS_BIN` names another.
+#[expect(clippy::disallowed_methods, reason = "the tests have no configuration of their own")]
+fn binary() -> String {
+    std::env::var("LOOMIO_CHANNELS_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_loomio-channels").to_owned())
+}
 
 /// Runs the binary to its end.
 pub(crate) fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Finished {
-    Finished(prepare(Command::new(BINARY).args(arguments), environment).output().unwrap())
+    Finished(prepare(Command::new(binary()).args(arguments), environment).output().unwrap())
 }
 
 fn prepare<'a>(command: &'a mut Command, environment: &[(&str, &str)]) -> &'a mut Command {
@@ -56,13 +60,13 @@ impl Running {
     /// Starts the binary; unless `environment` says otherwise, the port is a free one, and there is no drain before the
     /// stop.
     pub(crate) async fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        Self::spawn(Command::new(BINARY).args(arguments), environment).await
+        Self::spawn(Command::new(binary()).args(arguments), environment).await
     }
 
     /// The same with a limit of open files.
     pub(crate) async fn start_with_open_files(limit: usize, environment: &[(&str, &str)]) -> Self {
         let limited = format!("ulimit -n {limit} && exec \"$0\"");
-        Self::spawn(Command::new("/bin/sh").args(["-c", &limited, BINARY]), environment).await
+        Self::spawn(Command::new("/bin/sh").args(["-c", &limited, &binary()]), environment).await
     }
 
     async fn spawn(command: &mut Command, environment: &[(&str, &str)]) -> Self {

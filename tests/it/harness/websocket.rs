@@ -41,19 +41,20 @@ pub(crate) struct WebSocket(Connection);
 impl WebSocket {
     /// A WebSocket at `target`.
     pub(crate) async fn connect(to: impl Into<SocketAddr>, target: &str) -> Self {
-        Self::upgrade(Connection::connect(to).await, target).await
+        Self::upgrade(Connection::connect(to).await, target).await.unwrap_or_else(|head| panic!("{head}"))
     }
 
     /// A WebSocket at [`WEBSOCKET`] with more of a query, over a connection with a small receive buffer.
     pub(crate) async fn narrow(to: impl Into<SocketAddr>, query: &str) -> Self {
-        Self::upgrade(Connection::narrow(to).await, &format!("{WEBSOCKET}{query}")).await
+        let target = format!("{WEBSOCKET}{query}");
+        Self::upgrade(Connection::narrow(to).await, &target).await.unwrap_or_else(|head| panic!("{head}"))
     }
 
-    async fn upgrade(mut connection: Connection, target: &str) -> Self {
+    /// A WebSocket at `target`, or what the server answered instead.
+    pub(crate) async fn upgrade(mut connection: Connection, target: &str) -> Result<Self, String> {
         connection.write(handshake(target)).await;
         let head = connection.head().await;
-        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-        Self(connection)
+        if head.starts_with("HTTP/1.1 101 ") { Ok(Self(connection)) } else { Err(head) }
     }
 
     /// With an open session, not connected to the namespace.
