@@ -28,7 +28,7 @@ pub(super) async fn connect(socket: Socket, connect: Connect) {
     if let Phase::Joining(membership, asking) | Phase::Connected(membership, _, asking) =
         &mut *socket.state().phase.lock()
     {
-        membership.set_rooms(rooms);
+        membership.set_rooms(rooms, Instant::now());
         *asking = None;
     }
 }
