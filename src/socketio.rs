@@ -105,6 +105,11 @@ pub struct SocketIo {
 }
 
 impl SocketIo {
+    /// Until `stop`, lets the rooms of connected browsers follow what Redis says of their users.
+    pub async fn reauthorize(&self, stop: CancellationToken) {
+        self.admission.reauthorize(stop, connect::set_rooms).await;
+    }
+
     fn text(&self, session: &Arc<Session<Self>>, text: Str) -> Result<(), Malformed> {
         let state = ParserState::default();
         if session.state().attachments.load(Ordering::Relaxed) > 0 {

@@ -7,9 +7,9 @@ use super::{
     wire::{self, Connect},
 };
 use crate::{
-    admission::{Admitted, Arrival, Claim, Token},
+    admission::{Admitted, Arrival, Claim, SessionId, Token},
     engineio::{CloseReason, Frame, Session},
-    hub::Joined,
+    hub::{Joined, Rooms},
 };
 
 type Socket = Arc<Session<SocketIo>>;
@@ -31,6 +31,16 @@ pub(super) async fn connect(socket: Socket, connect: Connect) {
         membership.set_rooms(rooms, Instant::now());
         *asking = None;
     }
+}
+
+/// Gives a browser other rooms while it is connected with this session. Not while Redis is still asked for its user: the
+/// answer to that may be older.
+pub(super) fn set_rooms(socket: &Session<SocketIo>, session: &SessionId, rooms: Rooms) -> bool {
+    match &*socket.state().phase.lock() {
+        Phase::Connected(membership, id, None) if id == session => membership.set_rooms(rooms, Instant::now()),
+        _ => return false,
+    }
+    true
 }
 
 /// Joins the rooms; the shard acknowledges.
