@@ -3,8 +3,10 @@
 //!
 //! A browser brings its `channel_token` and, when it comes back, the ticket of its session. Redis names the user of the
 //! token. While Redis is silent, or has lost the key, the ticket vouches for the browser's rooms for a limited time.
+//! While a browser is connected, Redis is asked again now and then, and the rooms follow.
 //! Knows Rails' keys in Redis; must not know any wire.
 
+mod reauth;
 mod sessions;
 mod ticket;
 mod users;
@@ -27,11 +29,12 @@ pub use self::{
     users::{Answers, EVERYONE, Token, User, Users},
 };
 use self::{
-    sessions::{Known, SessionTable},
+    sessions::{Changed, Known, SessionTable, Watch},
+    ticket::PackedUser,
     users::Found,
 };
 use crate::{
-    config::RecoveryConfig,
+    config::{ReauthConfig, RecoveryConfig},
     hub::{Clock, Hub, Joined, Return, Rooms, Since},
     metrics::{Counter, Metrics},
 };
@@ -64,7 +67,9 @@ struct Returning {
     vouched: u64,
     /// Whether Redis has taken one of them from the user since.
     revoked: bool,
-    /// Whether the ticket's rooms suffice when Redis does not say which rooms the browser has now.
+    /// What Redis has given or taken since, while the browser was connected.
+    changed: Option<Box<Changed>>,
+    /// Whether the rooms that the browser had suffice when Redis does not say which rooms it has now.
     suffices: bool,
 }
 
@@ -72,7 +77,17 @@ impl Returning {
     /// The rooms that the session has had all along. When one of them was taken away in between, what the session was served
     /// since is not known.
     fn rooms(&self) -> Vec<String> {
-        if self.revoked { Vec::new() } else { rooms(self.ticket.user.as_ref()) }
+        match &self.changed {
+            _ if self.revoked => Vec::new(),
+            Some(changed) => rooms(changed.kept.unpack().as_ref()),
+            None => rooms(self.ticket.user.as_ref()),
+        }
+    }
+
+    /// The user whose rooms the browser had, if they suffice.
+    fn vouches_for(&self) -> Option<User> {
+        let user = || self.changed.as_ref().map_or_else(|| self.ticket.user.clone(), |changed| changed.now.unpack());
+        if self.suffices { user() } else { None }
     }
 
     /// Whether `user` may go on with the session: the session was sure of its rooms and is no other user's.
@@ -89,6 +104,8 @@ pub struct Arrival {
     /// From where to be served.
     pub since: Since,
     owner: Owner,
+    /// For asking again while the browser is connected.
+    token: Option<Token>,
     user: Option<User>,
     /// When Redis last said that these are the user's rooms, in seconds since 1970.
     vouched: u64,
@@ -120,15 +137,22 @@ pub struct Admission<C> {
     joining: Arc<Semaphore>,
     window: Duration,
     unvouched_max: Duration,
+    reauth: ReauthConfig,
     metrics: Metrics,
 }
 
 impl<C: Send + Sync> Admission<C> {
     /// An admission without sessions, with the window and the `unvouched_max` of `recovery`.
-    pub fn new(users: Users, tickets: Tickets, recovery: &RecoveryConfig, metrics: Metrics) -> Self {
+    pub fn new(
+        users: Users,
+        tickets: Tickets,
+        recovery: &RecoveryConfig,
+        reauth: ReauthConfig,
+        metrics: Metrics,
+    ) -> Self {
         let &RecoveryConfig { window, unvouched_max, .. } = recovery;
         let (sessions, joining) = (SessionTable::new(window), Arc::new(Semaphore::new(MAX_JOINING)));
-        Self { users, tickets, sessions, joining, window, unvouched_max, metrics }
+        Self { users, tickets, sessions, joining, window, unvouched_max, reauth, metrics }
     }
 
     /// Admits a browser once Redis has named the user of its token. After two seconds without an answer the browser is
@@ -139,14 +163,15 @@ impl<C: Send + Sync> Admission<C> {
         let owner = self.tickets.owner(token.as_ref());
         let (since, returning) = self.returning(hub, claim, owner);
         let deadline = time::Instant::now() + PATIENCE;
-        let mut lookup = Box::pin(self.users.lookup(token));
+        let asked_again = token.clone().filter(|_| self.reauth.period.is_some());
+        let mut lookup = Box::pin(self.lookup(token));
         let found = timeout_at(deadline, &mut lookup).await.ok();
         // What is published before the subscription is there would be lost for this browser.
         while hub.is_interrupted() && time::Instant::now() < deadline {
             sleep(GLANCE).await;
         }
         let permit = Arc::clone(&self.joining).acquire_owned().await.ok();
-        let arrival = Arrival { _permit: permit, ..self.arrival(owner, since, returning, found) };
+        let arrival = Arrival { token: asked_again, _permit: permit, ..self.arrival(owner, since, returning, found) };
         if !arrival.provisional {
             return (arrival, None);
         }
@@ -168,10 +193,18 @@ impl<C: Send + Sync> Admission<C> {
         (arrival, Some(settled.boxed()))
     }
 
+    /// What Redis says of the token. Configured so, an absent key means that it is no user's.
+    async fn lookup(&self, token: Option<Token>) -> Found {
+        match self.users.lookup(token).await {
+            Found::Absent if self.reauth.strict => Found::Unreadable,
+            found => found,
+        }
+    }
+
     /// Gives a browser that has joined the hub its session. Called in the shard before anything live, and while the
     /// connection cannot end, so that [`Admission::end`] follows.
     pub fn welcome(&self, hub: &Hub, joined: &Joined, arrival: Arrival, connection: &Arc<C>) -> Admitted<C> {
-        let Arrival { since, owner, user, vouched, provisional, returning, continues, .. } = arrival;
+        let Arrival { since, owner, token, user, vouched, provisional, returning, continues, .. } = arrival;
         self.metrics.count(match (&returning, since) {
             (Some(_), _) if joined.complete => Counter::Recovered,
             (_, Since::Now) => Counter::Connects,
@@ -181,6 +214,7 @@ impl<C: Send + Sync> Admission<C> {
         // A browser that begins a new session leaves the connection of its old one behind.
         let old = returning.as_ref().and_then(|returning| self.sessions.connection(&returning.ticket.session));
         let recovered = returning.filter(|_| joined.complete && continues);
+        let watch = token.map(|token| Watch::new(token, owner, user.as_ref(), !provisional));
         let (session, ticket, offset) = if let Some(Returning { ticket, sealed, .. }) = recovered {
             (ticket.session, sealed, None)
         } else {
@@ -196,7 +230,7 @@ impl<C: Send + Sync> Admission<C> {
             let ticket = Ticket { session: session.clone(), owner, user, issued, vouched, offset, provisional };
             (session, self.tickets.seal(ticket), Some(at))
         };
-        let replaced = self.sessions.enter(session.clone(), Arc::downgrade(connection), vouched).or(old);
+        let replaced = self.sessions.enter(session.clone(), Arc::downgrade(connection), vouched, watch).or(old);
         Admitted { session, ticket, offset, replaced: replaced.and_then(|replaced| replaced.upgrade()) }
     }
 
@@ -222,14 +256,15 @@ impl<C: Send + Sync> Admission<C> {
         let known = self.sessions.known(&ticket.session, Instant::now());
         let last_here = served.map_or(0, |offset| u64::from(offset.at)).max(ticket.issued);
         let is_back_in_time = known.is_some() || within(last_here, self.window);
-        let Known { vouched, revoked, left } = known.unwrap_or_default();
+        let Known { vouched, revoked, left, changed } = known.unwrap_or_default();
         if left {
             return (Since::Now, None);
         }
         let vouched = vouched.max(ticket.vouched);
         let suffices = is_back_in_time && within(vouched, self.unvouched_max) && !revoked;
         let (started, served) = (hub.open_offset(&ticket.offset), served.filter(|_| !ticket.provisional));
-        (Since::Return(Return { started, served }), Some(Returning { ticket, sealed, vouched, revoked, suffices }))
+        let returning = Returning { ticket, sealed, vouched, revoked, changed, suffices };
+        (Since::Return(Return { started, served }), Some(returning))
     }
 
     /// How a browser joins, after what Redis has `found`; `None` while Redis is silent.
@@ -239,8 +274,7 @@ impl<C: Send + Sync> Admission<C> {
             Some(Found::User(_)) => Clock::now().unix,
             _ => returning.as_ref().map_or(0, |returning| returning.vouched),
         };
-        let otherwise = returning.as_ref().filter(|returning| returning.suffices);
-        let otherwise = otherwise.and_then(|returning| returning.ticket.user.clone());
+        let otherwise = returning.as_ref().and_then(Returning::vouches_for);
         let user = found.unwrap_or(Found::Absent).or(otherwise);
         let returning = returning.filter(|returning| returning.is_of(user.as_ref()));
         let known = returning.as_ref().map(Returning::rooms);
@@ -248,8 +282,9 @@ impl<C: Send + Sync> Admission<C> {
         if let Some(returning) = returning.as_ref().filter(|_| lost) {
             self.sessions.revoke(&returning.ticket.session, Instant::now());
         }
-        let continues = !lost && rooms.gained.is_empty();
-        Arrival { rooms, since, owner, user, vouched, provisional, returning, continues, _permit: None }
+        let is_changed = returning.as_ref().is_some_and(|returning| returning.changed.is_some());
+        let continues = !lost && !is_changed && rooms.gained.is_empty();
+        Arrival { rooms, since, owner, token: None, user, vouched, provisional, returning, continues, _permit: None }
     }
 }
 

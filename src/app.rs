@@ -167,7 +167,7 @@ impl App {
         let users = Users::new(answers, metrics.clone());
         let namespace = SocketIo {
             wire: SocketIoWire(hub.clone()),
-            admission: Admission::new(users, Tickets::new(&key), &config.recovery, metrics.clone()),
+            admission: Admission::new(users, Tickets::new(&key), &config.recovery, config.reauth, metrics.clone()),
             tasks: lifecycle.tasks().clone(),
             stop: lifecycle.stop().clone(),
         };
@@ -208,6 +208,8 @@ impl App {
         let ended = dispatched.clone().drop_guard();
         lifecycle.spawn_critical("dispatch", dispatch.map(|()| drop(ended)));
         lifecycle.spawn_critical("heartbeat", Arc::clone(&engine).run(stop.clone()));
+        let (reauthorized, until) = (Arc::clone(&engine), stop.clone());
+        lifecycle.spawn_critical("reauthorization", async move { reauthorized.handler().reauthorize(until).await });
         lifecycle.spawn_critical("hub", hub.clone().tend(stop.clone()));
         let accept = listener::serve(listener, site, lifecycle.tasks().clone(), closing.clone());
         lifecycle.spawn_critical("listener", accept);

@@ -47,6 +47,8 @@ pub struct Config {
     pub engine: EngineConfig,
     /// What a returning browser can still get.
     pub recovery: RecoveryConfig,
+    /// How the rooms of connected users follow Redis.
+    pub reauth: ReauthConfig,
     /// How Rails is asked who may edit a document.
     pub rails: RailsConfig,
     /// Which of these questions are taken, and how many.
@@ -119,6 +121,15 @@ pub struct RecoveryConfig {
     pub secret: Option<Secret>,
     /// The variable the secret came from.
     pub secret_variable: Option<&'static str>,
+}
+
+/// How the rooms of connected users follow Redis.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReauthConfig {
+    /// How often the key of each is read again; `None` for never. `REAUTH_SECONDS`, default 60.
+    pub period: Option<Duration>,
+    /// Whether an absent key takes the rooms away. `REAUTH_STRICT`, default 0.
+    pub strict: bool,
 }
 
 /// What browsers are told when messages may have been lost.
@@ -212,6 +223,10 @@ impl Config {
                 outbox_bytes: reader.value(&variable::OUTBOX_BYTES),
             },
             recovery: recovery(&mut reader),
+            reauth: ReauthConfig {
+                period: Some(reader.value(&variable::REAUTH_SECONDS)).filter(|period| !period.is_zero()),
+                strict: reader.value(&variable::REAUTH_STRICT),
+            },
             rails: RailsConfig {
                 endpoint: loomio::rails_endpoint(&mut reader),
                 max_concurrency: reader.value(&variable::RAILS_MAX_CONCURRENCY),

@@ -320,8 +320,8 @@ pub struct Membership {
 impl Membership {
     /// Changes the rooms. Of rooms it did not have, the subscriber gets all that was published after where it, or for
     /// [`Rooms::gained`] its session, began to be served.
-    pub fn set_rooms(&self, rooms: Rooms) {
-        self.shard.send(ShardCommand::SetRooms { id: self.id, rooms });
+    pub fn set_rooms(&self, rooms: Rooms, now: Instant) {
+        self.shard.send(ShardCommand::SetRooms { id: self.id, rooms, now });
     }
 }
 

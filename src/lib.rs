@@ -13,7 +13,7 @@
 //! | [`dispatch`] | the room of each message, and notices of a gap | where a message came from, how it is sent |
 //! | [`collab_auth`] | the question of a Hocuspocus server before it opens a document | how Rails is asked |
 //! | [`admin`], [`demo`] | health for operators; the page of `loomio-channels demo` | browsers' sockets |
-//! | [`admission`] | from a token or ticket to a user, rooms and a position to serve from | wires |
+//! | [`admission`] | from a token or ticket to a user, rooms that follow it, and a position to serve from | wires |
 //! | [`hub`] | rooms, fan-out, recovery from a log of neutral events | protocols, Redis, HTTP |
 //! | [`bus`] | messages as Rails writes them, from Redis or from memory, and proof of gaps | rooms' members |
 //! | [`rails`] | questions to Rails over HTTP: one client, one limit, one rule for outages | callers and their protocols |

@@ -30,7 +30,7 @@ pub use self::wire::SocketIoWire;
 use crate::{
     admission::{Admission, Admitted, Arrival, Claim, SessionId, Token},
     engineio::{CloseReason, Frame, Handler, Handshake, Malformed, Message, Session},
-    hub::{Event, Joined, Membership, Subscriber},
+    hub::{Event, Joined, Membership, Rooms, Subscriber},
     lifecycle::Tasks,
 };
 
@@ -115,6 +115,11 @@ pub struct SocketIo {
 }
 
 impl SocketIo {
+    /// Until `stop`, lets the rooms of connected browsers follow what Redis says of their users.
+    pub async fn reauthorize(&self, stop: CancellationToken) {
+        self.admission.reauthorize(stop, set_rooms).await;
+    }
+
     fn text(&self, session: &Arc<Session<Self>>, text: Str) -> Result<(), Malformed> {
         let state = ParserState::default();
         if session.state().attachments.load(Ordering::Relaxed) > 0 {
@@ -242,9 +247,19 @@ async fn attend(socket: Arc<Session<SocketIo>>, connect: Connect) {
     if let Phase::Joining(membership, asking) | Phase::Connected(membership, _, asking) =
         &mut *socket.state().phase.lock()
     {
-        membership.set_rooms(rooms);
+        membership.set_rooms(rooms, Instant::now());
         *asking = None;
     }
+}
+
+/// Gives a browser other rooms while it is connected with this session. Not while Redis is still asked for its user: the
+/// answer to that may be older.
+fn set_rooms(socket: &Session<SocketIo>, session: &SessionId, rooms: Rooms) -> bool {
+    match &*socket.state().phase.lock() {
+        Phase::Connected(membership, id, None) if id == session => membership.set_rooms(rooms, Instant::now()),
+        _ => return false,
+    }
+    true
 }
 
 /// Joins the rooms; the shard acknowledges.

@@ -63,6 +63,14 @@ const MAX_SEALED: usize = 60_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner([u8; 16]);
 
+impl Owner {
+    /// The number of the part that this one is in when all are divided evenly.
+    pub(super) fn part(self, of: usize) -> usize {
+        let [first, second, ..] = self.0;
+        usize::from(u16::from_be_bytes([first, second])) % of
+    }
+}
+
 /// A browser's session as it was when it began.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ticket {
@@ -117,6 +125,30 @@ impl From<Compact> for User {
             last.to_string()
         });
         Self { id: compact.id, groups: numbers.chain(compact.names).collect() }
+    }
+}
+
+/// A [`User`], or none, as a ticket holds it: some 20 bytes with ten groups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PackedUser(Box<[u8]>);
+
+impl PackedUser {
+    pub(super) fn new(user: Option<&User>) -> Self {
+        // Cannot fail: there are only texts and numbers.
+        Self(postcard::to_allocvec(&user).unwrap_or_default().into())
+    }
+
+    pub(super) fn unpack(&self) -> Option<User> {
+        postcard::from_bytes(&self.0).ok().flatten()
+    }
+
+    /// What both users have; none when one of them is none.
+    pub(super) fn common(&self, other: &Self) -> Self {
+        if self == other {
+            return self.clone();
+        }
+        let both = self.unpack().zip(other.unpack());
+        Self::new(both.map(|(one, other)| one.common(&other)).as_ref())
     }
 }
 
@@ -246,6 +278,21 @@ mod tests {
         let mut groups = groups;
         groups.sort_unstable();
         assert_eq!(back, groups);
+    }
+
+    #[test]
+    fn packed_users_are_compared_by_what_they_have() {
+        let pack = |id: &str, groups: &[&str]| {
+            let groups = groups.iter().map(ToString::to_string).collect();
+            PackedUser::new(Some(&User { id: Some(id.to_owned()), groups }))
+        };
+        let (one, none) = (pack("1", &["2", "30", "x"]), PackedUser::new(None));
+        assert_eq!(one, pack("1", &["30", "x", "2"]));
+        assert_eq!(one.unpack().map(|user| user.groups), Some(["2", "30", "x"].map(str::to_owned).to_vec()));
+        assert_eq!(one.common(&pack("1", &["x", "2", "4"])), pack("1", &["2", "x"]));
+        let others = one.common(&pack("5", &["30"])).unpack();
+        assert_eq!(others, Some(User { id: None, groups: vec!["30".to_owned()] }));
+        assert!(one.common(&none) == none && none.common(&one) == none && none.unpack().is_none());
     }
 
     proptest! {

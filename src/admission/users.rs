@@ -1,6 +1,9 @@
 //! The users of tokens: Rails' keys `/current_users/<token>` in Redis.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use tokio::time::sleep;
@@ -66,6 +69,13 @@ impl User {
         (id.is_some() || !groups.is_empty()).then_some(Self { id, groups })
     }
 
+    /// The user with what both have: the id if it is the same, and the groups.
+    pub(super) fn common(&self, other: &Self) -> Self {
+        let others: HashSet<&String> = other.groups.iter().collect();
+        let groups = self.groups.iter().filter(|group| others.contains(group)).cloned().collect();
+        Self { id: self.id.clone().filter(|_| self.id == other.id), groups }
+    }
+
     /// The rooms that are the user's own: `user-<id>` and one `group-<id>` for each group.
     pub fn rooms(&self) -> impl Iterator<Item = String> + '_ {
         let own = self.id.iter().map(|id| format!("user-{id}"));
@@ -93,14 +103,41 @@ pub enum Answers {
 }
 
 impl Answers {
-    async fn get(&self, token: &str) -> Result<Option<Vec<u8>>, ConnectionError> {
+    async fn get(&self, token: &str) -> Result<Found, ConnectionError> {
         match self {
-            Self::Redis(link) => link.get(&format!("{KEYS}{token}")).await,
-            Self::Memory(users) => {
-                Ok(users.iter().find(|(known, _)| *known == token).map(|(_, json)| json.as_bytes().to_vec()))
-            }
+            Self::Redis(link) => understand(link.get(&format!("{KEYS}{token}")).await),
+            Self::Memory(users) => Ok(recall(users, token)),
         }
     }
+
+    /// What is found for each of the tokens; an error when Redis cannot say it of one.
+    async fn get_each(&self, tokens: &[&Token]) -> Result<Vec<Found>, ConnectionError> {
+        let tokens = tokens.iter().map(|token| token.expose());
+        match self {
+            Self::Redis(link) => {
+                let answers = link.get_each(tokens.map(|token| format!("{KEYS}{token}"))).await?;
+                answers.into_iter().map(understand).collect()
+            }
+            Self::Memory(users) => Ok(tokens.map(|token| recall(users, token)).collect()),
+        }
+    }
+}
+
+/// What an answer says of a token; the error if it is none.
+fn understand(answer: Result<Option<Vec<u8>>, ConnectionError>) -> Result<Found, ConnectionError> {
+    match answer {
+        Ok(None) => Ok(Found::Absent),
+        Ok(Some(json)) => Ok(User::parse(&json).map_or(Found::Unreadable, Found::User)),
+        // A key of another type is no user.
+        Err(ConnectionError::Redis(error)) if error.code() == Some("WRONGTYPE") => Ok(Found::Unreadable),
+        Err(ConnectionError::Denied(denial)) => Ok(Found::Refused(denial)),
+        Err(error) => Err(error),
+    }
+}
+
+fn recall(users: &[(&str, &str)], token: &str) -> Found {
+    let json = users.iter().find(|(known, _)| *known == token).map(|(_, json)| json.as_bytes().to_vec());
+    understand(Ok(json)).unwrap_or(Found::Absent)
 }
 
 /// Looks tokens up.
@@ -129,28 +166,45 @@ impl Users {
         let found = self.ask(token.expose()).await;
         if let Found::Refused(denial) = found {
             self.metrics.count(Counter::LookupsRefused);
-            if let Some(more_since_last) = REFUSALS.allow(Instant::now()) {
-                let what = "redis refuses a lookup, the browser is served as a visitor";
-                tracing::warn!(more_since_last, "{what}: {}", mend(denial));
-            }
+            warn(&REFUSALS, "redis refuses a lookup, the browser is served as a visitor", denial);
+        }
+        found
+    }
+
+    /// What Redis says of each of the tokens of connected users, as soon as it answers.
+    pub(super) async fn lookup_again(&self, tokens: &[&Token]) -> Vec<Found> {
+        static REFUSALS: Throttle = Throttle::new();
+        let found = persist(|| self.answers.get_each(tokens)).await;
+        self.metrics.add(Counter::Reauthorized, found.len() as u64);
+        let denial =
+            found.iter().find_map(|found| if let Found::Refused(denial) = found { Some(*denial) } else { None });
+        if let Some(denial) = denial {
+            warn(&REFUSALS, "redis refuses to look up connected users, who keep their rooms", denial);
         }
         found
     }
 
     async fn ask(&self, token: &str) -> Found {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            match self.answers.get(token).await {
-                Ok(None) => return Found::Absent,
-                Ok(Some(json)) => return User::parse(&json).map_or(Found::Unreadable, Found::User),
-                // A key of another type is no user.
-                Err(ConnectionError::Redis(error)) if error.code() == Some("WRONGTYPE") => return Found::Unreadable,
-                Err(ConnectionError::Denied(denial)) => return Found::Refused(denial),
-                Err(error) => tracing::debug!(%error, "cannot look up a token yet"),
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+        persist(|| self.answers.get(token)).await
+    }
+}
+
+/// Asks until there is an answer, with a backoff.
+async fn persist<T, F: Future<Output = Result<T, ConnectionError>>>(ask: impl Fn() -> F) -> T {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match ask().await {
+            Ok(found) => return found,
+            Err(error) => tracing::debug!(%error, "cannot look up a token yet"),
         }
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+fn warn(throttle: &Throttle, what: &str, denial: Denial) {
+    if let Some(more_since_last) = throttle.allow(Instant::now()) {
+        tracing::warn!(more_since_last, "{what}: {}", mend(denial));
     }
 }
 

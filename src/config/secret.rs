@@ -1,15 +1,15 @@
 //! A text that must not be seen, neither in logs nor in error reports.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
-/// A password or key. `Debug` says `[redacted]`; the text itself has to be asked for by name.
+/// A password or key. `Debug` says `[redacted]`; the text itself has to be asked for by name. Clones share the text.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Secret(Box<str>);
+pub struct Secret(Arc<str>);
 
 impl Secret {
     /// Wraps `text`.
     pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into().into_boxed_str())
+        Self(text.into().into())
     }
 
     /// The text itself, to be handed to Redis or to derive a key from.

@@ -29,6 +29,7 @@ fn defaults_are_those_of_the_table() {
     assert_eq!(config.recovery.window, Duration::from_mins(30));
     assert_eq!(config.recovery.log_bytes, 64 << 20);
     assert_eq!((config.recovery.secret, config.recovery.secret_variable), (None, None));
+    assert_eq!((config.reauth.period, config.reauth.strict), (Some(Duration::from_mins(1)), false));
     assert_eq!((config.rails.endpoint, config.rails.max_concurrency), (None, 16));
     assert_eq!(config.rails.hold, Duration::from_secs(30));
     assert_eq!((config.collab.auth_per_minute, config.collab.strict_names), (60, false));
@@ -70,6 +71,8 @@ fn all_mistakes_come_together() {
         ("RECOVERY_WINDOW", "soon"),
         ("RECOVERY_LOG_BYTES", "1T"),
         ("CHANNELS_SECRET", "hunter2"),
+        ("REAUTH_SECONDS", "1.5"),
+        ("REAUTH_STRICT", "very"),
         ("RAILS_MAX_CONCURRENCY", "many"),
         ("RAILS_HOLD_SECONDS", "301"),
         ("COLLAB_AUTH_PER_MINUTE", "0"),
@@ -82,9 +85,15 @@ fn all_mistakes_come_together() {
         ("LOG_FORMAT", "xml"),
         ("RUST_LOG", "info,=="),
     ]);
-    assert_eq!(found.len(), 23, "{found:#?}");
+    assert_eq!(found.len(), 25, "{found:#?}");
     assert_eq!(found[0], "PORT=\"70000\": out of range; give a whole number from 0 to 65535");
     assert!(found.iter().any(|mistake| mistake.starts_with("REDIS_URL: what follows the host")), "{found:#?}");
+}
+
+#[test]
+fn no_seconds_turn_live_authorization_off() {
+    assert_eq!(config(&[("REAUTH_SECONDS", "0")]).reauth.period, None);
+    assert_eq!(config(&[("REAUTH_SECONDS", "5")]).reauth.period, Some(Duration::from_secs(5)));
 }
 
 #[test]

@@ -27,7 +27,7 @@ const DUE_KEPT: usize = 1 << 14;
 
 pub(super) enum ShardCommand {
     Join(Newcomer),
-    SetRooms { id: MemberId, rooms: Rooms },
+    SetRooms { id: MemberId, rooms: Rooms, now: Instant },
     Leave { id: MemberId },
     Remind { part: usize, of: usize, now: Instant },
     Stop,
@@ -105,7 +105,7 @@ impl Shard {
                 worked = true;
                 match command {
                     ShardCommand::Join(newcomer) => self.join(newcomer),
-                    ShardCommand::SetRooms { id, rooms } => self.set_rooms(id, &rooms),
+                    ShardCommand::SetRooms { id, rooms, now } => self.set_rooms(id, &rooms, now),
                     ShardCommand::Leave { id } => self.leave(id),
                     ShardCommand::Remind { part, of, now } => self.remind(part, of, now),
                     ShardCommand::Stop => return,
@@ -144,7 +144,7 @@ impl Shard {
     }
 
     /// Gives a member other rooms. Of those it did not have, it gets what it would have got had it joined with them.
-    fn set_rooms(&mut self, id: MemberId, rooms: &Rooms) {
+    fn set_rooms(&mut self, id: MemberId, rooms: &Rooms, now: Instant) {
         let Some(&slot) = self.by_id.get(&id) else { return };
         let Some(member) = self.members.get(slot as usize) else { return };
         let rooms = self.shared.listen(rooms, member.bases, self.index);
@@ -160,6 +160,9 @@ impl Shard {
             member.subscriber.lagged();
         } else if !missed.is_empty() {
             member.subscriber.deliver(&missed.iter().map(|event| &**event).collect::<Vec<_>>());
+            // The last of these is older than what it got before, and it would come back as if it had not got that.
+            let at = self.shared.log.lock().offset(self.cursor, self.shared.clock.unix(now));
+            member.subscriber.remind(&self.shared.key.seal(&at));
         }
     }
 

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, RedisError, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, RedisError, RedisResult, aio::MultiplexedConnection};
 use tokio::{sync::Mutex, time::timeout};
 
 use super::{ConnectionError, Connector, DIAL_TIMEOUT};
@@ -61,6 +61,26 @@ impl Link {
         self.call(redis::cmd("GET").arg(key)).await
     }
 
+    /// The values of string keys, all asked for in one write, each as [`Link::get`] gives it. There is an error for all when
+    /// Redis answered none. `MGET` would need a right of its own, and says nothing of keys that hold no string.
+    pub async fn get_each(
+        &self,
+        keys: impl Iterator<Item = String>,
+    ) -> Result<Vec<Result<Option<Vec<u8>>, ConnectionError>>, ConnectionError> {
+        let connection = self.connection().await?;
+        let mut pipeline = redis::pipe();
+        for key in keys {
+            pipeline.cmd("GET").arg(key);
+        }
+        let answers = pipeline.ignore_errors().query_async(&mut MultiplexedConnection::clone(&connection)).await;
+        let answers: Vec<RedisResult<_>> = self.judge(&connection, answers).await?;
+        let mut values = Vec::with_capacity(answers.len());
+        for answer in answers {
+            values.push(self.judge(&connection, answer).await);
+        }
+        Ok(values)
+    }
+
     /// Publishes a message; returns the number of subscribers that received it.
     pub async fn publish(&self, channel: &str, payload: &[u8]) -> Result<u64, ConnectionError> {
         self.call(redis::cmd("PUBLISH").arg(channel).arg(payload)).await
@@ -68,7 +88,17 @@ impl Link {
 
     async fn call<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, ConnectionError> {
         let connection = self.connection().await?;
-        let error: RedisError = match command.query_async(&mut MultiplexedConnection::clone(&connection)).await {
+        let answer = command.query_async(&mut MultiplexedConnection::clone(&connection)).await;
+        self.judge(&connection, answer).await
+    }
+
+    /// What an answer on this connection says of Redis.
+    async fn judge<T>(
+        &self,
+        connection: &Arc<MultiplexedConnection>,
+        answer: RedisResult<T>,
+    ) -> Result<T, ConnectionError> {
+        let error = match answer {
             Ok(value) => {
                 self.breaker.succeeded();
                 return Ok(value);
@@ -77,7 +107,7 @@ impl Link {
         };
         if error.is_io_error() || error.is_timeout() || error.is_connection_dropped() {
             // Another caller may have replaced the connection already.
-            if self.connection.lock().await.take_if(|now| Arc::ptr_eq(now, &connection)).is_some() {
+            if self.connection.lock().await.take_if(|now| Arc::ptr_eq(now, connection)).is_some() {
                 self.breaker.lost(Instant::now());
             }
             return Err(error.into());

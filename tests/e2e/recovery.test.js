@@ -126,6 +126,28 @@ describe("our server", { timeout: 300_000 }, () => {
     assert.deepEqual(browser.texts(), ["missed", "live", "hers"]);
   });
 
+  test("rooms follow the user's key while the client is connected", async () => {
+    await server.stop();
+    server = await startOurs(redis, { env: { REAUTH_SECONDS: "1" } });
+    for (const io of Object.values(CLIENTS)) {
+      for (const transports of TRANSPORTS) {
+        await redis.user("ada", ADA);
+        const browser = await open({ io, transports });
+        const id = browser.socket.id;
+        await say(redis, "group-3", "before she joined");
+        await redis.user("ada", { ...ADA, group_ids: [2, 3] });
+        await until("she is in the new group", () => browser.texts().includes("before she joined"));
+        await say(redis, "group-1", "she has left this group");
+        await say(redis, "group-2", "she is still here");
+        await say(redis, "group-3", "and joined this one");
+        await fence(redis, browser);
+        assert.deepEqual(browser.texts(), ["before she joined", "she is still here", "and joined this one"]);
+        assert.deepEqual([browser.count("disconnect"), browser.socket.id], [0, id]);
+        browser.close();
+      }
+    }
+  });
+
   // ── Redis
 
   test("a Redis that hangs delays messages and loses none", async () => {

@@ -20,6 +20,7 @@ mod paths;
 mod polling;
 mod rails;
 mod readme;
+mod reauth;
 mod recovery;
 mod redis_url;
 mod screen;

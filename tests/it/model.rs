@@ -352,7 +352,7 @@ impl World {
         let (lost, kept) = self.missed(had, gained, connection.bases);
         let names = |rooms: &BTreeSet<usize>| rooms.iter().copied().map(room).collect();
         let connection = self.browsers[who].connection.as_mut().unwrap();
-        connection.membership.set_rooms(Rooms { had: names(&(&same | had)), gained: names(gained) });
+        connection.membership.set_rooms(Rooms { had: names(&(&same | had)), gained: names(gained) }, self.now);
         // A subscriber that was told of a loss is not cut for another.
         connection.owed.extend(match kept {
             Some(kept) if connection.complete => [lost, kept].concat(),

@@ -208,7 +208,7 @@ fn rooms_that_are_given_late_bring_everything_since_the_join() {
             let (membership, seen, joined) = join(&hub, Rooms::all(vec![room(0)]), Since::Now);
             count.fetch_add(1, Ordering::Relaxed);
             stay(&seen, connections.len() * 53 % STAY, &done);
-            membership.set_rooms(Rooms { had: vec![room(2), room(0)], gained: vec![room(1)] });
+            membership.set_rooms(Rooms { had: vec![room(2), room(0)], gained: vec![room(1)] }, Instant::now());
             connections.push((membership, seen, joined.at.sequence));
         }
         let published = rails.join().unwrap();
