@@ -13,7 +13,7 @@ use axum::{
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio::{
     net::TcpListener,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -26,13 +26,15 @@ use crate::{
     demo,
     dispatch::Dispatch,
     engineio::{CloseReason, Cors, Engine, Options, Unproven},
+    history::History,
     hub::{Clock, Epoch, Hub, HubOptions, LogBounds, OffsetKey, Shards},
     lifecycle::{Lifecycle, Readiness, Signals},
     listener::{self, Site},
     metrics::Metrics,
     rails::Rails,
-    redis_client::{Connector, Link},
+    redis_client::{ConnectionError, Connector, Link},
     socketio::{SocketIo, SocketIoWire},
+    telemetry::chain,
 };
 
 /// How long the stop may take; what has not ended by then is dropped. The program promises its operator to be gone 1.5 s
@@ -43,6 +45,10 @@ const STOP_DEADLINE: Duration = Duration::from_millis(1_400);
 /// whether it has delivered that.
 const FLUSH: Duration = Duration::from_secs(1);
 const FLUSH_TICK: Duration = Duration::from_millis(5);
+
+/// How long a start waits for the key that nodes share.
+const KEY_PATIENCE: Duration = Duration::from_secs(2);
+const KEY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Memory beyond the recovery log's for messages that a busy shard has not delivered yet: some seconds of the largest
 /// bursts. Messages beyond it are dropped; browsers that have not got them are disconnected and come back.
@@ -92,7 +98,7 @@ pub fn run(config: Config, mode: Mode) -> Result<(), AppError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(system("cannot start"))?;
     let result = runtime.block_on(async {
         let lifecycle = Lifecycle::current();
-        let app = App::bind(config, mode, lifecycle)?;
+        let app = App::bind(config, mode, lifecycle).await?;
         let port = app.address.port();
         tracing::info!("listening on port {port}");
         if mode == Mode::Demo {
@@ -123,6 +129,8 @@ pub struct App {
     dispatch: BoxFuture<'static, ()>,
     /// How long browsers are sent away before the stop.
     drain: Duration,
+    /// Keeps the log in Redis.
+    history: Option<Arc<History>>,
 }
 
 impl App {
@@ -130,12 +138,19 @@ impl App {
     ///
     /// # Errors
     /// [`AppError::Config`] when a port or an address cannot be used.
-    pub fn bind(config: Config, mode: Mode, lifecycle: Lifecycle) -> Result<Self, AppError> {
+    pub async fn bind(config: Config, mode: Mode, lifecycle: Lifecycle) -> Result<Self, AppError> {
         let listener = take_port(&config)?;
         let address = listener.local_addr().map_err(system("cannot tell the address of the port"))?;
         let (readiness, metrics, stop) = (Readiness::default(), Metrics::default(), lifecycle.stop().clone());
-        let key = config.recovery.secret.as_ref().map_or_else(|| Ok(Key::random()), Key::derive);
-        let key = key.map_err(|error| AppError::Config(format!("ticket key: {error}")))?;
+        let connector =
+            || Connector::new(&config.redis).map_err(|error| AppError::Config(format!("REDIS_URL: {error}")));
+        let key = match (&config.recovery.secret, mode) {
+            (Some(secret), _) => {
+                Key::derive(secret).map_err(|error| AppError::Config(format!("ticket key: {error}")))?
+            }
+            (None, Mode::Serve) => shared_key(&Link::new(connector()?)).await,
+            (None, Mode::Demo) => Key::random(),
+        };
         let RecoveryConfig { window, log_bytes: bytes, replay_bytes: replay, .. } = config.recovery;
         let hub = HubOptions {
             epoch: Epoch(rand::random()),
@@ -147,12 +162,21 @@ impl App {
         let started = Hub::start(hub, || lifecycle.critical("shard"));
         let (hub, shards) = started.map_err(system("cannot start a shard"))?;
 
-        let health = admin::routes(readiness.clone().until(lifecycle.drain().clone()));
-        let dispatch = Dispatch::new(hub.clone(), &config.recovery.gap_notice, metrics.clone());
+        let is_begun = Readiness::default();
+        let [is_subscribed, has_begun] =
+            [&readiness, &is_begun].map(|ready| ready.clone().until(lifecycle.drain().clone()));
+        let health = admin::routes(move || is_subscribed() && has_begun());
+        let history = match (&config.recovery, mode) {
+            (RecoveryConfig { stream: Some(stream), log_bytes, window, .. }, Mode::Serve) => {
+                let link = Link::new(connector()?);
+                Some(Arc::new(History::new(link, stream.clone(), hub.clone(), *log_bytes, *window)))
+            }
+            _ => None,
+        };
+        let dispatch =
+            Dispatch::new(hub.clone(), history.clone(), is_begun, &config.recovery.gap_notice, metrics.clone());
         let (dispatch, answers, demo) = match mode {
             Mode::Serve => {
-                let connector =
-                    || Connector::new(&config.redis).map_err(|error| AppError::Config(format!("REDIS_URL: {error}")));
                 let answers = || Ok(Answers::Redis(Link::new(connector()?)));
                 let rights = Users::new(answers()?, metrics.clone());
                 let check = stop.clone().run_until_cancelled_owned(rights.check_rights());
@@ -184,7 +208,7 @@ impl App {
         let overflow = health.fallback(async move |request: Request<Body>| refusing.refuse(&request));
         let site = Site { router, overflow, connections, metrics: metrics.clone() };
         let drain = config.drain;
-        Ok(Self { lifecycle, listener, address, metrics, site, engine, hub, shards, dispatch, drain })
+        Ok(Self { lifecycle, listener, address, metrics, site, engine, hub, shards, dispatch, drain, history })
     }
 
     /// Serves until it is told to end, and ends politely: browsers see their connection end and come back by themselves,
@@ -199,7 +223,7 @@ impl App {
     /// # Errors
     /// When a part ended that must not.
     pub async fn run(self) -> Result<(), AppError> {
-        let Self { lifecycle, listener, site, engine, hub, shards, dispatch, drain, .. } = self;
+        let Self { lifecycle, listener, site, engine, hub, shards, dispatch, drain, history, .. } = self;
         let stop = lifecycle.stop();
         let mut signals = Signals::listen().map_err(system("cannot listen to signals"))?;
         // The port stays open while browsers fetch what was accepted for them: one that polls may be between two requests.
@@ -211,6 +235,10 @@ impl App {
         let (reauthorized, until) = (Arc::clone(&engine), stop.clone());
         lifecycle.spawn_critical("reauthorization", async move { reauthorized.handler().reauthorize(until).await });
         lifecycle.spawn_critical("hub", hub.clone().tend(stop.clone()));
+        if let Some(history) = history {
+            let dispatched = dispatched.clone();
+            lifecycle.spawn_critical("history", async move { history.run(dispatched).await });
+        }
         let accept = listener::serve(listener, site, lifecycle.tasks().clone(), closing.clone());
         lifecycle.spawn_critical("listener", accept);
 
@@ -236,6 +264,30 @@ impl App {
         tracing::info!(browsers, flushed, finished, "stopped");
         crashed.map_or(Ok(()), |task| Err(AppError::Crashed(task)))
     }
+}
+
+/// The key that nodes without a secret share. A Redis that does not give it is not waited for: then the key is this
+/// process' own.
+async fn shared_key(link: &Link) -> Key {
+    let key = timeout(KEY_PATIENCE, async {
+        loop {
+            match Key::shared(link).await {
+                Ok(key) => return Ok(key),
+                Err(error @ (ConnectionError::Denied(_) | ConnectionError::Foreign(_))) => return Err(error),
+                Err(_) => sleep(KEY_PAUSE).await,
+            }
+        }
+    });
+    let reason = match key.await {
+        Ok(Ok(key)) => return key,
+        Ok(Err(error)) => chain(&error),
+        Err(_) => "redis does not answer".to_owned(),
+    };
+    tracing::warn!(
+        "tickets are sealed with a key of this process alone, so that browsers are not recovered by other nodes or after a \
+         restart; set CHANNELS_SECRET: {reason}"
+    );
+    Key::random()
 }
 
 fn engine_routes(engine: Arc<Engine<SocketIo>>) -> Router {

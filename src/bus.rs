@@ -37,8 +37,15 @@ pub enum Inbound {
         /// `None` in place of more than [`MAX_PAYLOAD`] bytes.
         payload: Option<Bytes>,
     },
-    /// From now on messages come; what was before.
-    Subscribed(Gap),
+    /// From now on messages come.
+    Subscribed {
+        /// What was before.
+        gap: Gap,
+        /// What was published up to here came before this subscription. `None` when that cannot be told.
+        before: Option<Position>,
+    },
+    /// The bus is here now, though no message came that is yielded.
+    Moved(Position),
     /// From now on messages may be missed.
     Lost,
     /// All that was published before a [drain](Source::drain) has been yielded, or was lost.

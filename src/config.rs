@@ -111,13 +111,17 @@ pub struct RecoveryConfig {
     pub window: Duration,
     /// Bytes of messages kept for that. `RECOVERY_LOG_BYTES`, default 64 MiB.
     pub log_bytes: usize,
+    /// Key of the Redis Stream that the messages are kept in too; `None` for `off`. `RECOVERY_STREAM`, default
+    /// `loomio-channels:recovery`.
+    pub stream: Option<String>,
     /// Bytes that one returning browser is given at most. `REPLAY_BYTES`, default 8 MiB.
     pub replay_bytes: usize,
     /// How long the rooms of a ticket serve after Redis last confirmed them. `UNVOUCHED_MAX`, default 24 hours.
     pub unvouched_max: Duration,
     /// What browsers are told when messages may have been lost. `GAP_NOTICE`, default reload.
     pub gap_notice: GapNotice,
-    /// What the ticket key is derived from. `CHANNELS_SECRET`, else `SECRET_COOKIE_TOKEN`, default none: a random key.
+    /// What the ticket key is derived from. `CHANNELS_SECRET`, else `SECRET_COOKIE_TOKEN`, default none: a random key that
+    /// is kept in Redis for all nodes.
     pub secret: Option<Secret>,
     /// The variable the secret came from.
     pub secret_variable: Option<&'static str>,
@@ -279,6 +283,7 @@ fn recovery(reader: &mut Reader<'_>) -> RecoveryConfig {
     RecoveryConfig {
         window: reader.value(&variable::RECOVERY_WINDOW),
         log_bytes: reader.value(&variable::RECOVERY_LOG_BYTES),
+        stream: reader.value(&variable::RECOVERY_STREAM),
         replay_bytes: reader.value(&variable::REPLAY_BYTES),
         unvouched_max: reader.value(&variable::UNVOUCHED_MAX),
         gap_notice: reader.value(&variable::GAP_NOTICE),

@@ -3,7 +3,7 @@
 //! Never waits for anything but the bus. A message that cannot be used is counted, logged once a minute for each reason,
 //! and dropped.
 
-use std::time::Duration;
+use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::OptionFuture;
@@ -12,9 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::EVERYONE,
-    bus::{Gap, Inbound, Rejected, Source, decode},
+    bus::{Gap, Inbound, Position, Rejected, Source, decode},
     config::GapNotice,
-    hub::{Hub, Kind},
+    history::{History, Loaded},
+    hub::{Hub, Kind, Past},
+    lifecycle::Readiness,
     metrics::{Counter, Metrics},
     telemetry::Throttle,
 };
@@ -23,12 +25,23 @@ use crate::{
 /// told together.
 const NOTICE_PAUSE: Duration = Duration::from_secs(10);
 
+/// Bytes of messages that are kept while what came before them is read.
+const WAITING_BYTES: usize = 64 << 20;
+
 /// How long Redis may take to yield what it had accepted when the stop came.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The way from the bus to the hub.
 pub struct Dispatch {
     hub: Hub,
+    /// Where what came before is read, and what comes is kept; `None` for nowhere.
+    history: Option<Arc<History>>,
+    /// What the bus brings up to this position is in the log already, if it has one of these fingerprints.
+    loaded: Option<(Position, VecDeque<u64>)>,
+    /// Sequence of the last message in the log.
+    sequence: u64,
+    /// Whether what came before the start has been read.
+    is_begun: Readiness,
     metrics: Metrics,
     /// What browsers are told of a gap, written as Loomio's own system notices are; `None` to tell nothing.
     notice: Option<String>,
@@ -39,13 +52,20 @@ pub struct Dispatch {
 }
 
 impl Dispatch {
-    /// To `hub`. Browsers are told of gaps as `notice` says.
-    pub fn new(hub: Hub, notice: &GapNotice, metrics: Metrics) -> Self {
+    /// To `hub`, which gets what was published before the start from `history`; after that it `is_begun`. Browsers are told
+    /// of gaps as `notice` says.
+    pub fn new(
+        hub: Hub,
+        history: Option<Arc<History>>,
+        is_begun: Readiness,
+        notice: &GapNotice,
+        metrics: Metrics,
+    ) -> Self {
         let notice = match notice {
             GapNotice::Off => None,
             GapNotice::Reload(text) => Some(serde_json::json!({ "notice": text, "reload": true }).to_string()),
         };
-        Self { hub, metrics, notice, notified: None, due: None }
+        Self { hub, history, loaded: None, sequence: 0, is_begun, metrics, notice, notified: None, due: None }
     }
 
     /// Takes messages from `source` until `stop`, and then all that Redis had accepted by that time.
@@ -68,25 +88,110 @@ impl Dispatch {
                 inbound = source.next() => inbound,
             };
             match inbound {
-                Inbound::Message { channel, payload, .. } => self.take(&channel, payload),
-                Inbound::Lost => self.hub.interrupt(),
-                // A browser that connected before was not told that it missed nothing, but need not reload either.
-                Inbound::Subscribed(Gap::Start) => self.hub.resume(false),
-                Inbound::Subscribed(Gap::Empty) => {
-                    self.metrics.count(Counter::GapsEmpty);
-                    self.hub.resume(true);
-                }
-                Inbound::Subscribed(Gap::Possible) => {
-                    self.metrics.count(Counter::Gaps);
-                    self.hub.resume(false);
-                    self.notify();
-                }
+                Inbound::Subscribed { gap: Gap::Start, before } => self.begin(source, before).await,
                 Inbound::Drained => return,
+                inbound => self.act(inbound),
             }
         }
     }
 
-    fn take(&self, channel: &[u8], payload: Option<Bytes>) {
+    /// Reads what was published before this node listened, and keeps what the bus brings meanwhile until that is in the
+    /// log.
+    async fn begin(&mut self, source: &mut impl Source, before: Option<Position>) {
+        let Some(history) = self.history.clone() else {
+            self.is_begun.set(true);
+            return self.resume_after_start(false);
+        };
+        let mut load = pin!(history.load(before));
+        let (mut waiting, mut bytes) = (Vec::new(), 0);
+        let loaded = loop {
+            tokio::select! {
+                loaded = &mut load => break loaded,
+                // More than this waits in Redis.
+                inbound = source.next(), if bytes < WAITING_BYTES => {
+                    if let Inbound::Message { payload: Some(payload), .. } = &inbound {
+                        bytes += payload.len();
+                    }
+                    bytes += size_of::<Inbound>();
+                    waiting.push(inbound);
+                }
+            }
+        };
+        let Loaded { entries, position, gap, complete } = loaded;
+        if let (true, Some(position), Some(before)) = (complete, position, before) {
+            let events = entries.iter().rev().filter_map(|entry| match entry {
+                Past::Event { payload, .. } => Some(self.hub.fingerprint(payload)),
+                Past::Gap { .. } => None,
+            });
+            let count = usize::try_from(position.count - before.count).unwrap_or(usize::MAX);
+            let mut fingerprints: VecDeque<u64> = events.take(count).collect();
+            fingerprints.make_contiguous().reverse();
+            self.loaded = Some((position, fingerprints));
+        }
+        tracing::info!(events = entries.len(), complete, "read what was published before the start");
+        self.sequence = self.hub.restore(entries, gap, std::time::Instant::now());
+        self.resume_after_start(complete);
+        // A gap counts as much as what was lost in it.
+        self.note(if complete { position } else { before });
+        history.restored();
+        for inbound in waiting {
+            self.act(inbound);
+        }
+        self.is_begun.set(true);
+    }
+
+    fn act(&mut self, inbound: Inbound) {
+        match inbound {
+            Inbound::Message { position, channel, payload } => {
+                if !self.has(position, payload.as_deref()) {
+                    self.take(&channel, payload);
+                    self.note(position);
+                }
+            }
+            Inbound::Moved(position) => self.note(Some(position)),
+            Inbound::Lost => self.hub.interrupt(),
+            Inbound::Subscribed { gap: Gap::Start, .. } => self.resume_after_start(false),
+            Inbound::Subscribed { gap: Gap::Empty, .. } => {
+                self.metrics.count(Counter::GapsEmpty);
+                self.hub.resume(true);
+            }
+            Inbound::Subscribed { gap: Gap::Possible, .. } => {
+                self.metrics.count(Counter::Gaps);
+                self.hub.resume(false);
+                self.notify();
+            }
+            Inbound::Drained => {}
+        }
+    }
+
+    /// Browsers that were welcomed before, when Redis was not there in time, missed what was published since.
+    fn resume_after_start(&mut self, complete: bool) {
+        self.hub.resume(complete);
+        if !complete && self.hub.has_listeners(EVERYONE) {
+            self.notify();
+        }
+    }
+
+    /// Whether a message is in the log already.
+    fn has(&mut self, position: Option<Position>, payload: Option<&[u8]>) -> bool {
+        let Some((until, loaded)) = &mut self.loaded else { return false };
+        let is_before = position.is_some_and(|position| position.run == until.run && position.count <= until.count);
+        if !is_before || loaded.is_empty() {
+            self.loaded = None;
+            return false;
+        }
+        let fingerprint = payload.map(|payload| self.hub.fingerprint(payload));
+        let index = loaded.iter().position(|&loaded| Some(loaded) == fingerprint);
+        index.map(|index| loaded.drain(..=index)).is_some()
+    }
+
+    fn note(&self, position: Option<Position>) {
+        if let (Some(history), Some(position)) = (&self.history, position) {
+            history.note(self.sequence, position);
+        }
+    }
+
+    fn take(&mut self, channel: &[u8], payload: Option<Bytes>) {
         self.metrics.count(Counter::MessagesReceived);
         // Empty when it is not text, which no channel of the subscription is.
         let channel = str::from_utf8(channel).unwrap_or_default();
@@ -98,8 +203,8 @@ impl Dispatch {
         }
     }
 
-    fn publish(&self, kind: Kind, room: &str, payload: Bytes) {
-        self.hub.publish(kind, room, payload, std::time::Instant::now());
+    fn publish(&mut self, kind: Kind, room: &str, payload: Bytes) {
+        self.sequence = self.hub.publish(kind, room, payload, std::time::Instant::now()).sequence;
     }
 
     fn reject(&self, channel: &str, rejected: Rejected) {
@@ -116,8 +221,8 @@ impl Dispatch {
         self.due = self.notified.map(|last| last + NOTICE_PAUSE).filter(|&next| next > now);
         if self.due.is_none() {
             self.notified = Some(now);
-            if let Some(notice) = &self.notice {
-                self.publish(Kind::Notice, EVERYONE, Bytes::copy_from_slice(notice.as_bytes()));
+            if let Some(notice) = self.notice.clone() {
+                self.publish(Kind::Notice, EVERYONE, notice.into());
             }
         }
     }
@@ -139,7 +244,7 @@ mod tests {
             clock: Clock { at: std::time::Instant::now(), unix: 0 },
         };
         let (hub, shards) = Hub::start(options, || ()).unwrap();
-        (Dispatch::new(hub, notice, Metrics::default()), shards)
+        (Dispatch::new(hub, None, Readiness::default(), notice, Metrics::default()), shards)
     }
 
     #[tokio::test(start_paused = true)]

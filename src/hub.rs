@@ -12,6 +12,7 @@ mod event;
 mod join;
 mod log;
 mod offset;
+mod past;
 mod rooms;
 mod shard;
 
@@ -19,7 +20,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{self, Sender},
     },
     thread::{self, JoinHandle, Thread},
@@ -28,6 +29,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
@@ -35,6 +37,7 @@ pub use self::{
     join::{Joined, Return, Rooms, Since},
     log::LogBounds,
     offset::{Epoch, Offset, OffsetKey},
+    past::{Past, Tail},
 };
 use self::{
     log::{EventLog, Oldest},
@@ -119,6 +122,9 @@ struct HubState {
     key: OffsetKey,
     clock: Clock,
     next_member: AtomicU64,
+    /// Wakes the [`Tail`] that waits, if one does.
+    news: Notify,
+    is_followed: AtomicBool,
 }
 
 /// How to reach a shard.
@@ -172,11 +178,13 @@ impl Hub {
         let HubOptions { epoch, key, bounds, shards, clock } = options;
         let count = shards.clamp(1, MAX_SHARDS);
         let shared = Arc::new(HubState {
-            log: Mutex::new(EventLog::new(epoch, bounds)),
+            log: Mutex::new(EventLog::new(epoch, bounds, clock.unix(clock.at))),
             delivered: (0..count).map(|_| AtomicU64::new(0)).collect(),
             key,
             clock,
             next_member: AtomicU64::new(0),
+            news: Notify::new(),
+            is_followed: AtomicBool::new(false),
         });
         let mut shards = Shards { handles: Vec::new(), threads: Vec::new() };
         for index in 0..count {
@@ -198,6 +206,7 @@ impl Hub {
         let (fingerprint, at) = (self.shared.key.fingerprint(&payload), self.shared.clock.unix(now));
         let (offset, listeners) = self.shared.log.lock().append(kind, room, payload, fingerprint, now, at);
         self.wake(listeners);
+        self.shared.wake_tail();
         self.expire(now);
         offset
     }
@@ -211,7 +220,19 @@ impl Hub {
     /// Messages come again. Unless it is known that none was lost meanwhile, no session that began before now is ever
     /// told that it missed nothing.
     pub fn resume(&self, lost_nothing: bool) {
-        self.shared.log.lock().resume(lost_nothing);
+        let now = Instant::now();
+        let mut log = self.shared.log.lock();
+        log.interrupted = false;
+        if !lost_nothing {
+            log.append_gap(rand::random(), now, self.shared.clock.unix(now));
+        }
+        drop(log);
+        self.shared.wake_tail();
+    }
+
+    /// Whether a subscriber is in the room.
+    pub fn has_listeners(&self, room: &str) -> bool {
+        self.shared.log.lock().rooms.is_listened_to(room)
     }
 
     /// Whether messages may be lost at this moment.

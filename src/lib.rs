@@ -14,6 +14,7 @@
 //! | [`collab_auth`] | the question of a Hocuspocus server before it opens a document | how Rails is asked |
 //! | [`admin`], [`demo`] | health for operators; the page of `loomio-channels demo` | browsers' sockets |
 //! | [`admission`] | from a token or ticket to a user, rooms that follow it, and a position to serve from | wires |
+//! | [`history`] | the log's copy in a Redis Stream, for restarts and other nodes | wires, rooms' members |
 //! | [`hub`] | rooms, fan-out, recovery from a log of neutral events | protocols, Redis, HTTP |
 //! | [`bus`] | messages as Rails writes them, from Redis or from memory, and proof of gaps | rooms' members |
 //! | [`rails`] | questions to Rails over HTTP: one client, one limit, one rule for outages | callers and their protocols |
@@ -64,6 +65,7 @@ pub mod config;
 pub mod demo;
 pub mod dispatch;
 pub mod engineio;
+pub mod history;
 pub mod hub;
 pub mod lifecycle;
 pub mod listener;

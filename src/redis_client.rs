@@ -43,6 +43,9 @@ pub enum ConnectionError {
     /// The circuit breaker is open: a dial or a command failed a moment ago.
     #[error("redis did not answer a moment ago")]
     Down,
+    /// What is at the key was not written by this program.
+    #[error("another program keeps something else at the key {0}")]
+    Foreign(&'static str),
     /// Redis denies the command until a person changes a setting.
     #[error("redis denies the command")]
     Denied(Denial),

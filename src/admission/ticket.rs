@@ -13,13 +13,19 @@ use serde::{Deserialize, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use super::{SessionId, Token, User};
-use crate::config::Secret;
+use crate::{
+    config::Secret,
+    redis_client::{ConnectionError, Link},
+};
 
 /// Bytes of a key.
 const KEY: usize = 32;
 
 /// The same for all installations: every node must derive the same key from the secret alone.
 const SALT: &[u8] = b"loomio-channels ticket key 2";
+
+/// Where nodes without a secret keep the key that they share.
+const SHARED_KEY: &str = "loomio-channels:key";
 
 /// The key of a process, or of all nodes with the same secret. Each use has its own part of it.
 #[derive(Clone)]
@@ -37,6 +43,17 @@ impl Key {
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
         argon2.hash_password_into(secret.expose().as_bytes(), SALT, &mut key)?;
         Ok(Self(key))
+    }
+
+    /// The random key that all nodes share which use the same Redis; the first to ask makes it.
+    ///
+    /// # Errors
+    /// When Redis does not answer or does not let this node read or write the key.
+    pub async fn shared(link: &Link) -> Result<Self, ConnectionError> {
+        link.set_absent(SHARED_KEY, &URL_SAFE_NO_PAD.encode(Self::random().0)).await?;
+        let text = link.get(SHARED_KEY).await?.unwrap_or_default();
+        let key = URL_SAFE_NO_PAD.decode(text).ok().and_then(|key| key.try_into().ok());
+        key.map(Self).ok_or(ConnectionError::Foreign(SHARED_KEY))
     }
 
     /// A key that no other process has.

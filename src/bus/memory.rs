@@ -37,7 +37,7 @@ pub struct MemorySource {
 impl Source for MemorySource {
     async fn next(&mut self) -> Inbound {
         if !std::mem::replace(&mut self.subscribed, true) {
-            return Inbound::Subscribed(Gap::Start);
+            return Inbound::Subscribed { gap: Gap::Start, before: None };
         }
         // Only now does the caller know of the subscription.
         self.readiness.set(true);
@@ -88,7 +88,7 @@ mod tests {
         let (bus, mut source) = MemoryBus::new(readiness);
         let publication = |room: &str| Publication::new(room, b"{}").unwrap();
         assert_eq!(bus.publish(publication("group-1")).await, 1);
-        assert_eq!(source.next().await, Inbound::Subscribed(Gap::Start));
+        assert_eq!(source.next().await, Inbound::Subscribed { gap: Gap::Start, before: None });
         assert!(!is_ready());
         bus.publish(publication("user-2")).await;
         assert_eq!(drained(&mut source).await, [r#"{"room":"group-1"}"#, r#"{"room":"user-2"}"#]);

@@ -66,8 +66,8 @@ impl RedisSource {
         }
     }
 
-    /// Makes a subscription the live one; returns what was before it.
-    fn install(&mut self, Dialled { mut subscription, started, found_nothing }: Dialled) -> Gap {
+    /// Makes a subscription the live one, and tells what was before it.
+    fn install(&mut self, Dialled { mut subscription, started, found_nothing }: Dialled) -> Inbound {
         let gap = match self.before.take() {
             None => {
                 if let Some(limit) = subscription.limit() {
@@ -82,11 +82,12 @@ impl RedisSource {
             }
         };
         if !self.quiet {
-            let gap = format!("{gap:?}").to_lowercase();
-            tracing::info!(after_ms = started.elapsed().as_millis(), gap, "subscribed to redis");
+            let kind = format!("{gap:?}").to_lowercase();
+            tracing::info!(after_ms = started.elapsed().as_millis(), gap = kind, "subscribed to redis");
         }
+        let before = subscription.before();
         self.live = Some(subscription);
-        gap
+        Inbound::Subscribed { gap, before }
     }
 
     fn lose(&mut self, error: &SubscriptionError) {
@@ -122,7 +123,7 @@ impl Source for RedisSource {
                     None => self.dials.get_or_insert_with(|| dial(&self.connector, Duration::MAX)).await,
                 };
                 self.dials = None;
-                return Inbound::Subscribed(self.install(dialled));
+                return self.install(dialled);
             };
             // Only now does the caller know of the subscription.
             self.readiness.set(!live.silent);

@@ -6,6 +6,9 @@ use tracing_subscriber::EnvFilter;
 
 use super::{GapNotice, LogFormat, Secret, reader::Wrong};
 
+/// Longest name of a key in bytes.
+const MAX_KEY: usize = 200;
+
 const OUT_OF_RANGE: &str = "out of range";
 
 pub(super) fn number<T: FromStr + PartialOrd + Display>(text: &str, range: &RangeInclusive<T>) -> Result<T, Wrong> {
@@ -110,6 +113,17 @@ pub(super) fn gap_notice(text: &str) -> Result<GapNotice, Wrong> {
         "reload" => GapNotice::Reload(None),
         _ => GapNotice::Reload(Some(text.to_owned())),
     })
+}
+
+/// A key of Redis; `None` for `off`.
+pub(super) fn key_or_off(text: &str) -> Result<Option<String>, Wrong> {
+    match text {
+        _ if text.eq_ignore_ascii_case("off") => Ok(None),
+        _ if text.len() > MAX_KEY || text.chars().any(|c| c.is_control() || c.is_whitespace()) => {
+            Err(Wrong::new("not a name for a key", "give a short name without blanks, or off"))
+        }
+        _ => Ok(Some(text.to_owned())),
+    }
 }
 
 pub(super) fn log_format(text: &str) -> Result<LogFormat, Wrong> {

@@ -9,8 +9,8 @@ use super::{
     GapNotice, LogFormat, Networks, RedisUrl, Secret,
     loomio::{host, own_hosts, web_url},
     parse::{
-        address, bytes, duration, filter, gap_notice, log_format, milliseconds, number, seconds, secret, strong_secret,
-        switch,
+        address, bytes, duration, filter, gap_notice, key_or_off, log_format, milliseconds, number, seconds, secret,
+        strong_secret, switch,
     },
     reader::Wrong,
 };
@@ -77,12 +77,14 @@ variables! {
     plain BIND: IpAddr = "all interfaces", address(), "address to listen on, for example 127.0.0.1 or ::1";
     secret CHANNELS_SECRET: Secret = "SECRET_COOKIE_TOKEN", strong_secret(),
         "seals the tickets of returning browsers; the same on every node, 16 characters or more";
-    secret SECRET_COOKIE_TOKEN: Secret = "a random key", secret(),
+    secret SECRET_COOKIE_TOKEN: Secret = "a random key kept in Redis", secret(),
         "Loomio's own secret, used when CHANNELS_SECRET is unset";
     plain RECOVERY_WINDOW: Duration = "30m", duration(1..=24 * 3600),
         "how long a browser may be away and still miss nothing: 1800, 1800s, 30m, 2h";
     plain RECOVERY_LOG_BYTES: usize = "64MiB", bytes(64 << 10..=64 << 30),
         "memory for messages kept for that: 67108864, 64MiB, 64M";
+    plain RECOVERY_STREAM: Option<String> = "loomio-channels:recovery", key_or_off(),
+        "key in Redis where the messages are kept too, for restarts and other nodes; or off";
     plain REPLAY_BYTES: usize = "8MiB", bytes(4 << 10..=1 << 30),
         "what a returning browser is given at most; if it missed more it starts over";
     plain UNVOUCHED_MAX: Duration = "24h", duration(1..=365 * 24 * 3600),

@@ -60,6 +60,11 @@ impl Event {
         Self { kind, room, offset, payload: Mutex::new(payload), forms: OnceLock::new() }
     }
 
+    /// As it was published.
+    pub(super) fn payload(&self) -> Bytes {
+        self.payload.lock().clone()
+    }
+
     /// The event as `W` sends it. The first call makes the form; all later ones, from any thread, share it for as long as
     /// the event is kept.
     pub fn form<W: Wire>(&self, wire: &W) -> &W::Form {
@@ -91,7 +96,7 @@ mod tests {
     use crate::hub::Epoch;
 
     fn event(payload: &'static [u8]) -> Event {
-        let offset = Offset { epoch: Epoch(1), sequence: 2, fingerprint: 3, at: 4 };
+        let offset = Offset { epoch: Epoch(1), sequence: 2, fingerprint: 3, at: 4, gap: 5 };
         Event::new(Kind::Records, "group-1".into(), offset, Bytes::from_static(payload))
     }
 

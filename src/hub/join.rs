@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Event, HubState, Offset,
-    log::{ENTRY_OVERHEAD, EventLog},
+    log::{ENTRY_OVERHEAD, EventLog, SKEW},
     rooms::RoomId,
 };
 
@@ -76,11 +76,18 @@ impl Bases {
         let Since::Return(Return { started, served }) = since else {
             return Self { served: cursor, started: cursor, whole: true };
         };
+        // That it was served after a gap does not say what it missed in the gap, of whichever log.
+        let is_continuous = started
+            .zip(served)
+            .is_some_and(|(started, served)| started.gap == served.gap || served.gap.saturating_add(SKEW) < started.at);
         let known = |offset: Option<Offset>| offset.and_then(|offset| log.known(&offset));
-        let started = known(started);
-        let served = known(served).max(started).unwrap_or(0);
-        let whole = started.is_some_and(|started| log.is_whole_since(started));
-        Self { served, started: started.unwrap_or(0), whole }
+        let (first, last) = (known(started), known(served));
+        let (served, whole) = match (first, last) {
+            (_, Some(last)) if is_continuous && log.is_whole_since(last) => (last.max(first.unwrap_or(0)), true),
+            (Some(first), None) if log.is_whole_since(first) => (first, true),
+            _ => (last.max(first).unwrap_or(0), false),
+        };
+        Self { served, started: first.unwrap_or(0), whole }
     }
 }
 

@@ -4,7 +4,8 @@
 //! missed events, so that the lock around the log is held for microseconds.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque, hash_map::Entry},
+    num::NonZero,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,7 +13,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Event, Kind, Offset,
+    Event, Kind, Offset, Past,
     offset::Epoch,
     rooms::{RoomId, RoomTable, ShardSet},
 };
@@ -20,6 +21,9 @@ use super::{
 /// Estimated memory of one entry beside its payload, in bytes: the event, its form for one wire and the log's own
 /// bookkeeping. It counts against the bound, so that many tiny events are bounded too.
 pub(super) const ENTRY_OVERHEAD: usize = 320;
+
+/// By how many seconds the clocks of nodes may differ.
+pub(super) const SKEW: u32 = 2;
 
 /// How much the log keeps; what exceeds `window` or `bytes` is dropped, oldest first. A form that does not share its
 /// event's payload comes on top.
@@ -37,14 +41,24 @@ pub struct LogBounds {
 
 struct LogEntry {
     fingerprint: u64,
+    /// How many entries later the same was published again, if it was.
+    repeated: Option<NonZero<u32>>,
+    published: Instant,
+    /// The same, in seconds since 1970.
+    at: u32,
     /// `None` marks a gap: a moment in which messages may have been lost before they reached the hub.
     kept: Option<Kept>,
+}
+
+/// Where something was published: the sequences of the first and last entry that the log has.
+struct Occurrences {
+    first: u64,
+    last: u64,
 }
 
 /// An event in the log.
 pub(super) struct Kept {
     room: RoomId,
-    published: Instant,
     /// What it counts against the bounds.
     pub(super) weight: usize,
     pub(super) event: Arc<Event>,
@@ -68,20 +82,35 @@ pub(super) struct EventLog {
     first: u64,
     /// What all entries together count against the bounds.
     pub(super) bytes: usize,
+    /// By fingerprint; how offsets of other logs are found.
+    places: HashMap<u64, Occurrences>,
     /// Fingerprint of the newest entry that was dropped.
     fingerprint: u64,
     /// Sequence of the newest gap, 0 for none.
     gap: u64,
+    /// When that was, in seconds since 1970. No two gaps have the same time.
+    pub(super) gap_at: u32,
     /// Whether messages may be lost at this moment before they reach the hub.
     pub(super) interrupted: bool,
     pub(super) rooms: RoomTable,
 }
 
 impl EventLog {
-    /// An empty log that is interrupted until [`EventLog::resume`].
-    pub(super) fn new(epoch: Epoch, bounds: LogBounds) -> Self {
-        let (entries, rooms) = (VecDeque::new(), RoomTable::default());
-        Self { epoch, bounds, entries, first: 1, bytes: 0, fingerprint: 0, gap: 0, interrupted: true, rooms }
+    /// An empty log, begun at this time in seconds since 1970, that is interrupted until [`EventLog::resume`].
+    pub(super) fn new(epoch: Epoch, bounds: LogBounds, at: u32) -> Self {
+        Self {
+            epoch,
+            bounds,
+            entries: VecDeque::new(),
+            first: 1,
+            bytes: 0,
+            places: HashMap::new(),
+            fingerprint: 0,
+            gap: 0,
+            gap_at: at,
+            interrupted: true,
+            rooms: RoomTable::default(),
+        }
     }
 
     /// Sequence of the newest entry, 0 before the first.
@@ -92,7 +121,7 @@ impl EventLog {
     /// The offset of a subscriber that has seen everything up to `sequence`, at the time `at`.
     pub(super) fn offset(&self, sequence: u64, at: u32) -> Offset {
         let fingerprint = self.entry(sequence).map_or(self.fingerprint, |entry| entry.fingerprint);
-        Offset { epoch: self.epoch, sequence, fingerprint, at }
+        Offset { epoch: self.epoch, sequence, fingerprint, at, gap: self.gap_at }
     }
 
     fn entry(&self, sequence: u64) -> Option<&LogEntry> {
@@ -114,25 +143,38 @@ impl EventLog {
         published: Instant,
         at: u32,
     ) -> (Offset, ShardSet) {
-        let offset = Offset { epoch: self.epoch, sequence: self.head() + 1, fingerprint, at };
+        let offset = Offset { epoch: self.epoch, sequence: self.head() + 1, fingerprint, at, gap: self.gap_at };
         let weight = payload.len() + ENTRY_OVERHEAD;
         self.bytes += weight;
         let (room, name, listeners) = self.rooms.keep(room, offset.sequence);
         // Until a form is made of it, it may stay where the bus has read it.
         let payload = if listeners == 0 { Bytes::copy_from_slice(&payload) } else { payload };
         let event = Arc::new(Event::new(kind, name, offset, payload));
-        self.entries.push_back(LogEntry { fingerprint, kept: Some(Kept { room, published, weight, event }) });
+        let kept = Some(Kept { room, weight, event });
+        self.push(LogEntry { fingerprint, repeated: None, published, at, kept });
         (offset, listeners)
     }
 
-    /// Messages come again; unless it is known that none was lost meanwhile, that was a gap.
-    pub(super) fn resume(&mut self, lost_nothing: bool) {
-        self.interrupted = false;
-        if !lost_nothing {
-            let fingerprint = self.offset(self.head(), 0).fingerprint;
-            self.entries.push_back(LogEntry { fingerprint, kept: None });
-            self.gap = self.head();
+    /// Appends a gap. By its fingerprint, which nothing else has, other logs recognise the place after it.
+    pub(super) fn append_gap(&mut self, fingerprint: u64, published: Instant, at: u32) {
+        self.push(LogEntry { fingerprint, repeated: None, published, at, kept: None });
+        self.gap = self.head();
+        self.gap_at = at.max(self.gap_at.saturating_add(1));
+    }
+
+    fn push(&mut self, entry: LogEntry) {
+        let sequence = self.head() + 1;
+        match self.places.entry(entry.fingerprint) {
+            Entry::Vacant(place) => _ = place.insert(Occurrences { first: sequence, last: sequence }),
+            Entry::Occupied(mut place) => {
+                let last = std::mem::replace(&mut place.get_mut().last, sequence);
+                let index = usize::try_from(last - self.first).unwrap_or(usize::MAX);
+                if let Some(before) = self.entries.get_mut(index) {
+                    before.repeated = u32::try_from(sequence - last).ok().and_then(NonZero::new);
+                }
+            }
         }
+        self.entries.push_back(entry);
     }
 
     /// Whether no gap is known since `sequence`.
@@ -145,16 +187,20 @@ impl EventLog {
     pub(super) fn expire_oldest(&mut self, now: Instant, delivered: u64) -> Oldest {
         let Some(oldest) = self.entries.front().filter(|_| self.entries.len() > 1) else { return Oldest::Stays };
         let LogBounds { window, bytes, undelivered, .. } = self.bounds;
-        let outdated = oldest.kept.as_ref().is_none_or(|kept| now.saturating_duration_since(kept.published) > window);
+        let outdated = now.saturating_duration_since(oldest.published) > window;
         if !outdated && self.bytes <= bytes {
             return Oldest::Stays;
         }
         if self.first > delivered && self.bytes <= bytes.saturating_add(undelivered) {
             return Oldest::Undelivered;
         }
-        self.first += 1;
-        let Some(LogEntry { fingerprint, kept }) = self.entries.pop_front() else { return Oldest::Stays };
+        let Some(LogEntry { fingerprint, repeated, kept, .. }) = self.entries.pop_front() else { return Oldest::Stays };
         self.fingerprint = fingerprint;
+        match (repeated, self.places.get_mut(&fingerprint)) {
+            (Some(distance), Some(place)) => place.first = self.first + u64::from(distance.get()),
+            _ => _ = self.places.remove(&fingerprint),
+        }
+        self.first += 1;
         if let Some(kept) = &kept {
             self.bytes -= kept.weight;
             self.rooms.drop_oldest(kept.room);
@@ -179,9 +225,23 @@ impl EventLog {
         self.first + end as u64 - 1
     }
 
-    /// The offset's sequence, if the offset is of this log.
+    /// The sequence of the offset, if this log has the place. Where the same was published several times, the first that
+    /// it may be: what is sent twice does no harm.
     pub(super) fn known(&self, offset: &Offset) -> Option<u64> {
-        (offset.epoch == self.epoch && offset.sequence <= self.head()).then_some(offset.sequence)
+        if offset.epoch == self.epoch {
+            return (offset.sequence <= self.head()).then_some(offset.sequence);
+        }
+        let sequence = self.places.get(&offset.fingerprint)?.first;
+        // When the subscriber was there before this was published, it was at an earlier place that the log has dropped.
+        let published = self.entry(sequence)?.at;
+        (published <= offset.at.saturating_add(SKEW)).then_some(sequence)
+    }
+
+    /// The entry with this sequence, as it is kept elsewhere.
+    pub(super) fn past(&self, sequence: u64) -> Option<Past> {
+        let &LogEntry { fingerprint, at, ref kept, .. } = self.entry(sequence)?;
+        let Some(Kept { event, .. }) = kept else { return Some(Past::Gap { fingerprint, at }) };
+        Some(Past::Event { kind: event.kind, room: Arc::clone(&event.room), payload: event.payload(), at })
     }
 }
 
@@ -193,8 +253,8 @@ mod tests {
 
     fn log(bytes: usize, undelivered: usize) -> EventLog {
         let bounds = LogBounds { window: Duration::from_mins(1), bytes, undelivered, replay: usize::MAX };
-        let mut log = EventLog::new(Epoch(7), bounds);
-        log.resume(true);
+        let mut log = EventLog::new(Epoch(7), bounds, 100);
+        log.interrupted = false;
         log
     }
 
@@ -218,7 +278,7 @@ mod tests {
         assert_eq!((kept(&log), log.bytes, log.dropped()), ((90..100).collect(), 10 * WEIGHT, 90));
         let (quiet, busy) = (log.rooms.listen("quiet", 0), log.rooms.listen("busy", 0));
         assert_eq!((log.rooms.dropped(quiet), log.rooms.dropped(busy)), (1, 90));
-        assert_eq!(log.offset(90, 5), Offset { epoch: Epoch(7), sequence: 90, fingerprint: 89, at: 5 });
+        assert_eq!(log.offset(90, 5), Offset { epoch: Epoch(7), sequence: 90, fingerprint: 89, at: 5, gap: 100 });
     }
 
     #[test]
@@ -251,13 +311,49 @@ mod tests {
     }
 
     #[test]
-    fn offsets_of_another_log_or_the_future_are_not_known() {
+    fn offsets_of_another_log_are_known_by_what_was_published() {
         let (mut log, now) = (log(1 << 20, 0), Instant::now());
         append(&mut log, "a", 1, now, 0);
         let own = log.offset(1, 0);
         assert_eq!(log.known(&own), Some(1));
-        assert_eq!(log.known(&Offset { epoch: Epoch(8), ..own }), None);
-        assert_eq!(log.known(&Offset { sequence: 2, ..own }), None);
+        assert_eq!(log.known(&Offset { sequence: 2, ..own }), None, "in the future");
+        let other = Offset { epoch: Epoch(8), sequence: 70, ..own };
+        assert_eq!(log.known(&other), Some(1));
+        assert_eq!(log.known(&Offset { fingerprint: 2, ..other }), None);
+        log.append_gap(2, now, 0);
+        assert_eq!(log.known(&Offset { fingerprint: 2, ..other }), Some(2), "a session began after the gap");
+    }
+
+    #[test]
+    fn of_places_with_the_same_message_the_first_counts_and_none_that_came_later() {
+        let (mut log, now) = (log(4 * WEIGHT, 0), Instant::now());
+        let add = |log: &mut EventLog, fingerprint, at| {
+            log.append(Kind::Records, "a", vec![0; 1_000].into(), fingerprint, now, at);
+            while let Oldest::Dropped(_) = log.expire_oldest(now, u64::MAX) {}
+        };
+        let place =
+            |log: &EventLog, at| log.known(&Offset { epoch: Epoch(8), sequence: 0, fingerprint: 1, at, gap: 0 });
+        for (at, fingerprint) in [(10, 1), (11, 2), (20, 1), (30, 1)] {
+            add(&mut log, fingerprint, at);
+        }
+        assert_eq!([place(&log, 10), place(&log, 40)], [Some(1), Some(1)]);
+        add(&mut log, 3, 40);
+        assert_eq!(place(&log, 40), Some(3), "the first was dropped");
+        assert_eq!(place(&log, 10), None, "it was at the first");
+        for fingerprint in 4..8 {
+            add(&mut log, fingerprint, 50);
+        }
+        assert_eq!((place(&log, 60), log.places.len()), (None, 4));
+        add(&mut log, 1, 60);
+        assert_eq!([place(&log, 30), place(&log, 60)], [None, Some(10)]);
+    }
+
+    #[test]
+    fn no_two_gaps_have_the_same_time() {
+        let (mut log, now) = (log(1 << 20, 0), Instant::now());
+        log.append_gap(1, now, 200);
+        log.append_gap(2, now, 200);
+        assert_eq!((log.gap, log.gap_at), (2, 201));
     }
 
     #[test]
@@ -267,10 +363,9 @@ mod tests {
         assert!(log.is_whole_since(1));
         log.interrupted = true;
         assert!(!log.is_whole_since(1), "nobody knows yet");
-        log.resume(true);
+        log.interrupted = false;
         assert!(log.is_whole_since(0));
-        log.interrupted = true;
-        log.resume(false);
+        log.append_gap(9, now, 0);
         assert!(!log.is_whole_since(1) && log.is_whole_since(2));
     }
 

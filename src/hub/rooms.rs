@@ -77,6 +77,11 @@ impl RoomTable {
         self.room(id).map_or(0, |room| room.listeners)
     }
 
+    /// Whether any shard listens to the room.
+    pub(super) fn is_listened_to(&self, name: &str) -> bool {
+        self.by_name.get(name).is_some_and(|&id| self.listeners(id) != 0)
+    }
+
     /// Notes that the log dropped the oldest event of a room.
     pub(super) fn drop_oldest(&mut self, id: RoomId) {
         self.change(id, |room| {

@@ -81,12 +81,24 @@ impl Link {
         Ok(values)
     }
 
+    /// Sets a key that does not exist yet.
+    ///
+    /// # Errors
+    /// [`ConnectionError::Denied`] when the user may not write it. Any other error means that Redis does not answer now.
+    pub async fn set_absent(&self, key: &str, value: &str) -> Result<(), ConnectionError> {
+        self.call::<Option<String>>(redis::cmd("SET").arg(key).arg(value).arg("NX")).await.map(drop)
+    }
+
     /// Publishes a message; returns the number of subscribers that received it.
     pub async fn publish(&self, channel: &str, payload: &[u8]) -> Result<u64, ConnectionError> {
         self.call(redis::cmd("PUBLISH").arg(channel).arg(payload)).await
     }
 
-    async fn call<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, ConnectionError> {
+    /// Has a command executed.
+    ///
+    /// # Errors
+    /// As for [`Link::get`]; [`ConnectionError::Redis`] also for what else Redis answers.
+    pub async fn call<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, ConnectionError> {
         let connection = self.connection().await?;
         let answer = command.query_async(&mut MultiplexedConnection::clone(&connection)).await;
         self.judge(&connection, answer).await

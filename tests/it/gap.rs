@@ -68,6 +68,24 @@ async fn pages_that_were_open_are_asked_to_reload_once_and_never_called_recovere
 }
 
 #[tokio::test]
+async fn a_page_that_was_welcomed_before_the_first_subscription_is_asked_to_reload() {
+    let mut redis = Redis::start().await;
+    redis.user("ada", 1, &[]).await;
+    redis.kill();
+    let server = Server::start(&redis.url(), &[("GAP_NOTICE", "reload")]).await;
+    let mut early = Browser::connect(&server, "ada").await;
+    redis.up().await;
+    server.ready().await;
+    let mut late = Browser::connect(&server, "ada").await;
+    redis.fence("end").await;
+    let arguments: Vec<_> = early.upto("end").await.into_iter().map(|event| event.argument).collect();
+    assert_eq!(arguments, [r#"{"notice":null,"reload":true}"#]);
+    assert_eq!(late.upto("end").await, []);
+    assert!(!Browser::resume(&server, "ada", &early.session).await.recovered);
+    assert!(Browser::resume(&server, "ada", &late.session).await.recovered);
+}
+
+#[tokio::test]
 async fn an_empty_gap_is_not_announced() {
     let (redis, server) = start_with(&[("GAP_NOTICE", "reload")]).await;
     redis.user("ada", 1, &[]).await;
@@ -252,7 +270,7 @@ async fn a_drain_yields_all_that_was_published_before() {
         let mut source = RedisSource::new(Connector::new(&config.redis).unwrap(), Readiness::default());
         source.drain();
         assert!(drained(&mut source, &mut counts).await.is_empty(), "there is no subscription yet");
-        assert!(matches!(source.next().await, Inbound::Subscribed(Gap::Start)));
+        assert!(matches!(source.next().await, Inbound::Subscribed { gap: Gap::Start, .. }));
         let sent: Vec<_> = (0..2_000).map(|number| record("user-1", number)).collect();
         redis.many_records(sent.clone()).await;
         redis.bot("{}").await;

@@ -6,12 +6,15 @@ use loomio_channels::metrics::Counter;
 use tokio::task::JoinSet;
 
 use crate::harness::{
-    Browser, Redis, Running, Server, fixtures, numbers, publish, record, start, start_behind_proxy, start_with_ada,
-    until,
+    Browser, Redis, Running, Server, fixtures, numbers, publish, record, start, start_behind_proxy, start_with,
+    start_with_ada, until,
 };
 
 /// How long a browser waits for a lookup before it is connected without.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A node that asks Redis for nothing but users.
+const ALONE: [(&str, &str); 2] = [("RECOVERY_STREAM", "off"), ("CHANNELS_SECRET", "0123456789abcdef")];
 
 #[tokio::test]
 async fn what_can_be_read_of_a_user_counts() {
@@ -81,7 +84,7 @@ async fn thousands_of_groups_are_joined() {
 
 #[tokio::test]
 async fn without_a_usable_token_a_browser_is_anonymous_and_redis_is_not_asked() {
-    let (redis, server) = start().await;
+    let (redis, server) = start_with(&ALONE).await;
     until("the check of rights", async || redis.calls("get").await == 1).await;
     let queries = ["", "&channel_token", "&channel_token=", "&channel_token=a%00b", "&channel_token=a%0d%0aDEL%20b"];
     let queries = queries.map(str::to_owned).into_iter().chain([format!("&channel_token={}", "a".repeat(15_000))]);
@@ -294,7 +297,7 @@ async fn a_redis_user_without_the_right_to_read_makes_visitors_at_once_and_is_as
     for (words, mend) in [(&["-get"][..], "+get"), (&["resetkeys", "~other:*"], "~/current_users/*")] {
         let (redis, url) = restricted(words).await;
         redis.user("ada", 1, &[]).await;
-        let server = Server::start(&url, &[]).await;
+        let server = Server::start(&url, &ALONE).await;
         server.ready().await;
         let mut browsers = Vec::new();
         for _ in 0..BROWSERS {
@@ -336,7 +339,7 @@ async fn a_browser_that_returns_when_the_right_to_read_is_gone_keeps_its_rooms()
 async fn what_has_to_be_changed_in_redis_is_said_at_the_start_and_when_a_browser_is_refused() {
     const MEND: &str = "ACL SETUSER <user> +get ~/current_users/*";
     let (redis, url) = restricted(&["-get"]).await;
-    let server = Running::start(&[], &[("REDIS_URL", &url)]).await;
+    let server = Running::start(&[], &[&[("REDIS_URL", &*url)], &ALONE[..]].concat()).await;
     let said = server.says("redis refuses lookups").await;
     assert!(said.contains("ERROR") && said.contains("REDIS_URL") && said.contains(MEND), "{said}");
     server.says("subscribed to redis").await;
@@ -351,7 +354,7 @@ async fn what_has_to_be_changed_in_redis_is_said_at_the_start_and_when_a_browser
     assert!(!log.iter().any(|line| line.contains("ada") || line.contains("secret")), "{log:?}");
 
     redis.command(&["ACL", "SETUSER", "channels", "+get"]).await;
-    let mut server = Running::start(&[], &[("REDIS_URL", &url)]).await;
+    let mut server = Running::start(&[], &[&[("REDIS_URL", &*url)], &ALONE[..]].concat()).await;
     until("the check of rights", async || redis.calls("get").await == 1).await;
     server.says("subscribed to redis").await;
     server.signal("TERM");
@@ -362,7 +365,7 @@ async fn what_has_to_be_changed_in_redis_is_said_at_the_start_and_when_a_browser
 #[tokio::test]
 async fn while_redis_answers_that_it_cannot_it_is_asked_four_times_a_second_however_many_wait() {
     const BROWSERS: u64 = 50;
-    let (redis, server) = start().await;
+    let (redis, server) = start_with(&ALONE).await;
     until("the check of rights", async || redis.calls("get").await == 1).await;
     redis.user("ada", 1, &[]).await;
     redis.command(&["CONFIG", "SET", "replica-serve-stale-data", "no"]).await;

@@ -10,6 +10,7 @@ mod corpora;
 mod drain;
 mod gap;
 mod harness;
+mod history;
 mod hostile;
 mod layers;
 mod lookup;

@@ -270,7 +270,8 @@ impl World {
     fn since(&self, who: usize, with: With) -> Since {
         let Browser { started, last: served, .. } = self.browsers[who];
         let (Some(began), Some(last)) = (started, served) else { return Since::Return(Return::default()) };
-        let elsewhere = Some(Offset { epoch: Epoch(EPOCH + 1), ..began });
+        let (fingerprint, gap) = (!began.fingerprint, began.gap + 1_000);
+        let elsewhere = Some(Offset { epoch: Epoch(EPOCH + 1), fingerprint, gap, ..began });
         let future = Some(Offset { sequence: self.log.head() + 1, ..last });
         Since::Return(match with {
             With::Last => Return { started, served },

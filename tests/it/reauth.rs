@@ -12,9 +12,12 @@ use crate::harness::{
 /// Once a second.
 const OFTEN: (&str, &str) = ("REAUTH_SECONDS", "1");
 
+/// A node that asks Redis for nothing but users.
+const ALONE: [(&str, &str); 2] = [("RECOVERY_STREAM", "off"), ("CHANNELS_SECRET", "0123456789abcdef")];
+
 /// A server that asks often, and a browser of Ada, who is in these groups.
 async fn start_with_ada(groups: &[usize], settings: &[(&str, &str)]) -> (Redis, Server, Browser) {
-    let (redis, server) = start_with(&[&[OFTEN], settings].concat()).await;
+    let (redis, server) = start_with(&[&[OFTEN], &ALONE[..], settings].concat()).await;
     redis.user("ada", 1, groups).await;
     let browser = Browser::connect(&server, "ada").await;
     (redis, server, browser)
@@ -267,8 +270,8 @@ async fn several_browsers_with_one_token_are_one_question() {
 
 #[tokio::test]
 async fn without_a_token_or_a_period_nobody_is_asked_for() {
-    let (redis, asks) = start_with(&[OFTEN]).await;
-    let never = Server::start(&redis.url(), &[("REAUTH_SECONDS", "0")]).await;
+    let (redis, asks) = start_with(&[&[OFTEN], &ALONE[..]].concat()).await;
+    let never = Server::start(&redis.url(), &[&[("REAUTH_SECONDS", "0")], &ALONE[..]].concat()).await;
     never.ready().await;
     redis.user("ada", 1, &[]).await;
     let mut others = vec![Browser::connect(&never, "ada").await];
@@ -302,7 +305,7 @@ async fn thousands_are_asked_for_once_in_a_period_and_evenly() {
     /// Parts of a period. Each has about 33 users, with a standard deviation of 6.
     const PARTS: u64 = 60;
     const MOST_IN_PART: u64 = 80;
-    let (redis, server) = start_with(&[("REAUTH_SECONDS", &PERIOD.to_string())]).await;
+    let (redis, server) = start_with(&[&[("REAUTH_SECONDS", &*PERIOD.to_string())], &ALONE[..]].concat()).await;
     let mut browsers = Vec::new();
     for user in 0..USERS {
         let token = format!("user{user}");

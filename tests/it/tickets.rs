@@ -73,8 +73,8 @@ async fn absence_counts_from_when_a_browser_was_last_here() {
     let other = Server::start(&redis.url(), &settings).await;
     other.ready().await;
     redis.user("ada", 1, &[2]).await;
+    let first = Browser::connect(&server, "ada").await.cut();
     let mut browser = Browser::connect(&server, "ada").await;
-    let first = browser.session.clone();
     // A quiet browser is told an offset once a second, so these take longer than the window.
     for _ in 0..5 {
         let event = browser.try_any_event().await.unwrap();

@@ -14,7 +14,7 @@ use super::{
     resp::{NotRedis, Reply, ReplyDecoder},
 };
 use crate::{
-    bus::{BOT, Inbound, MAX_PAYLOAD, RECORDS, SYSTEM_NOTICE},
+    bus::{BOT, Inbound, MAX_PAYLOAD, Position, RECORDS, SYSTEM_NOTICE},
     redis_client::{ConnectionError, RawConnection},
 };
 
@@ -92,6 +92,8 @@ pub(super) struct Subscription {
     granted: Granted,
     /// What was received, beside what Redis has counted.
     pub(super) ledger: Ledger,
+    /// The position that was yielded last.
+    told: Option<Position>,
     /// Messages that came before the first answers, about [`EARLY_BYTES`] at most.
     early: VecDeque<Inbound>,
     /// When Redis counts as silent while a question is unanswered, and otherwise when a sign of life is asked for.
@@ -117,6 +119,7 @@ impl Subscription {
             asked: VecDeque::new(),
             granted: Granted::default(),
             ledger: Ledger::default(),
+            told: None,
             early: VecDeque::new(),
             deadline: now,
             silent: false,
@@ -149,6 +152,7 @@ impl Subscription {
         if let Some(mut inbound) = self.early.pop_front() {
             if let Inbound::Message { position, .. } = &mut inbound {
                 *position = self.ledger.position(self.early.len());
+                self.told = *position;
             }
             return Ok(Heard::Inbound(inbound));
         }
@@ -169,11 +173,17 @@ impl Subscription {
                 // Messages for the bot are subscribed so that the ledger has them, and not used yet.
                 let bot = BOT.strip_suffix('*').is_some_and(|prefix| channel.starts_with(prefix.as_bytes()));
                 let position = self.ledger.position(0);
+                self.told = position;
                 Ok((!bot).then_some(Heard::Inbound(Inbound::Message { position, channel, payload })))
             }
             Some(answer) => self.answer(&answer),
             None => self.read().await,
         }
+    }
+
+    /// Where the bus was when this began. To be called before the first message is yielded.
+    pub(super) fn before(&self) -> Option<Position> {
+        self.ledger.position(self.early.len())
     }
 
     /// Asks for [`Inbound::Drained`].
@@ -215,6 +225,11 @@ impl Subscription {
             (Ask::CommandStats, Reply::Text(text)) => {
                 self.granted.info = true;
                 self.ledger.counted(text);
+                let position = self.ledger.position(0);
+                if position != self.told && self.early.is_empty() {
+                    self.told = position;
+                    return Ok(position.map(|position| Heard::Inbound(Inbound::Moved(position))));
+                }
             }
             (Ask::Process, Reply::Text(text)) => self.ledger.process(text),
             _ => return Err(NotRedis.into()),

@@ -38,7 +38,7 @@ fn take_fingerprint(bencher: Bencher<'_, '_>, size: usize) {
 #[divan::bench]
 fn seal_offset(bencher: Bencher<'_, '_>) {
     let key = OffsetKey::new(&[7; 32]);
-    let offset = Offset { epoch: Epoch(1), sequence: 2, fingerprint: 3, at: 4 };
+    let offset = Offset { epoch: Epoch(1), sequence: 2, fingerprint: 3, at: 4, gap: 5 };
     bencher.bench(|| key.seal(black_box(&offset)));
 }
 

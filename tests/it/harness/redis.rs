@@ -228,8 +228,8 @@ impl Redis {
     }
 
     /// Any command, such as one that configures it.
-    pub(crate) async fn command(&self, words: &[&str]) {
-        self.query::<redis::Value>(redis::cmd(words[0]).arg(&words[1..])).await;
+    pub(crate) async fn command(&self, words: &[&str]) -> redis::Value {
+        self.query(redis::cmd(words[0]).arg(&words[1..])).await
     }
 
     async fn query<T: FromRedisValue>(&self, command: &redis::Cmd) -> T {

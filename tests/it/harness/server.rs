@@ -21,7 +21,6 @@ pub(crate) struct Server {
 
 impl Server {
     /// A server that accepts, though it may not be subscribed yet.
-    #[expect(clippy::unused_async, reason = "the other servers of this harness have to be waited for")]
     pub(crate) async fn start(redis: &str, settings: &[(&str, &str)]) -> Self {
         // Browsers and their server share this process's limit.
         rlimit::increase_nofile_limit(u64::MAX).unwrap();
@@ -29,7 +28,7 @@ impl Server {
             [("BIND", "127.0.0.1"), ("PORT", "0"), ("REDIS_URL", redis), ("SHARDS", "2"), ("GAP_NOTICE", "off")];
         let environment: Environment = defaults.iter().chain(settings).copied().collect();
         let lifecycle = Lifecycle::current();
-        let app = App::bind(Config::from_env(&environment).unwrap(), Mode::Serve, lifecycle.clone()).unwrap();
+        let app = App::bind(Config::from_env(&environment).unwrap(), Mode::Serve, lifecycle.clone()).await.unwrap();
         let (address, metrics) = (app.address, app.metrics.clone());
         let mut running = JoinSet::new();
         running.spawn(app.run());

@@ -82,9 +82,12 @@ async fn say(server: &mut DuplexStream, words: &str) {
 
 /// The next event must be a message with this payload.
 async fn payload(subscription: &mut Subscription) -> Bytes {
-    match subscription.next().await.unwrap() {
-        Heard::Inbound(Inbound::Message { payload: Some(payload), .. }) => payload,
-        other => panic!("no message: {other:?}"),
+    loop {
+        match subscription.next().await.unwrap() {
+            Heard::Inbound(Inbound::Message { payload: Some(payload), .. }) => return payload,
+            Heard::Inbound(Inbound::Moved(_)) => {}
+            other => panic!("no message: {other:?}"),
+        }
     }
 }
 

@@ -1,0 +1,135 @@
+//! The recovery log's copy in a Redis Stream, for nodes that start: what was published before they listened.
+//!
+//! Every node hears every message from the bus and keeps its own log; live updates never wait for the stream. One node, the
+//! holder of a lease, writes its log to the stream in batches, each with the position on the bus that it reaches: Redis'
+//! own count of `PUBLISH` calls. A starting node subscribes first and then reads the stream. When the stream reaches the
+//! position of the subscription, nothing is missing between the two, however the nodes before it ended.
+//!
+//! After any error, and after a change of the stream that is not its own, the holder writes its whole log anew and puts it
+//! in place of the stream at once. So the first start, the death of a holder, eviction, truncation and a failover that
+//! lost something are one case. Must not know any wire.
+
+mod batch;
+mod load;
+mod mirror;
+mod stream;
+
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+pub use self::load::Loaded;
+use self::{
+    mirror::Mirror,
+    stream::{Stream, StreamError},
+};
+use crate::{bus::Position, hub::Hub, redis_client::Link};
+
+/// Pause after the holder could not go on, doubled up to the longest while that repeats.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long the last write may take after the stop.
+const LAST_WRITE: Duration = Duration::from_millis(500);
+
+/// Up to where the log reaches on the bus: the sequence of a message, and the position after it.
+#[derive(Debug, Default)]
+struct Progress(Mutex<Option<(u64, Position)>>);
+
+impl Progress {
+    fn get(&self) -> Option<(u64, Position)> {
+        *self.0.lock()
+    }
+}
+
+/// The stream of the recovery log.
+pub struct History {
+    stream: Stream,
+    hub: Hub,
+    progress: Progress,
+    /// Cancelled once the log may be written.
+    restored: CancellationToken,
+    bytes: usize,
+    window: Duration,
+}
+
+impl History {
+    /// The stream at `key`, which keeps at most `bytes` of what `hub` published within `window`. The link is for the stream
+    /// alone, so that nothing waits behind a batch.
+    pub fn new(link: Link, key: String, hub: Hub, bytes: usize, window: Duration) -> Self {
+        let (stream, progress, restored) = (Stream::new(link, key), Progress::default(), CancellationToken::new());
+        Self { stream, hub, progress, restored, bytes, window }
+    }
+
+    /// What was published up to `before`, where the subscription begins, as far as the stream has it. Nothing when Redis
+    /// does not let this node read it. Takes up to five seconds where another node still has to write it.
+    pub async fn load(&self, before: Option<Position>) -> Loaded {
+        match load::load(&self.stream, before, self.bytes, self.hub.unix()).await {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                tell(&error);
+                Loaded::default()
+            }
+        }
+    }
+
+    /// The log has what was loaded. Before that it is not written, as the stream would lose what it has.
+    pub fn restored(&self) {
+        self.restored.cancel();
+    }
+
+    /// The log reaches `position` with the message of this sequence. To be called after that was published.
+    pub fn note(&self, sequence: u64, position: Position) {
+        *self.progress.0.lock() = Some((sequence, position));
+    }
+
+    /// Writes the stream while this node has the lease, until `stop`, and then what is left.
+    pub async fn run(&self, stop: CancellationToken) {
+        let Self { stream, hub, progress, restored, bytes, window } = self;
+        if stop.run_until_cancelled(restored.cancelled()).await.is_none() {
+            return;
+        }
+        let mirror = Mirror { stream, hub, progress, bytes: *bytes, window: *window };
+        let (mut pause, mut told) = (FIRST_PAUSE, None);
+        let late = async {
+            stop.cancelled().await;
+            sleep(LAST_WRITE).await;
+        };
+        let mut late = pin!(late);
+        loop {
+            let begun = Instant::now();
+            let error = tokio::select! {
+                written = mirror.run(&stop) => match written {
+                    Ok(()) => return,
+                    Err(error) => error,
+                },
+                () = &mut late => return,
+            };
+            if begun.elapsed() > LONGEST_PAUSE {
+                pause = FIRST_PAUSE;
+            }
+            // An outage is told by the subscription.
+            let reason = error.to_string();
+            if matches!(error, StreamError::Refused(_)) && told.as_ref() != Some(&reason) {
+                tell(&error);
+                told = Some(reason);
+            }
+            if stop.run_until_cancelled(sleep(pause)).await.is_none() {
+                return;
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+fn tell(error: &StreamError) {
+    let error = crate::telemetry::chain(error);
+    tracing::warn!(
+        "the recovery log is not kept in redis, so that it ends with this process; live updates are not concerned: {error}"
+    );
+}

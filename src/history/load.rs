@@ -1,0 +1,178 @@
+//! What a starting node reads: all that was published before it listened.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use tokio::time::sleep;
+
+use super::{
+    batch::Batch,
+    stream::{EntryId, Stream, StreamError},
+};
+use crate::{bus::Position, hub::Past};
+
+/// How long a start waits for the node that writes the stream, which may be some milliseconds behind.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it looks for more.
+const GLANCE: Duration = Duration::from_millis(25);
+
+/// A start that takes longer is told of in the log.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// What was published before a node listened.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// Oldest first.
+    pub entries: VecDeque<Past>,
+    /// They reach up to here on the bus. What the bus brings up to here is among them.
+    pub position: Option<Position>,
+    /// When the newest gap was, in seconds since 1970; 0 if that is not known.
+    pub gap: u32,
+    /// Whether nothing is missing between them and what the bus brings.
+    pub complete: bool,
+}
+
+/// What was read so far.
+#[derive(Default)]
+struct Loading {
+    loaded: Loaded,
+    bytes: usize,
+    last: Option<EntryId>,
+}
+
+impl Loading {
+    /// Takes the next entry of the stream. Of more than `most` bytes the newest are kept.
+    fn take(&mut self, id: EntryId, batch: Batch, most: usize, now: u32) {
+        let begins = |last: EntryId| id.number == 1 && id.generation > last.generation;
+        let follows = |last: EntryId| id.generation == last.generation && id.number == last.number + 1;
+        match self.last {
+            // A later holder has written its whole log.
+            Some(last) if begins(last) => *self = Self::default(),
+            // Entries were lost, as in a failover.
+            Some(last) if !follows(last) => {
+                self.loaded.entries.push_back(Past::Gap { fingerprint: rand::random(), at: now });
+                self.loaded.gap = now;
+            }
+            _ => {}
+        }
+        self.last = Some(id);
+        self.loaded.gap = self.loaded.gap.max(batch.gap);
+        self.loaded.position = batch.position.or(self.loaded.position);
+        self.bytes += batch.entries.iter().map(Past::weight).sum::<usize>();
+        self.loaded.entries.extend(batch.entries);
+        while self.bytes > most {
+            let Some(oldest) = self.loaded.entries.pop_front() else { break };
+            self.bytes -= oldest.weight();
+        }
+    }
+
+    /// Whether all is there that was published up to `before`.
+    fn reaches(&self, before: Option<Position>) -> bool {
+        let (Some(before), Some(position)) = (before, self.loaded.position) else { return false };
+        position.run == before.run && position.count >= before.count
+    }
+}
+
+/// Reads the stream until it has all that was published up to `before`, or that cannot be.
+///
+/// The node with the lease may be some milliseconds behind. When it has died, a node that is running takes the lease, and
+/// what that node knows is not to be lost: a starting node takes it only where no stream is.
+pub(super) async fn load(
+    stream: &Stream,
+    before: Option<Position>,
+    most: usize,
+    now: u32,
+) -> Result<Loaded, StreamError> {
+    let (started, mut told) = (Instant::now(), false);
+    let mut loading = Loading::default();
+    loop {
+        // Looked at before the stream: what is written before the lease is given back is read after that.
+        let will_be_written = before.is_some() && stream.has_writer(loading.last.is_some()).await?;
+        let page = stream.read(loading.last).await?;
+        for (id, batch) in &page {
+            let batch = Batch::decode(batch).ok_or(StreamError::Refused(
+                "another version of this program, or another program, wrote it; it is written anew",
+            ))?;
+            loading.take(*id, batch, most, now);
+        }
+        if started.elapsed() > SILENCE && !told {
+            told = true;
+            tracing::info!(bytes = loading.bytes, "reading what was published before the start");
+        }
+        if !page.is_empty() {
+            continue;
+        }
+        let complete = loading.reaches(before);
+        if complete || !will_be_written || started.elapsed() > PATIENCE {
+            return Ok(Loaded { complete, ..loading.loaded });
+        }
+        sleep(GLANCE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: Position = Position { run: 1, count: 10 };
+
+    fn batch(numbers: std::ops::Range<u64>, position: Option<Position>) -> Batch {
+        Batch { entries: numbers.map(|fingerprint| Past::Gap { fingerprint, at: 0 }).collect(), position, gap: 0 }
+    }
+
+    fn id(generation: u64, number: u64) -> EntryId {
+        EntryId { generation, number }
+    }
+
+    fn numbers(loading: &Loading) -> Vec<u64> {
+        let number = |entry: &Past| match entry {
+            Past::Gap { fingerprint, .. } if *fingerprint < 100 => *fingerprint,
+            _ => 100,
+        };
+        loading.loaded.entries.iter().map(number).collect()
+    }
+
+    #[test]
+    fn a_hole_in_the_stream_is_a_gap_and_a_new_generation_begins_anew() {
+        let mut loading = Loading::default();
+        loading.take(id(5, 3), batch(0..2, None), usize::MAX, 0);
+        loading.take(id(5, 4), batch(2..3, Some(AT)), usize::MAX, 0);
+        assert_eq!(numbers(&loading), [0, 1, 2]);
+        loading.take(id(5, 6), batch(3..4, None), usize::MAX, 0);
+        assert_eq!(numbers(&loading), [0, 1, 2, 100, 3]);
+        loading.take(id(6, 2), batch(4..5, None), usize::MAX, 0);
+        assert_eq!(numbers(&loading), [0, 1, 2, 100, 3, 100, 4], "it does not begin with its first entry");
+        loading.take(id(7, 1), batch(5..6, None), usize::MAX, 0);
+        assert_eq!(numbers(&loading), [5]);
+        assert_eq!(loading.loaded.position, None, "of another generation");
+    }
+
+    #[test]
+    fn only_the_newest_are_kept() {
+        let mut loading = Loading::default();
+        let most = 3 * Past::Gap { fingerprint: 0, at: 0 }.weight();
+        loading.take(id(1, 1), batch(0..5, None), most, 0);
+        loading.take(id(1, 2), batch(5..6, None), most, 0);
+        assert_eq!(numbers(&loading), [3, 4, 5]);
+    }
+
+    #[test]
+    fn a_stream_is_complete_when_it_reaches_the_subscription() {
+        let at = |run, count| Some(Position { run, count });
+        for (position, before, complete) in [
+            (at(1, 10), at(1, 10), true),
+            (at(1, 11), at(1, 10), true),
+            (at(1, 9), at(1, 10), false),
+            (at(2, 10), at(1, 10), false),
+            (None, at(1, 0), false),
+            (at(1, 10), None, false),
+        ] {
+            let mut loading = Loading::default();
+            loading.take(id(1, 1), batch(0..1, position), usize::MAX, 0);
+            assert_eq!(loading.reaches(before), complete, "{position:?} {before:?}");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! The stream in Redis, and the lease on writing it: the commands alone.
+//!
+//! Entries have ids `<generation>-<number>`. A holder of the lease begins a generation, and numbers its entries from 1
+//! without a hole. A later holder's generation is greater, so that Redis refuses what an earlier one still writes.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use redis::{Value, cmd};
+
+use crate::{
+    bus::RECORDS,
+    redis_client::{ConnectionError, Denial, Link},
+};
+
+/// How long a holder that died keeps the lease.
+pub(super) const LEASE: Duration = Duration::from_secs(3);
+
+/// How long a new generation is kept that is not finished.
+const PREPARATION: Duration = Duration::from_mins(1);
+
+/// Entries read at a time, each of a batch's size.
+const PAGE: usize = 16;
+
+/// The field of an entry that holds the batch.
+const FIELD: &str = "b";
+
+/// Names and values.
+type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// The id of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct EntryId {
+    pub(super) generation: u64,
+    pub(super) number: u64,
+}
+
+impl fmt::Display for EntryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.generation, self.number)
+    }
+}
+
+impl FromStr for EntryId {
+    type Err = Foreign;
+
+    fn from_str(text: &str) -> Result<Self, Foreign> {
+        let (generation, number) = text.split_once('-').ok_or(Foreign)?;
+        let number_of = |text: &str| text.parse().map_err(|_| Foreign);
+        Ok(Self { generation: number_of(generation)?, number: number_of(number)? })
+    }
+}
+
+/// What is at the key was not written by this program.
+#[derive(Debug)]
+pub(super) struct Foreign;
+
+/// Why the stream cannot be used now.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StreamError {
+    /// Redis does not answer, or refuses for a reason that passes by itself.
+    #[error("redis does not answer")]
+    Redis(#[source] ConnectionError),
+    /// A person has to change something; the text says what.
+    #[error("{0}")]
+    Refused(&'static str),
+    /// Another holder has begun, or the stream is gone: evicted, deleted, or lost in a failover.
+    #[error("the stream has changed")]
+    Changed,
+}
+
+impl From<ConnectionError> for StreamError {
+    fn from(error: ConnectionError) -> Self {
+        let text = match &error {
+            ConnectionError::Denied(Denial::Rights) => {
+                "the user of REDIS_URL may not use the stream; run ACL SETUSER <user> +set +get +del +exists +rename \
+                 +pexpire +persist +pubsub|numsub +xadd +xrange +xrevrange ~loomio-channels:*, or set RECOVERY_STREAM=off"
+            }
+            ConnectionError::Denied(Denial::Command) => "it has no streams; they need Redis 6.2 or later",
+            ConnectionError::Denied(_) => "it cannot be used for commands; see the line about lookups",
+            ConnectionError::Redis(error) => match (error.code(), error.detail().unwrap_or_default()) {
+                (Some("WRONGTYPE"), _) => {
+                    "another program keeps something else at the key; give RECOVERY_STREAM a name of its own"
+                }
+                (Some("OOM"), _) => "its memory is full; raise maxmemory, or lower RECOVERY_LOG_BYTES",
+                (Some("READONLY"), _) => "it is a replica; let REDIS_URL lead to the primary, which Rails writes to",
+                (_, detail) if detail.contains("equal or smaller") => return Self::Changed,
+                (_, detail) if detail.contains("syntax") || detail.contains("MINID") => {
+                    "it is too old; Redis 6.2 or later is needed"
+                }
+                _ => return Self::Redis(ConnectionError::Down),
+            },
+            _ => return Self::Redis(error),
+        };
+        Self::Refused(text)
+    }
+}
+
+/// The stream.
+pub(super) struct Stream {
+    link: Link,
+    key: String,
+    /// What this node writes to the lease.
+    node: String,
+}
+
+impl Stream {
+    /// The stream at `key`.
+    pub(super) fn new(link: Link, key: String) -> Self {
+        Self { link, key, node: format!("{:016x}", rand::random::<u64>()) }
+    }
+
+    fn lease(&self) -> String {
+        format!("{}:lease", self.key)
+    }
+
+    /// Takes the lease, or keeps it for longer; returns whether this node has it now.
+    pub(super) async fn hold(&self) -> Result<bool, StreamError> {
+        let (lease, term) = (self.lease(), LEASE.as_millis());
+        let set = cmd("SET").arg(&lease).arg(&self.node).arg("NX").arg("PX").arg(term).to_owned();
+        let taken: Option<String> = self.link.call(&set).await?;
+        if taken.is_some() {
+            return Ok(true);
+        }
+        if !self.is_holder().await? {
+            return Ok(false);
+        }
+        // Another node may have taken it between the two. Then its lease is longer, and Redis refuses what is written here.
+        let _: i64 = self.link.call(cmd("PEXPIRE").arg(&lease).arg(term)).await?;
+        Ok(true)
+    }
+
+    async fn is_holder(&self) -> Result<bool, StreamError> {
+        let holder: Option<Vec<u8>> = self.link.call(cmd("GET").arg(self.lease())).await?;
+        Ok(holder.is_some_and(|holder| holder == self.node.as_bytes()))
+    }
+
+    /// Whether another node writes the stream, or will take the lease soon. Where no stream `exists`, this node takes the
+    /// lease if no other has it.
+    pub(super) async fn has_writer(&self, exists: bool) -> Result<bool, StreamError> {
+        if !exists {
+            return Ok(!self.hold().await?);
+        }
+        let held: i64 = self.link.call(cmd("EXISTS").arg(self.lease())).await?;
+        if held > 0 {
+            return Ok(!self.is_holder().await?);
+        }
+        let subscribers: (String, i64) = self.link.call(cmd("PUBSUB").arg("NUMSUB").arg(RECORDS)).await?;
+        Ok(subscribers.1 > 1)
+    }
+
+    /// Gives the lease back, if this node has it.
+    pub(super) async fn release(&self) -> Result<(), StreamError> {
+        if self.is_holder().await? {
+            let _: i64 = self.link.call(cmd("DEL").arg(self.lease())).await?;
+        }
+        Ok(())
+    }
+
+    /// The next entries after `last`, the oldest first, each with its batch; the first ones without it. None at the end.
+    pub(super) async fn read(&self, last: Option<EntryId>) -> Result<Vec<(EntryId, Vec<u8>)>, StreamError> {
+        let from = last.map_or_else(|| "-".to_owned(), |last| format!("({last}"));
+        let range = cmd("XRANGE").arg(&self.key).arg(from).arg("+").arg("COUNT").arg(PAGE).to_owned();
+        let entries: Vec<(String, Fields)> = self.link.call(&range).await?;
+        let entry = |(id, fields): (String, Fields)| {
+            let batch = fields.into_iter().find(|(name, _)| name == FIELD.as_bytes())?.1;
+            Some((id.parse().ok()?, batch))
+        };
+        let entries: Option<Vec<_>> = entries.into_iter().map(entry).collect();
+        entries.ok_or(StreamError::Refused("another program writes to the key; give RECOVERY_STREAM a name of its own"))
+    }
+
+    /// Appends a batch to the stream of this generation, which loses all before `oldest`.
+    ///
+    /// # Errors
+    /// [`StreamError::Changed`] when a later generation has begun, or the stream is gone.
+    pub(super) async fn append(&self, id: EntryId, oldest: EntryId, batch: &[u8]) -> Result<(), StreamError> {
+        let mut add = cmd("XADD");
+        add.arg(&self.key).arg("NOMKSTREAM").arg("MINID").arg("=").arg(oldest.to_string());
+        add.arg(id.to_string()).arg(FIELD).arg(batch);
+        let added: Value = self.link.call(&add).await?;
+        if matches!(added, Value::Nil) { Err(StreamError::Changed) } else { Ok(()) }
+    }
+
+    /// Appends a batch to a stream of a new generation that nobody reads yet; the entry with number 1 begins it.
+    pub(super) async fn prepare(&self, id: EntryId, batch: &[u8]) -> Result<(), StreamError> {
+        let fresh = self.fresh();
+        if id.number == 1 {
+            let _: i64 = self.link.call(cmd("DEL").arg(&fresh)).await?;
+        }
+        let _: Value = self.link.call(cmd("XADD").arg(&fresh).arg(id.to_string()).arg(FIELD).arg(batch)).await?;
+        // A node that dies meanwhile leaves nothing behind for long.
+        let _: i64 = self.link.call(cmd("PEXPIRE").arg(&fresh).arg(PREPARATION.as_millis())).await?;
+        Ok(())
+    }
+
+    /// Puts that in place of the stream, all at once, if this node still has the lease.
+    ///
+    /// # Errors
+    /// [`StreamError::Changed`] when it has not.
+    pub(super) async fn replace(&self) -> Result<(), StreamError> {
+        if !self.hold().await? {
+            return Err(StreamError::Changed);
+        }
+        let _: Value = self.link.call(cmd("RENAME").arg(self.fresh()).arg(&self.key)).await?;
+        let _: i64 = self.link.call(cmd("PERSIST").arg(&self.key)).await?;
+        Ok(())
+    }
+
+    fn fresh(&self) -> String {
+        format!("{}:{}", self.key, self.node)
+    }
+
+    /// The greatest generation in the stream; 0 without a stream.
+    pub(super) async fn generation(&self) -> Result<u64, StreamError> {
+        let last = cmd("XREVRANGE").arg(&self.key).arg("+").arg("-").arg("COUNT").arg(1).to_owned();
+        let last: Vec<(String, Value)> = self.link.call(&last).await?;
+        Ok(last.first().and_then(|(id, _)| id.parse::<EntryId>().ok()).map_or(0, |id| id.generation))
+    }
+
+    /// Lets Redis drop the stream when no node has kept it for so long.
+    pub(super) async fn keep(&self, window: Duration) -> Result<(), StreamError> {
+        let _: i64 = self.link.call(cmd("PEXPIRE").arg(&self.key).arg(window.as_millis())).await?;
+        Ok(())
+    }
+}

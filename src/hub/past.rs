@@ -1,0 +1,145 @@
+//! The log as it leaves the hub, to be kept elsewhere, and comes back after a restart.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use super::{Hub, HubState, Kind, log::ENTRY_OVERHEAD};
+
+/// Entries that are read in one hold of the log's lock: some microseconds.
+const ENTRIES_PER_LOCK: usize = 256;
+
+/// An entry of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Past {
+    /// A message.
+    Event {
+        /// What it is about.
+        kind: Kind,
+        /// The room it was published to.
+        room: Arc<str>,
+        /// As it was published.
+        payload: Bytes,
+        /// When, in seconds since 1970.
+        at: u32,
+    },
+    /// Messages may have been lost.
+    Gap {
+        /// By which nodes recognise this place in the log.
+        fingerprint: u64,
+        /// When, in seconds since 1970.
+        at: u32,
+    },
+}
+
+impl Past {
+    /// What it counts against the bounds of the log, in bytes.
+    pub fn weight(&self) -> usize {
+        match self {
+            Self::Event { payload, .. } => payload.len() + ENTRY_OVERHEAD,
+            Self::Gap { .. } => ENTRY_OVERHEAD,
+        }
+    }
+}
+
+impl Hub {
+    /// Appends what was published before this node listened. No subscriber is delivered it, only those that come back get
+    /// what they missed of it. `gap` is when the newest gap was, in seconds since 1970; 0 if that is not
+    /// known. Returns the sequence of the last entry. To be called before [`Hub::resume`].
+    pub fn restore(&self, entries: impl IntoIterator<Item = Past>, gap: u32, now: Instant) -> u64 {
+        let unix = self.shared.clock.unix(now);
+        for entry in entries {
+            let (Past::Event { at, .. } | Past::Gap { at, .. }) = entry;
+            let published = now.checked_sub(Duration::from_secs(unix.saturating_sub(at).into())).unwrap_or(now);
+            match entry {
+                Past::Event { kind, room, payload, at } => {
+                    let fingerprint = self.fingerprint(&payload);
+                    self.shared.log.lock().append(kind, &room, payload, fingerprint, published, at);
+                }
+                Past::Gap { fingerprint, at } => self.shared.log.lock().append_gap(fingerprint, published, at),
+            }
+        }
+        if gap > 0 {
+            self.shared.log.lock().gap_at = gap;
+        }
+        self.expire(now);
+        self.shared.log.lock().head()
+    }
+
+    /// The time of day, in seconds since 1970.
+    pub fn unix(&self) -> u32 {
+        self.shared.clock.unix(Instant::now())
+    }
+
+    /// By which nodes recognise a message.
+    pub fn fingerprint(&self, payload: &[u8]) -> u64 {
+        self.shared.key.fingerprint(payload)
+    }
+
+    /// A reader of the log that begins with its oldest entry.
+    pub fn tail(&self) -> Tail {
+        let sequence = self.shared.log.lock().dropped();
+        Tail { shared: Arc::clone(&self.shared), sequence }
+    }
+}
+
+/// Follows the log.
+pub struct Tail {
+    shared: Arc<HubState>,
+    sequence: u64,
+}
+
+impl Tail {
+    /// Sequence of the last entry that was taken.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// When the log last had a gap, in seconds since 1970.
+    pub fn gap(&self) -> u32 {
+        self.shared.log.lock().gap_at
+    }
+
+    /// The next entries, oldest first: of up to `bytes`, and at least one if there is one. `None` when the log dropped
+    /// entries that were not taken.
+    pub fn take(&mut self, bytes: usize) -> Option<Vec<Past>> {
+        let (mut entries, mut weight) = (Vec::new(), 0);
+        loop {
+            let log = self.shared.log.lock();
+            if self.sequence < log.dropped() {
+                return None;
+            }
+            for _ in 0..ENTRIES_PER_LOCK {
+                let Some(entry) = log.past(self.sequence + 1) else { return Some(entries) };
+                weight += entry.weight();
+                if weight > bytes && !entries.is_empty() {
+                    return Some(entries);
+                }
+                entries.push(entry);
+                self.sequence += 1;
+            }
+        }
+    }
+
+    /// Waits until there is an entry to take.
+    pub async fn changed(&self) {
+        let news = self.shared.news.notified();
+        // Set before the log is looked at: whoever appends after that sees it.
+        self.shared.is_followed.store(true, Ordering::Relaxed);
+        if self.shared.log.lock().head() == self.sequence {
+            news.await;
+        }
+    }
+}
+
+impl HubState {
+    /// Wakes the tail that sleeps, if there is one. To be called after an entry was appended.
+    pub(super) fn wake_tail(&self) {
+        if self.is_followed.load(Ordering::Relaxed) && self.is_followed.swap(false, Ordering::Relaxed) {
+            self.news.notify_waiters();
+        }
+    }
+}
