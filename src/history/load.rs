@@ -86,11 +86,9 @@ pub(super) async fn load(
     most: usize,
     now: u32,
 ) -> Result<Loaded, StreamError> {
-    let (started, mut told) = (Instant::now(), false);
+    let (started, mut told, mut is_last) = (Instant::now(), false, false);
     let mut loading = Loading::default();
     loop {
-        // Looked at before the stream: what is written before the lease is given back is read after that.
-        let will_be_written = before.is_some() && stream.has_writer(loading.last.is_some()).await?;
         let page = stream.read(loading.last).await?;
         for (id, batch) in &page {
             let batch = Batch::decode(batch).ok_or(StreamError::Refused(
@@ -106,10 +104,15 @@ pub(super) async fn load(
             continue;
         }
         let complete = loading.reaches(before);
-        if complete || !will_be_written || started.elapsed() > PATIENCE {
+        if complete || is_last {
             return Ok(Loaded { complete, ..loading.loaded });
         }
-        sleep(GLANCE).await;
+        let is_over = before.is_none() || started.elapsed() > PATIENCE;
+        // What was written before the lease was given back is read once more.
+        is_last = is_over || !stream.has_writer(loading.last.is_some()).await?;
+        if !is_last {
+            sleep(GLANCE).await;
+        }
     }
 }
 

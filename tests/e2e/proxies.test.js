@@ -82,7 +82,8 @@ describe("behind a proxy", { timeout: 300_000 }, () => {
       for (const browser of browsers) {
         const seen = new Set();
         const first = browser.texts().filter((text) => !seen.has(text) && seen.add(text));
-        assert.deepEqual(first, all, "every update, in order");
+        const how = `${browser.socket.io.opts.transports}, recovered ${browser.socket.recovered}`;
+        assert.deepEqual(first, all, `every update, in order (${how})`);
         assert.ok(browser.count("connect") > 1, "it had to come back");
         assert.ok(browser.socket.recovered, "and was told that it missed nothing");
       }
