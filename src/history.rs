@@ -54,6 +54,8 @@ pub struct History {
     progress: Progress,
     /// Cancelled once the log may be written.
     restored: CancellationToken,
+    /// The last refusal that was logged.
+    told: Mutex<Option<&'static str>>,
     bytes: usize,
     window: Duration,
 }
@@ -63,7 +65,7 @@ impl History {
     /// alone, so that nothing waits behind a batch.
     pub fn new(link: Link, key: String, hub: Hub, bytes: usize, window: Duration) -> Self {
         let (stream, progress, restored) = (Stream::new(link, key), Progress::default(), CancellationToken::new());
-        Self { stream, hub, progress, restored, bytes, window }
+        Self { stream, hub, progress, restored, told: Mutex::new(None), bytes, window }
     }
 
     /// What was published up to `before`, where the subscription begins, as far as the stream has it. Nothing when Redis
@@ -72,7 +74,7 @@ impl History {
         match load::load(&self.stream, before, self.bytes, self.hub.unix()).await {
             Ok(loaded) => loaded,
             Err(error) => {
-                tell(&error);
+                self.tell(&error);
                 Loaded::default()
             }
         }
@@ -90,12 +92,12 @@ impl History {
 
     /// Writes the stream while this node has the lease, until `stop`, and then what is left.
     pub async fn run(&self, stop: CancellationToken) {
-        let Self { stream, hub, progress, restored, bytes, window } = self;
+        let Self { stream, hub, progress, restored, bytes, window, .. } = self;
         if stop.run_until_cancelled(restored.cancelled()).await.is_none() {
             return;
         }
         let mirror = Mirror { stream, hub, progress, bytes: *bytes, window: *window };
-        let (mut pause, mut told) = (FIRST_PAUSE, None);
+        let mut pause = FIRST_PAUSE;
         let late = async {
             stop.cancelled().await;
             sleep(LAST_WRITE).await;
@@ -113,23 +115,22 @@ impl History {
             if begun.elapsed() > LONGEST_PAUSE {
                 pause = FIRST_PAUSE;
             }
-            // An outage is told by the subscription.
-            let reason = error.to_string();
-            if matches!(error, StreamError::Refused(_)) && told.as_ref() != Some(&reason) {
-                tell(&error);
-                told = Some(reason);
-            }
+            self.tell(&error);
             if stop.run_until_cancelled(sleep(pause)).await.is_none() {
                 return;
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
-}
 
-fn tell(error: &StreamError) {
-    let error = crate::telemetry::chain(error);
-    tracing::warn!(
-        "the recovery log is not kept in redis, so that it ends with this process; live updates are not concerned: {error}"
-    );
+    /// Says once what has to be changed. An outage is told by the subscription.
+    fn tell(&self, error: &StreamError) {
+        let StreamError::Refused(mend) = error else { return };
+        if self.told.lock().replace(mend) != Some(*mend) {
+            tracing::warn!(
+                "the recovery log is not kept in redis, so that it ends with this process; live updates are not concerned: \
+                 {mend}"
+            );
+        }
+    }
 }

@@ -25,7 +25,7 @@ pub struct AllowedOrigin {
 /// The variables that name Rails, in the order in which they are asked.
 pub const RAILS_VARIABLES: &str = "PRIVATE_APP_URL, APP_URL, PUBLIC_APP_URL or CANONICAL_HOST";
 
-/// Where Rails answers who may edit a document.
+/// Where Rails answers whether a user may edit a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RailsEndpoint {
     /// `http` or `https`, complete with the path; without credentials, query and fragment.

@@ -72,8 +72,8 @@ impl From<ConnectionError> for StreamError {
     fn from(error: ConnectionError) -> Self {
         let text = match &error {
             ConnectionError::Denied(Denial::Rights) => {
-                "the user of REDIS_URL may not use the stream; run ACL SETUSER <user> +set +get +del +exists +rename \
-                 +pexpire +persist +pubsub|numsub +xadd +xrange +xrevrange ~loomio-channels:*, or set RECOVERY_STREAM=off"
+                "the user of REDIS_URL may not use the stream; run ACL SETUSER <user> +set +get +del +rename +pexpire \
+                 +pubsub|numsub +xadd +xrange +xrevrange ~loomio-channels:*, or set RECOVERY_STREAM=off"
             }
             ConnectionError::Denied(Denial::Command) => "it has no streams; they need Redis 6.2 or later",
             ConnectionError::Denied(_) => "it cannot be used for commands; see the line about lookups",
@@ -130,8 +130,12 @@ impl Stream {
     }
 
     async fn is_holder(&self) -> Result<bool, StreamError> {
-        let holder: Option<Vec<u8>> = self.link.call(cmd("GET").arg(self.lease())).await?;
-        Ok(holder.is_some_and(|holder| holder == self.node.as_bytes()))
+        Ok(self.holder().await?.is_some_and(|holder| holder == self.node.as_bytes()))
+    }
+
+    /// The node that has the lease.
+    async fn holder(&self) -> Result<Option<Vec<u8>>, StreamError> {
+        Ok(self.link.call(cmd("GET").arg(self.lease())).await?)
     }
 
     /// Whether another node writes the stream, or will take the lease soon. Where no stream `exists`, this node takes the
@@ -140,9 +144,8 @@ impl Stream {
         if !exists {
             return Ok(!self.hold().await?);
         }
-        let held: i64 = self.link.call(cmd("EXISTS").arg(self.lease())).await?;
-        if held > 0 {
-            return Ok(!self.is_holder().await?);
+        if let Some(holder) = self.holder().await? {
+            return Ok(holder != self.node.as_bytes());
         }
         let subscribers: (String, i64) = self.link.call(cmd("PUBSUB").arg("NUMSUB").arg(RECORDS)).await?;
         Ok(subscribers.1 > 1)
@@ -160,13 +163,7 @@ impl Stream {
     pub(super) async fn read(&self, last: Option<EntryId>) -> Result<Vec<(EntryId, Vec<u8>)>, StreamError> {
         let from = last.map_or_else(|| "-".to_owned(), |last| format!("({last}"));
         let range = cmd("XRANGE").arg(&self.key).arg(from).arg("+").arg("COUNT").arg(PAGE).to_owned();
-        let entries: Vec<(String, Fields)> = self.link.call(&range).await?;
-        let entry = |(id, fields): (String, Fields)| {
-            let batch = fields.into_iter().find(|(name, _)| name == FIELD.as_bytes())?.1;
-            Some((id.parse().ok()?, batch))
-        };
-        let entries: Option<Vec<_>> = entries.into_iter().map(entry).collect();
-        entries.ok_or(StreamError::Refused("another program writes to the key; give RECOVERY_STREAM a name of its own"))
+        batches(self.link.call(&range).await?)
     }
 
     /// Appends a batch to the stream of this generation, which loses all before `oldest`.
@@ -202,7 +199,6 @@ impl Stream {
             return Err(StreamError::Changed);
         }
         let _: Value = self.link.call(cmd("RENAME").arg(self.fresh()).arg(&self.key)).await?;
-        let _: i64 = self.link.call(cmd("PERSIST").arg(&self.key)).await?;
         Ok(())
     }
 
@@ -211,10 +207,13 @@ impl Stream {
     }
 
     /// The greatest generation in the stream; 0 without a stream.
+    ///
+    /// # Errors
+    /// [`StreamError::Refused`] also when another program writes the stream, which must not be replaced then.
     pub(super) async fn generation(&self) -> Result<u64, StreamError> {
         let last = cmd("XREVRANGE").arg(&self.key).arg("+").arg("-").arg("COUNT").arg(1).to_owned();
-        let last: Vec<(String, Value)> = self.link.call(&last).await?;
-        Ok(last.first().and_then(|(id, _)| id.parse::<EntryId>().ok()).map_or(0, |id| id.generation))
+        let last = batches(self.link.call(&last).await?)?;
+        Ok(last.first().map_or(0, |(id, _)| id.generation))
     }
 
     /// Lets Redis drop the stream when no node has kept it for so long.
@@ -222,4 +221,14 @@ impl Stream {
         let _: i64 = self.link.call(cmd("PEXPIRE").arg(&self.key).arg(window.as_millis())).await?;
         Ok(())
     }
+}
+
+/// Entries of the stream with their batches.
+fn batches(entries: Vec<(String, Fields)>) -> Result<Vec<(EntryId, Vec<u8>)>, StreamError> {
+    let entry = |(id, fields): (String, Fields)| {
+        let batch = fields.into_iter().find(|(name, _)| name == FIELD.as_bytes())?.1;
+        Some((id.parse().ok()?, batch))
+    };
+    let entries: Option<Vec<_>> = entries.into_iter().map(entry).collect();
+    entries.ok_or(StreamError::Refused("another program writes to the key; give RECOVERY_STREAM a name of its own"))
 }

@@ -127,7 +127,7 @@ impl Tail {
     /// Waits until there is an entry to take.
     pub async fn changed(&self) {
         let news = self.shared.news.notified();
-        // Set before the log is looked at: whoever appends after that sees it.
+        // Set before the log is looked at: a publisher that appends after that sees it.
         self.shared.is_followed.store(true, Ordering::Relaxed);
         if self.shared.log.lock().head() == self.sequence {
             news.await;

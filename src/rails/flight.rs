@@ -43,7 +43,7 @@ const GRANT_TTL: Duration = Duration::from_secs(5);
 /// How long a denial is cached. Enough for a burst; a user who was just given a right must not wait for it.
 const DENIAL_TTL: Duration = Duration::from_secs(1);
 
-/// Questions remembered, each in about 200 bytes: more than callers can wait, and than there are users who open a document
+/// Questions remembered, each in about 200 bytes: more than callers can wait, and than users open documents
 /// within [`GRANT_TTL`]. Of the least recently asked, the next caller makes a request of its own.
 const MAX_RECENT: usize = 4_096;
 
