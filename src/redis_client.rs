@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 
 pub use self::{
     link::{Denial, Link},
-    raw::{Duplex, RawConnection},
+    raw::{Duplex, Ends, RawConnection},
 };
 use crate::{
     config::{RedisTarget, RedisUrl},

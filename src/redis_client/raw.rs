@@ -1,6 +1,6 @@
 //! A bare connection, for a caller that reads the replies without the client.
 
-use std::io;
+use std::{io, net::SocketAddr};
 
 use futures_util::future::select_ok;
 use redis::{ConnectionAddr, RedisConnectionInfo};
@@ -23,32 +23,67 @@ impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Duplex for T {}
 /// A connection to Redis that is logged in and has nothing unread.
 pub type RawConnection = Box<dyn Duplex>;
 
+/// The ends of a connection, as this process sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// Of TCP, with or without TLS.
+    Tcp {
+        /// This process' own.
+        near: SocketAddr,
+        /// The other one.
+        far: SocketAddr,
+    },
+    /// Of a Unix socket.
+    Unix,
+}
+
+impl Ends {
+    /// Whether nothing stands between this process and a Redis that says `client` of this connection
+    /// (<https://redis.io/docs/latest/commands/client-info/>): no proxy, and nothing that translates addresses.
+    pub fn are_direct(self, client: &str) -> bool {
+        let end = |name: &str| client.split_ascii_whitespace().find_map(|field| field.strip_prefix(name));
+        let ends = (end("addr="), end("laddr="));
+        match self {
+            Self::Tcp { near, far } => ends == (Some(&*near.to_string()), Some(&*far.to_string())),
+            // Redis names the path, and no port.
+            Self::Unix => [ends.0, ends.1].iter().all(|end| end.is_some_and(|end| end.ends_with(":0"))),
+        }
+    }
+}
+
 impl Connector {
     /// A new bare connection. Fails when Redis cannot be reached or refuses the login; there is no timeout for a server
     /// that sends nothing.
-    pub async fn dial_raw(&self) -> Result<RawConnection, ConnectionError> {
+    pub async fn dial_raw(&self) -> Result<(RawConnection, Ends), ConnectionError> {
         let client = self.client().await?;
         let info = client.get_connection_info();
-        let mut connection: RawConnection = match info.addr() {
-            ConnectionAddr::Tcp(host, port) => Box::new(tcp(host, *port).await?),
-            ConnectionAddr::TcpTls { host, port, .. } => Box::new(tls::connect(host, tcp(host, *port).await?).await?),
-            ConnectionAddr::Unix(path) => Box::new(UnixStream::connect(path).await?),
+        let (mut connection, ends): (RawConnection, _) = match info.addr() {
+            ConnectionAddr::Tcp(host, port) => {
+                let (stream, ends) = tcp(host, *port).await?;
+                (Box::new(stream), ends)
+            }
+            ConnectionAddr::TcpTls { host, port, .. } => {
+                let (stream, ends) = tcp(host, *port).await?;
+                (Box::new(tls::connect(host, stream).await?), ends)
+            }
+            ConnectionAddr::Unix(path) => (Box::new(UnixStream::connect(path).await?), Ends::Unix),
             _ => return Err(io::Error::from(io::ErrorKind::Unsupported).into()),
         };
         log_in(&mut connection, info.redis_settings()).await?;
-        Ok(connection)
+        Ok((connection, ends))
     }
 }
 
 /// The first connection that comes about to any address of `host`.
-async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+async fn tcp(host: &str, port: u16) -> io::Result<(TcpStream, Ends)> {
     let mut dials = lookup_host((host, port)).await?.map(|address| Box::pin(TcpStream::connect(address))).peekable();
     if dials.peek().is_none() {
         return Err(io::Error::other("the name has no address"));
     }
     let (stream, _) = select_ok(dials).await?;
     stream.set_nodelay(true)?;
-    Ok(stream)
+    let ends = Ends::Tcp { near: stream.local_addr()?, far: stream.peer_addr()? };
+    Ok((stream, ends))
 }
 
 async fn log_in(connection: &mut RawConnection, login: &RedisConnectionInfo) -> Result<(), ConnectionError> {
@@ -133,6 +168,24 @@ mod tests {
             let (ended, _) = login(url, answers).await;
             let said = ended.unwrap_err();
             assert!(said.contains(told) && !said.contains("secret"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_connection_is_direct_when_redis_sees_the_same_ends() {
+        let tcp = |near: &str, far: &str| Ends::Tcp { near: near.parse().unwrap(), far: far.parse().unwrap() };
+        let client = "id=3 addr=10.0.0.2:4000 laddr=10.0.0.1:6379 fd=8 name= user=default";
+        for (ends, client, direct) in [
+            (tcp("10.0.0.2:4000", "10.0.0.1:6379"), client, true),
+            (tcp("[::1]:4000", "[::1]:6379"), "addr=[::1]:4000 laddr=[::1]:6379", true),
+            (tcp("10.0.0.2:4000", "10.0.0.9:6379"), client, false),
+            (tcp("10.0.0.2:4001", "10.0.0.1:6379"), client, false),
+            (tcp("10.0.0.2:4000", "10.0.0.1:6379"), "addr=10.0.0.2:4000", false),
+            (Ends::Unix, "addr=/run/redis.sock:0 laddr=/run/redis.sock:0", true),
+            (Ends::Unix, client, false),
+            (Ends::Unix, "", false),
+        ] {
+            assert_eq!(ends.are_direct(client), direct, "{ends:?} {client}");
         }
     }
 

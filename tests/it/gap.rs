@@ -9,7 +9,7 @@ use loomio_channels::{
 };
 
 use crate::harness::{
-    Browser, Event, Redis, Running, Server, get, numbers, record, start, start_behind_proxy, start_with,
+    Browser, Event, Proxy, Redis, Running, Server, get, numbers, record, start, start_behind_proxy, start_with,
     start_with_ada, until, within,
 };
 
@@ -130,6 +130,31 @@ async fn a_redis_that_is_restarted_after_the_subscription_was_cut_proves_nothing
     redis.shut_down().await;
     redis.up().await;
     proxy.release();
+    server.resubscribed(1).await;
+    assert_eq!(server.gaps(), POSSIBLE);
+}
+
+#[tokio::test]
+async fn a_proxy_that_refuses_while_redis_lives_proves_no_end_of_redis() {
+    let mut redis = Redis::start().await;
+    let mut proxy = Proxy::to(redis.port()).await;
+    let server = Running::start(&[], &[("REDIS_URL", &proxy.url())]).await;
+    server.says("gap=\"start\"").await;
+    proxy.stop().await;
+    // It closed the connection in order, and nothing listens there.
+    server.says("cannot subscribe").await;
+    redis.records(record("user-1", 1)).await;
+    redis.shut_down().await;
+    redis.up().await;
+    proxy.start_again(redis.port()).await;
+    server.says("gap=\"possible\"").await;
+}
+
+#[tokio::test]
+async fn counts_before_redis_became_a_replica_prove_nothing() {
+    let (redis, server) = start().await;
+    redis.command(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    redis.kill_subscribers().await;
     server.resubscribed(1).await;
     assert_eq!(server.gaps(), POSSIBLE);
 }

@@ -56,7 +56,10 @@ pub(super) fn dial(connector: &Arc<Connector>, lived: Duration) -> Dials {
         let (mut looked, mut found_nothing) = (started, true);
         loop {
             found_nothing &= looked.elapsed() <= UNWATCHED;
-            let subscribe = async { Subscription::over(connector.dial_raw().await?).await };
+            let subscribe = async {
+                let (connection, ends) = connector.dial_raw().await?;
+                Subscription::over(connection, ends).await
+            };
             let error = match timeout(DIAL_TIMEOUT, subscribe).await {
                 Ok(Ok(subscription)) => {
                     return Dialled { subscription, started, found_nothing: found_nothing && reminded.is_some() };

@@ -31,6 +31,8 @@ pub(super) struct Ledger {
     early: u64,
     /// [`Position::run`].
     run: u64,
+    /// Whether nothing stands between this process and Redis, so that what ended the connection was the end of Redis.
+    pub(super) direct: bool,
     /// Redis delivers what it does not count, so that its counts prove nothing.
     wrong: bool,
 }
@@ -92,7 +94,8 @@ impl Ledger {
     ///
     /// `exited` is how long before these Redis closed the connection `before`, if it did so between two replies, all of
     /// it was read, and nothing has listened from then on until this connection. Otherwise something that was sent may
-    /// be lost, or Redis went on without the connection.
+    /// be lost, or Redis went on without the connection; as behind a proxy, which may close and refuse connections while
+    /// Redis lives.
     pub(super) fn gap_after(&mut self, before: &Ledger, exited: Option<Duration>) -> Gap {
         self.wrong |= before.wrong;
         let (Ok((process, stats)), Ok((last_process, last))) = (self.proof(), before.proof()) else {
@@ -105,7 +108,7 @@ impl Ledger {
             // No Redis ran between the two, unless this one ran before the other had ended: then it is not the same one
             // restarted, and what was published on the other may not have come here.
             let restarted = exited.is_some_and(|ago| process.uptime <= ago + UPTIME_PRECISION);
-            restarted && stats.resets.is_none() && missed_or_known == 0
+            before.direct && restarted && stats.resets.is_none() && missed_or_known == 0
         };
         if empty { Gap::Empty } else { Gap::Possible }
     }
@@ -117,7 +120,8 @@ pub(super) struct CommandStats {
     /// Calls of `PUBLISH`, on whatever channel, direct, in `MULTI` or from scripts.
     publishes: u64,
     /// What is said of `CONFIG RESETSTAT`, which sets all of this to zero and then counts itself: two answers that say
-    /// the same have no reset between them. Before Redis 7 it is part of what is said of `CONFIG`.
+    /// the same have no reset between them. Before Redis 7 it is part of what is said of `CONFIG`. And what is said of
+    /// `REPLICAOF`: while Redis is a replica, messages may be lost on the way from its primary.
     resets: Option<Box<str>>,
 }
 
@@ -129,7 +133,9 @@ impl CommandStats {
         for (name, value) in fields(text) {
             match name {
                 "cmdstat_publish" => publishes = value.strip_prefix("calls=")?.split(',').next()?.parse().ok()?,
-                "cmdstat_config|resetstat" | "cmdstat_config" => resets = Some(value.into()),
+                "cmdstat_config|resetstat" | "cmdstat_config" | "cmdstat_replicaof" | "cmdstat_slaveof" => {
+                    resets = Some([resets.as_deref().unwrap_or_default(), name, value].concat().into());
+                }
                 "cmdstat_subscribe" => {}
                 _ => continue,
             }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     bus::{BOT, Inbound, MAX_PAYLOAD, Position, RECORDS, SYSTEM_NOTICE},
-    redis_client::{ConnectionError, RawConnection},
+    redis_client::{ConnectionError, Ends, RawConnection},
 };
 
 /// How often Redis is asked for a sign of life, which is also the number of `PUBLISH` calls it has counted.
@@ -67,6 +67,7 @@ enum Ask {
     Pattern,
     CommandStats,
     Process,
+    Client,
     Ping,
     Drain,
 }
@@ -83,6 +84,7 @@ struct Granted {
 pub(super) struct Subscription {
     reader: ReadHalf<RawConnection>,
     writer: WriteHalf<RawConnection>,
+    ends: Ends,
     buffer: BytesMut,
     decoder: ReplyDecoder,
     /// Commands that the socket has not taken yet: a few hundred bytes, as `asked` is short.
@@ -107,12 +109,13 @@ pub(super) struct Subscription {
 impl Subscription {
     /// Subscribes, and has the first answers. All commands leave together; a refusal is an answer too, and an error if
     /// it is of a channel.
-    pub(super) async fn over(connection: RawConnection) -> Result<Self, SubscriptionError> {
+    pub(super) async fn over(connection: RawConnection, ends: Ends) -> Result<Self, SubscriptionError> {
         let now = Instant::now();
         let (reader, writer) = split(connection);
         let mut this = Self {
             reader,
             writer,
+            ends,
             buffer: BytesMut::new(),
             decoder: ReplyDecoder::new(MAX_PAYLOAD),
             outgoing: BytesMut::new(),
@@ -130,6 +133,7 @@ impl Subscription {
         this.ask(&[Ask::Pattern], redis::cmd("PSUBSCRIBE").arg(BOT));
         this.ask(&[Ask::CommandStats], redis::cmd("INFO").arg("commandstats"));
         this.ask(&[Ask::Process], redis::cmd("INFO").arg("server"));
+        this.ask(&[Ask::Client], redis::cmd("CLIENT").arg("INFO"));
         let mut bytes = 0;
         while !this.asked.is_empty() && bytes < EARLY_BYTES {
             match this.step().await? {
@@ -219,7 +223,7 @@ impl Subscription {
                 return Err(SubscriptionError::Refused(text.escape_ascii().to_string()));
             }
             (Ask::Drain, Reply::Other | Reply::Error(_)) => return Ok(Some(Heard::Inbound(Inbound::Drained))),
-            (Ask::Channel, Reply::Subscribed) | (Ask::Ping, Reply::Other) | (_, Reply::Error(_)) => {}
+            (Ask::Channel, Reply::Subscribed) | (Ask::Ping | Ask::Client, Reply::Other) | (_, Reply::Error(_)) => {}
             (Ask::Pattern, Reply::Subscribed) => self.granted.bot = true,
             (Ask::Hello, Reply::Other) => self.granted.resp3 = true,
             (Ask::CommandStats, Reply::Text(text)) => {
@@ -232,6 +236,9 @@ impl Subscription {
                 }
             }
             (Ask::Process, Reply::Text(text)) => self.ledger.process(text),
+            (Ask::Client, Reply::Text(text)) => {
+                self.ledger.direct = str::from_utf8(text).is_ok_and(|text| self.ends.are_direct(text));
+            }
             _ => return Err(NotRedis.into()),
         }
         Ok(None)

@@ -32,7 +32,7 @@ impl Orders {
 pub(crate) struct Proxy {
     address: SocketAddr,
     orders: watch::Sender<Orders>,
-    _acceptor: JoinSet<()>,
+    acceptor: JoinSet<()>,
 }
 
 impl Proxy {
@@ -43,7 +43,19 @@ impl Proxy {
         let (orders, _) = watch::channel(Orders::default());
         let mut acceptor = JoinSet::new();
         acceptor.spawn(accept(listener, port, orders.clone()));
-        Self { address, orders, _acceptor: acceptor }
+        Self { address, orders, acceptor }
+    }
+
+    /// Closes all connections in order, and the port.
+    pub(crate) async fn stop(&mut self) {
+        self.cut();
+        self.acceptor.shutdown().await;
+    }
+
+    /// After that: listens on the same port again, in front of the same port of this machine.
+    pub(crate) async fn start_again(&mut self, port: u16) {
+        let listener = TcpListener::bind(self.address).await.unwrap();
+        self.acceptor.spawn(accept(listener, port, self.orders.clone()));
     }
 
     pub(crate) fn url(&self) -> String {

@@ -26,6 +26,7 @@ fn ledger(early: u64, publishes: u64, since: u64) -> Ledger {
     (0..early).for_each(|_| ledger.message());
     ledger.counted(&counts(publishes, 0));
     ledger.process = Some(process(1, 1_000));
+    ledger.direct = true;
     (0..since).for_each(|_| ledger.message());
     ledger
 }
@@ -232,7 +233,7 @@ impl Model {
         if self.live.is_some() {
             return None;
         }
-        self.live = Some((Ledger::default(), 0));
+        self.live = Some((Ledger { direct: true, ..Ledger::default() }, 0));
         (0..early).for_each(|_| self.publish(false));
         self.read();
         let (ledger, _) = self.live.as_mut()?;
@@ -316,6 +317,8 @@ fn a_reset_shows_even_where_counts_agree() {
     let never = stats(publish);
     let once = stats(&format!("{publish}cmdstat_config|resetstat:calls=1,usec=156\r\n"));
     let again = stats(&format!("{publish}cmdstat_config|resetstat:calls=1,usec=49\r\n"));
+    let [demoted, older] = ["replicaof", "slaveof"].map(|name| stats(&format!("{publish}cmdstat_{name}:calls=1\r\n")));
+    assert!([&demoted, &older].iter().all(|stats| stats.resets.is_some()) && demoted.resets != older.resets);
     assert_eq!(never.resets, None);
     assert!(never.resets != once.resets && once.resets != again.resets);
 }

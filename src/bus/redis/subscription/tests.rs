@@ -17,7 +17,7 @@ const NOPERM: &str = "-NOPERM no permission\r\n";
 const RESP2: &str = "-ERR unknown command 'HELLO'\r\n\
                      *3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n*3\r\n$9\r\nsubscribe\r\n$1\r\nb\r\n:2\r\n\
                      *3\r\n$10\r\npsubscribe\r\n$1\r\nc\r\n:3\r\n\
-                     -ERR Can't execute 'info'\r\n-ERR Can't execute 'info'\r\n";
+                     -ERR Can't execute 'info'\r\n-ERR Can't execute 'info'\r\n-ERR Can't execute 'client'\r\n";
 
 fn text(text: &str) -> String {
     format!("={}\r\ntxt:{text}\r\n", text.len() + 4)
@@ -28,7 +28,7 @@ fn stats(publishes: u64) -> String {
 }
 
 fn process() -> String {
-    text("# Server\r\nrun_id:abc\r\nuptime_in_seconds:5\r\n")
+    text("# Server\r\nrun_id:abc\r\nuptime_in_seconds:5\r\n") + &text("id=3 addr=/socket:0 laddr=/socket:0")
 }
 
 fn message(channel: &str, payload: &str) -> String {
@@ -48,7 +48,7 @@ fn granted_at(publishes: u64) -> String {
 async fn subscribed(answers: &str) -> (Subscription, DuplexStream) {
     let (client, mut server) = duplex(1 << 25);
     server.write_all(answers.as_bytes()).await.unwrap();
-    let subscription = Subscription::over(Box::new(client)).await.unwrap();
+    let subscription = Subscription::over(Box::new(client), Ends::Unix).await.unwrap();
     let mut asked = vec![0; 1024];
     let length = server.read(&mut asked).await.unwrap();
     let mut expected = redis::cmd("HELLO").arg(3).get_packed_command();
@@ -56,6 +56,7 @@ async fn subscribed(answers: &str) -> (Subscription, DuplexStream) {
     expected.extend(redis::cmd("PSUBSCRIBE").arg(BOT).get_packed_command());
     expected.extend(info("commandstats"));
     expected.extend(info("server"));
+    expected.extend(redis::cmd("CLIENT").arg("INFO").get_packed_command());
     assert_eq!(asked[..length], expected);
     (subscription, server)
 }
@@ -96,7 +97,11 @@ async fn every_answer_is_a_sign_of_life_in_either_protocol() {
     for (answers, question, replies) in [
         (granted(), info("commandstats"), [&*stats(7), &stats(9), NOPERM, "-BUSY a script\r\n"]),
         (RESP2.to_owned(), ping(), ["*2\r\n$4\r\npong\r\n$0\r\n\r\n", NOPERM, "-BUSY a script\r\n", "+PONG\r\n"]),
-        ([HELLO, CHANNELS, NOPERM, NOPERM, NOPERM].concat(), ping(), ["+PONG\r\n", NOPERM, "+PONG\r\n", NOPERM]),
+        (
+            [HELLO, CHANNELS, NOPERM, NOPERM, NOPERM, NOPERM].concat(),
+            ping(),
+            ["+PONG\r\n", NOPERM, "+PONG\r\n", NOPERM],
+        ),
     ] {
         let (mut subscription, mut server) = subscribed(&answers).await;
         let mut last = Instant::now();
@@ -183,7 +188,7 @@ async fn there_is_time_to_answer_even_when_this_process_stood_still() {
 async fn a_refusal_is_told() {
     let (client, mut server) = duplex(1 << 16);
     say(&mut server, &format!("{HELLO}-DENIED \x1b{}\r\n", "x".repeat(1_058))).await;
-    let refused = Subscription::over(Box::new(client)).await.err().unwrap().to_string();
+    let refused = Subscription::over(Box::new(client), Ends::Unix).await.err().unwrap().to_string();
     assert!(refused.contains(r"DENIED \x1bxxx"), "{refused}");
 }
 
@@ -193,8 +198,8 @@ async fn what_limits_the_proof_is_known() {
     for (answers, limit) in [
         (granted(), None),
         (RESP2.to_owned(), Some("HELLO 3")),
-        ([HELLO, CHANNELS, PATTERN, NOPERM, NOPERM].concat(), Some("+info")),
-        ([HELLO, CHANNELS, PATTERN, &stats(7), NOPERM].concat(), Some("does not count")),
+        ([HELLO, CHANNELS, PATTERN, NOPERM, NOPERM, NOPERM].concat(), Some("+info")),
+        ([HELLO, CHANNELS, PATTERN, &stats(7), NOPERM, NOPERM].concat(), Some("does not count")),
         ([HELLO, CHANNELS, PATTERN, &text("# Commandstats\r\n"), &process()].concat(), Some("does not count")),
         ([HELLO, CHANNELS, NOPERM, &stats(7), &process()].concat(), Some("&chatbot/*")),
     ] {
@@ -266,13 +271,13 @@ async fn a_connection_that_takes_no_question_is_still_read() {
     let serve = async {
         let mut questions = vec![0; 1024];
         let mut read = 0;
-        while !questions[..read].ends_with(b"server\r\n") {
+        while !questions[..read].ends_with(b"CLIENT\r\n$4\r\nINFO\r\n") {
             read += server.read(&mut questions[read..]).await.unwrap();
         }
         say(&mut server, &granted()).await;
         server
     };
-    let (subscription, mut server) = tokio::join!(Subscription::over(Box::new(client)), serve);
+    let (subscription, mut server) = tokio::join!(Subscription::over(Box::new(client), Ends::Unix), serve);
     let mut subscription = subscription.unwrap();
     // Nothing is read from here on, and the pipe is small.
     for _ in 0..20 {
