@@ -269,20 +269,24 @@ impl App {
 /// The key that nodes without a secret share. A Redis that does not give it is not waited for: then the key is this
 /// process' own.
 async fn shared_key(link: &Link) -> Key {
+    let mut reason = "redis does not answer".to_owned();
     let key = timeout(KEY_PATIENCE, async {
         loop {
             match Key::shared(link).await {
                 Ok(key) => return Ok(key),
                 Err(error @ (ConnectionError::Denied(_) | ConnectionError::Foreign(_))) => return Err(error),
-                Err(_) => sleep(KEY_PAUSE).await,
+                // The error before it says more.
+                Err(ConnectionError::Down) => {}
+                Err(error) => reason = chain(&error),
             }
+            sleep(KEY_PAUSE).await;
         }
     });
-    let reason = match key.await {
+    match key.await {
         Ok(Ok(key)) => return key,
-        Ok(Err(error)) => chain(&error),
-        Err(_) => "redis does not answer".to_owned(),
-    };
+        Ok(Err(error)) => reason = chain(&error),
+        Err(_) => {}
+    }
     tracing::warn!(
         "tickets are sealed with a key of this process alone, so that browsers are not recovered by other nodes or after a \
          restart; set CHANNELS_SECRET: {reason}"

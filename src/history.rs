@@ -47,6 +47,30 @@ impl Progress {
     }
 }
 
+/// What the log said last of the stream. A state that stays the same is said once.
+#[derive(Debug, Default)]
+struct Told(Mutex<Option<&'static str>>);
+
+impl Told {
+    /// Says what has to be changed. An outage is told by the subscription.
+    fn failed(&self, error: &StreamError) {
+        let StreamError::Refused(mend) = error else { return };
+        if self.0.lock().replace(mend) != Some(*mend) {
+            tracing::warn!(
+                "the recovery log is not kept in redis, so that it ends with this process; live updates are not concerned: \
+                 {mend}"
+            );
+        }
+    }
+
+    /// The stream is written, by this node or another.
+    fn kept(&self) {
+        if self.0.lock().take().is_some() {
+            tracing::info!("the recovery log is kept in redis again");
+        }
+    }
+}
+
 /// The stream of the recovery log.
 pub struct History {
     stream: Stream,
@@ -54,8 +78,7 @@ pub struct History {
     progress: Progress,
     /// Cancelled once the log may be written.
     restored: CancellationToken,
-    /// The last refusal that was logged.
-    told: Mutex<Option<&'static str>>,
+    told: Told,
     bytes: usize,
     window: Duration,
 }
@@ -65,7 +88,7 @@ impl History {
     /// alone, so that nothing waits behind a batch.
     pub fn new(link: Link, key: String, hub: Hub, bytes: usize, window: Duration) -> Self {
         let (stream, progress, restored) = (Stream::new(link, key), Progress::default(), CancellationToken::new());
-        Self { stream, hub, progress, restored, told: Mutex::new(None), bytes, window }
+        Self { stream, hub, progress, restored, told: Told::default(), bytes, window }
     }
 
     /// What was published up to `before`, where the subscription begins, as far as the stream has it. Nothing when Redis
@@ -74,7 +97,7 @@ impl History {
         match load::load(&self.stream, before, self.bytes, self.hub.unix()).await {
             Ok(loaded) => loaded,
             Err(error) => {
-                self.tell(&error);
+                self.told.failed(&error);
                 Loaded::default()
             }
         }
@@ -92,11 +115,11 @@ impl History {
 
     /// Writes the stream while this node has the lease, until `stop`, and then what is left.
     pub async fn run(&self, stop: CancellationToken) {
-        let Self { stream, hub, progress, restored, bytes, window, .. } = self;
+        let Self { stream, hub, progress, restored, told, bytes, window } = self;
         if stop.run_until_cancelled(restored.cancelled()).await.is_none() {
             return;
         }
-        let mirror = Mirror { stream, hub, progress, bytes: *bytes, window: *window };
+        let mirror = Mirror { stream, hub, progress, told, bytes: *bytes, window: *window };
         let mut pause = FIRST_PAUSE;
         let late = async {
             stop.cancelled().await;
@@ -115,22 +138,17 @@ impl History {
             if begun.elapsed() > LONGEST_PAUSE {
                 pause = FIRST_PAUSE;
             }
-            self.tell(&error);
-            if stop.run_until_cancelled(sleep(pause)).await.is_none() {
+            told.failed(&error);
+            let rest = async {
+                if matches!(error, StreamError::Refused(_)) {
+                    stream.abandon().await;
+                }
+                sleep(pause).await;
+            };
+            if stop.run_until_cancelled(rest).await.is_none() {
                 return;
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-    }
-
-    /// Says once what has to be changed. An outage is told by the subscription.
-    fn tell(&self, error: &StreamError) {
-        let StreamError::Refused(mend) = error else { return };
-        if self.told.lock().replace(mend) != Some(*mend) {
-            tracing::warn!(
-                "the recovery log is not kept in redis, so that it ends with this process; live updates are not concerned: \
-                 {mend}"
-            );
         }
     }
 }

@@ -50,8 +50,13 @@ impl Key {
     /// # Errors
     /// When Redis does not answer or does not let this node read or write the key.
     pub async fn shared(link: &Link) -> Result<Self, ConnectionError> {
-        link.set_absent(SHARED_KEY, &URL_SAFE_NO_PAD.encode(Self::random().0)).await?;
-        let text = link.get(SHARED_KEY).await?.unwrap_or_default();
+        // Read first: a Redis that is full, or a replica, still gives a key that it has.
+        let mut text = link.get(SHARED_KEY).await?;
+        if text.is_none() {
+            link.set_absent(SHARED_KEY, &URL_SAFE_NO_PAD.encode(Self::random().0)).await?;
+            text = link.get(SHARED_KEY).await?;
+        }
+        let text = text.unwrap_or_default();
         let key = URL_SAFE_NO_PAD.decode(text).ok().and_then(|key| key.try_into().ok());
         key.map(Self).ok_or(ConnectionError::Foreign(SHARED_KEY))
     }

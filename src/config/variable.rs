@@ -66,7 +66,7 @@ variables! {
     plain PUBLIC_APP_URL: Url = "https://$CANONICAL_HOST", web_url("https://loomio.example.org"),
         "address of Loomio in the browser: the origin CORS allows";
     plain PRIVATE_APP_URL: Url = "APP_URL", web_url("https://loomio.example.org or http://app:3000"),
-        "address of Loomio from here, for example http://app:3000: who is asked";
+        "address of Loomio from here, for example http://app:3000; for questions to Rails";
     plain APP_URL: Url = "PUBLIC_APP_URL", web_url("https://loomio.example.org or http://app:3000"),
         "the same, used when that is unset";
     plain CANONICAL_HOST: Url = "VIRTUAL_HOST", host(), "host name of Loomio, for example loomio.example.org";

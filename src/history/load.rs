@@ -16,6 +16,9 @@ use crate::{bus::Position, hub::Past};
 /// How long a start waits for the node that writes the stream, which may be some milliseconds behind.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long it reads at most. What it has by then is served, and everyone is told of a gap.
+const LONGEST: Duration = Duration::from_mins(1);
+
 /// How often it looks for more.
 const GLANCE: Duration = Duration::from_millis(25);
 
@@ -47,13 +50,15 @@ impl Loading {
     /// Takes the next entry of the stream. Of more than `most` bytes the newest are kept.
     fn take(&mut self, id: EntryId, batch: Batch, most: usize, now: u32) {
         let begins = |last: EntryId| id.number == 1 && id.generation > last.generation;
-        let follows = |last: EntryId| id.generation == last.generation && id.number == last.number + 1;
+        let follows = |last: EntryId| id.generation == last.generation && last.number.checked_add(1) == Some(id.number);
         match self.last {
             // A later holder has written its whole log.
             Some(last) if begins(last) => *self = Self::default(),
             // Entries were lost, as in a failover.
             Some(last) if !follows(last) => {
-                self.loaded.entries.push_back(Past::Gap { fingerprint: rand::random(), at: now });
+                let hole = Past::Gap { fingerprint: rand::random(), at: now };
+                self.bytes += hole.weight();
+                self.loaded.entries.push_back(hole);
                 self.loaded.gap = now;
             }
             _ => {}
@@ -89,7 +94,14 @@ pub(super) async fn load(
     let (started, mut told, mut is_last) = (Instant::now(), false, false);
     let mut loading = Loading::default();
     loop {
-        let page = stream.read(loading.last).await?;
+        let page = match stream.read(loading.last).await {
+            // As while it loads its own keys.
+            Err(StreamError::Redis(_)) if started.elapsed() < PATIENCE => {
+                sleep(GLANCE).await;
+                continue;
+            }
+            page => page?,
+        };
         for (id, batch) in &page {
             let batch = Batch::decode(batch).ok_or(StreamError::Refused(
                 "another version of this program, or another program, wrote it; it is written anew",
@@ -100,10 +112,12 @@ pub(super) async fn load(
             told = true;
             tracing::info!(bytes = loading.bytes, "reading what was published before the start");
         }
-        if !page.is_empty() {
+        let is_late = started.elapsed() > LONGEST;
+        if !page.is_empty() && !is_late {
             continue;
         }
-        let complete = loading.reaches(before);
+        let complete = page.is_empty() && loading.reaches(before);
+        is_last |= is_late;
         if complete || is_last {
             return Ok(Loaded { complete, ..loading.loaded });
         }

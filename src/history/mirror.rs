@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Progress,
+    Progress, Told,
     batch::Batch,
     stream::{EntryId, LEASE, Stream, StreamError},
 };
@@ -40,6 +40,7 @@ pub(super) struct Mirror<'a> {
     pub(super) stream: &'a Stream,
     pub(super) hub: &'a Hub,
     pub(super) progress: &'a Progress,
+    pub(super) told: &'a Told,
     /// What the stream keeps at most.
     pub(super) bytes: usize,
     pub(super) window: Duration,
@@ -62,12 +63,18 @@ impl Mirror<'_> {
     /// # Errors
     /// When it cannot go on; a new generation must begin.
     pub(super) async fn run(&self, stop: &CancellationToken) -> Result<(), StreamError> {
+        let waiting = Instant::now();
         while !self.stream.hold().await? {
+            // A holder that is refused gives the lease back.
+            if waiting.elapsed() > 2 * LEASE {
+                self.told.kept();
+            }
             if stop.run_until_cancelled(sleep(TICK)).await.is_none() {
                 return Ok(());
             }
         }
         let mut generation = self.begin().await?;
+        self.told.kept();
         let mut renewed = Instant::now();
         while !stop.is_cancelled() {
             if renewed.elapsed() >= TICK {
@@ -93,7 +100,7 @@ impl Mirror<'_> {
     async fn begin(&self) -> Result<Generation, StreamError> {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(unix.as_millis()).unwrap_or_default();
-        let number = now.max(self.stream.generation().await? + 1);
+        let number = now.max(self.stream.generation().await?.saturating_add(1));
         let mut generation = Generation {
             tail: self.hub.tail(),
             next: EntryId { generation: number, number: 1 },
@@ -101,6 +108,9 @@ impl Mirror<'_> {
             held: 0,
             position: None,
         };
+        // Empty: a Redis that does not know the command repeats the batch in its answer, which must be text to be read.
+        let id = generation.take_id(ENTRY_OVERHEAD);
+        self.stream.prepare(id, &Batch::default().encode()).await?;
         let mut renewed = Instant::now();
         while let Some((id, bytes, _)) = self.next(&mut generation)? {
             self.stream.prepare(id, &bytes).await?;
@@ -108,10 +118,6 @@ impl Mirror<'_> {
                 renewed = Instant::now();
                 self.stream.hold().await?;
             }
-        }
-        if generation.next.number == 1 {
-            let id = generation.take_id(ENTRY_OVERHEAD);
-            self.stream.prepare(id, &Batch::default().encode()).await?;
         }
         self.stream.replace().await?;
         Ok(generation)

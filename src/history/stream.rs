@@ -73,9 +73,13 @@ impl From<ConnectionError> for StreamError {
         let text = match &error {
             ConnectionError::Denied(Denial::Rights) => {
                 "the user of REDIS_URL may not use the stream; run ACL SETUSER <user> +set +get +del +rename +pexpire \
-                 +pubsub|numsub +xadd +xrange +xrevrange ~loomio-channels:*, or set RECOVERY_STREAM=off"
+                 +pubsub|numsub +xadd +xrange +xrevrange ~loomio-channels:* (or ~<RECOVERY_STREAM>* where that is set), or \
+                 set RECOVERY_STREAM=off"
             }
-            ConnectionError::Denied(Denial::Command) => "it has no streams; they need Redis 6.2 or later",
+            ConnectionError::Denied(Denial::Command) => {
+                "it does not know a command for streams; they need Redis 6.2 or later, in which none of set, get, del, \
+                 rename, pexpire, pubsub, xadd, xrange and xrevrange is renamed; or set RECOVERY_STREAM=off"
+            }
             ConnectionError::Denied(_) => "it cannot be used for commands; see the line about lookups",
             ConnectionError::Redis(error) => match (error.code(), error.detail().unwrap_or_default()) {
                 (Some("WRONGTYPE"), _) => {
@@ -157,6 +161,13 @@ impl Stream {
             let _: i64 = self.link.call(cmd("DEL").arg(self.lease())).await?;
         }
         Ok(())
+    }
+
+    /// After a refusal: lets another node try, and leaves no unfinished generation in a memory that may be full.
+    pub(super) async fn abandon(&self) {
+        // What refused the rest may refuse this as well; then both end by themselves.
+        let _: Result<i64, _> = self.link.call(cmd("DEL").arg(self.fresh())).await;
+        let _ = self.release().await;
     }
 
     /// The next entries after `last`, the oldest first, each with its batch; the first ones without it. None at the end.

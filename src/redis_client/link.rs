@@ -125,7 +125,11 @@ impl Link {
             return Err(error.into());
         }
         let denial = Denial::of(&error);
-        if denial.is_some() || error.code() == Some("WRONGTYPE") {
+        if error.code() == Some("READONLY") {
+            // A primary that was demoted may keep its connections; another dial may find the new one.
+            self.connection.lock().await.take_if(|now| Arc::ptr_eq(now, connection));
+            self.breaker.failed(Instant::now());
+        } else if denial.is_some() || matches!(error.code(), Some("WRONGTYPE" | "OOM")) {
             self.breaker.succeeded();
         } else {
             self.breaker.failed(Instant::now());

@@ -9,6 +9,7 @@ mod polling;
 mod process;
 mod proxy;
 mod redis;
+mod sentinel;
 mod server;
 mod websocket;
 
@@ -20,9 +21,10 @@ pub(crate) use self::{
     browser::{Browser, Event, Session},
     connection::{Connection, Exchange, get, get_with, handshake},
     polling::{POLLING, Polling, packets},
-    process::{Finished, Killed, Running, run},
+    process::{Finished, Running, run},
     proxy::Proxy,
     redis::{Redis, free_port},
+    sentinel::Sentinel,
     server::Server,
     websocket::{BINARY, CLOSE, Ended, PING, TEXT, WEBSOCKET, WebSocket, frame, header},
 };

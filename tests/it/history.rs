@@ -1,27 +1,47 @@
 //! Restarts and several nodes: what one node was told, every other one serves.
 
+mod failover;
+mod lost;
+mod refused;
+
 use loomio_channels::metrics::Counter;
 
 use crate::harness::{Browser, Redis, Running, Server, numbers, publish, record, until};
 
 const STREAM: &str = "loomio-channels:recovery";
 
+/// What nodes agree on when Redis does not keep a key for them.
+const SECRET: (&str, &str) = ("CHANNELS_SECRET", "a secret of thirty-two characters");
+
 /// A node that no test stops politely.
 async fn node(redis: &Redis) -> Running {
-    let node = Running::start(&["serve"], &[("REDIS_URL", &redis.url()), ("PORT", "0"), ("GAP_NOTICE", "off")]).await;
+    node_at(&redis.url(), &[]).await
+}
+
+/// The same with an address of Redis and settings.
+async fn node_at(redis: &str, settings: &[(&str, &str)]) -> Running {
+    let settings = [&[("REDIS_URL", redis), ("GAP_NOTICE", "off")], settings].concat();
+    let node = Running::start(&["serve"], &settings).await;
     node.becomes(200).await;
     node
 }
 
+/// How often the log has said this.
+fn times(node: &Running, text: &str) -> usize {
+    node.log().iter().filter(|line| line.contains(text)).count()
+}
+
+/// Whether an answer has this text anywhere.
+fn holds(value: &redis::Value, text: &[u8]) -> bool {
+    match value {
+        redis::Value::Array(values) => values.iter().any(|value| holds(value, text)),
+        redis::Value::BulkString(bytes) => bytes.windows(text.len()).any(|window| window == text),
+        _ => false,
+    }
+}
+
 /// Waits until the stream has this message.
 async fn kept(redis: &Redis, message: &str) {
-    fn holds(value: &redis::Value, text: &[u8]) -> bool {
-        match value {
-            redis::Value::Array(values) => values.iter().any(|value| holds(value, text)),
-            redis::Value::BulkString(bytes) => bytes.windows(text.len()).any(|window| window == text),
-            _ => false,
-        }
-    }
     until("the stream to have a message", async || {
         holds(&redis.command(&["XRANGE", STREAM, "-", "+"]).await, message.as_bytes())
     })
@@ -187,7 +207,7 @@ async fn a_stream_of_another_program_is_left_alone() {
     let looks = redis.calls("xrevrange").await;
     until("another look", async || redis.calls("xrevrange").await > looks).await;
     assert_eq!(redis.calls("rename").await, 0);
-    assert_eq!(node.log().iter().filter(|line| line.contains("is not kept")).count(), 1, "{:?}", node.log());
+    assert_eq!(times(&node, "is not kept"), 1, "{:?}", node.log());
 }
 
 #[tokio::test]

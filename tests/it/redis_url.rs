@@ -1,13 +1,10 @@
 //! The ways to Redis that an address can name, as the binary takes it, and what is said where there is none.
 
-use std::{
-    fs,
-    process::{Command, Stdio},
-};
+use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-use crate::harness::{Browser, Killed, Redis, Running, free_port, record};
+use crate::harness::{Browser, Redis, Running, Sentinel, free_port, record};
 
 const PASSWORD: &str = "p@ss:w/rd";
 const ESCAPED: &str = "p%40ss%3Aw%2Frd";
@@ -111,15 +108,9 @@ async fn tls_needs_a_certificate_that_the_system_trusts() {
 #[tokio::test]
 async fn a_sentinel_knows_the_way() {
     let redis = Redis::start().await;
-    let (directory, port) = (TempDir::new().unwrap(), free_port());
-    let file = directory.path().join("sentinel.conf");
-    let monitor = format!("sentinel monitor main 127.0.0.1 {} 1", redis.port());
-    fs::write(&file, format!("port {port}\nbind 127.0.0.1\ndir {}\n{monitor}\n", directory.path().display())).unwrap();
-    let sentinel = Command::new("redis-server").arg(&file).arg("--sentinel").stdout(Stdio::null()).spawn();
-    let _sentinel = Killed(sentinel.expect("redis-server is installed"));
-    let at = |service| format!("redis-sentinel://127.0.0.1:{port}/3?sentinelServiceName={service}");
-    works(&redis, &at("main"), None).await;
-    let said = complaint(&at("other"), None).await;
+    let sentinel = Sentinel::start(&redis);
+    works(&redis, &sentinel.url("main", 3), None).await;
+    let said = complaint(&sentinel.url("other", 3), None).await;
     assert!(said.contains("does not answer"), "{said}");
 }
 

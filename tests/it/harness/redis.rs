@@ -2,7 +2,7 @@
 
 use std::{
     net::TcpListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
         Mutex,
@@ -61,6 +61,11 @@ impl Redis {
         format!("redis://127.0.0.1:{}/0", self.port)
     }
 
+    /// Where it keeps its files.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// The Unix socket on which it listens as well.
     pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("socket")
@@ -95,6 +100,11 @@ impl Redis {
     /// Ends it at once.
     pub(crate) fn kill(&mut self) {
         self.process = None;
+        self.hang_up();
+    }
+
+    /// Drops the test's own connection; the next command dials another.
+    pub(crate) fn hang_up(&self) {
         *self.link.lock().unwrap() = None;
     }
 
