@@ -89,7 +89,14 @@ pub(super) async fn load(
     let (started, mut told, mut is_last) = (Instant::now(), false, false);
     let mut loading = Loading::default();
     loop {
-        let page = stream.read(loading.last).await?;
+        let page = match stream.read(loading.last).await {
+            // As while it loads its own keys.
+            Err(StreamError::Redis(_)) if started.elapsed() < PATIENCE => {
+                sleep(GLANCE).await;
+                continue;
+            }
+            page => page?,
+        };
         for (id, batch) in &page {
             let batch = Batch::decode(batch).ok_or(StreamError::Refused(
                 "another version of this program, or another program, wrote it; it is written anew",
