@@ -33,6 +33,9 @@ const NOTICE_PAUSE: Duration = Duration::from_secs(10);
 /// Bytes of messages that are kept while what came before them is read.
 const WAITING_BYTES: usize = 64 << 20;
 
+/// Messages that a batch of the stream may have beyond the position it names: what is published while it is made.
+const MOST_UNSAID: usize = 64;
+
 /// How long Redis may take to yield what it had accepted when the stop came.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -164,13 +167,21 @@ impl Dispatch {
                 None => break,
             }
         }
-        let heard: HashSet<_> = waiting
+        let heard: Vec<_> = waiting
             .iter()
             .filter_map(|inbound| match inbound {
                 Inbound::Message { payload, .. } => payload.as_ref(),
                 _ => None,
             })
             .collect();
+        // A batch may have some more than it says: then these are the first that were heard, all of them in order.
+        let is_heard_from = |from: &usize| {
+            let same =
+                |(entry, heard): (&Past, &&Bytes)| matches!(entry, Past::Event { payload, .. } if payload == *heard);
+            entries.len() - from <= heard.len() && entries.range(*from..).zip(&heard).all(same)
+        };
+        first = (first.saturating_sub(MOST_UNSAID)..first).rev().find(is_heard_from).unwrap_or(first);
+        let heard: HashSet<_> = heard.into_iter().collect();
         let is_heard = |entry: &Past| matches!(entry, Past::Event { payload, .. } if heard.contains(payload));
         if let Some(index) = entries.range(first..).position(is_heard) {
             entries.truncate(first + index);
