@@ -157,8 +157,19 @@ impl Dispatch {
     /// What the bus brings after `before` may be among what was loaded. The node that wrote that may have heard less, so
     /// what is `waiting` is taken from the bus, in its order; the rest is known by its fingerprint when it comes.
     fn overlap(&mut self, loaded: &mut Loaded, before: Option<Position>, waiting: &[Inbound]) {
-        let (true, Some(position), Some(before)) = (loaded.complete, loaded.position, before) else { return };
         let Loaded { entries, .. } = loaded;
+        let heard: Vec<_> = waiting
+            .iter()
+            .filter_map(|inbound| match inbound {
+                Inbound::Message { payload, .. } => payload.as_ref(),
+                _ => None,
+            })
+            .collect();
+        let known: HashSet<_> = heard.iter().copied().collect();
+        let is_heard = |entry: &Past| matches!(entry, Past::Event { payload, .. } if known.contains(payload));
+        let (true, Some(position), Some(before)) = (loaded.complete, loaded.position, before) else {
+            return entries.retain(|entry| !is_heard(entry));
+        };
         let (mut first, mut left) = (entries.len(), position.count - before.count);
         while let Some(entry) = first.checked_sub(1).and_then(|index| entries.get(index)) {
             let is_message = !matches!(entry, Past::Gap { .. } | Past::Event { kind: Kind::GapNotice, .. });
@@ -167,13 +178,6 @@ impl Dispatch {
                 None => break,
             }
         }
-        let heard: Vec<_> = waiting
-            .iter()
-            .filter_map(|inbound| match inbound {
-                Inbound::Message { payload, .. } => payload.as_ref(),
-                _ => None,
-            })
-            .collect();
         // A batch may have some more than it says: then these are the first that were heard, all of them in order.
         let is_heard_from = |from: &usize| {
             let same =
@@ -181,8 +185,6 @@ impl Dispatch {
             entries.len() - from <= heard.len() && entries.range(*from..).zip(&heard).all(same)
         };
         first = (first.saturating_sub(MOST_UNSAID)..first).rev().find(is_heard_from).unwrap_or(first);
-        let heard: HashSet<_> = heard.into_iter().collect();
-        let is_heard = |entry: &Past| matches!(entry, Past::Event { payload, .. } if heard.contains(payload));
         if let Some(index) = entries.range(first..).position(is_heard) {
             entries.truncate(first + index);
             first = first.min(entries.len());

@@ -38,7 +38,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const LAST_WRITE: Duration = Duration::from_millis(500);
 
 /// How long a gap may wait for the node that writes the stream, or takes that over. Live updates wait as long.
-const FILL_PATIENCE: Duration = Duration::from_millis(2_500);
+const FILL_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How often Redis is asked again meanwhile, when it did not answer.
 const FILL_PAUSE: Duration = Duration::from_millis(25);
@@ -138,7 +138,8 @@ impl History {
                 },
                 () = &mut late => return,
             };
-            if begun.elapsed() > LONGEST_PAUSE {
+            // Only what a person has to change is not tried again soon: another node may wait for this one to write.
+            if begun.elapsed() > LONGEST_PAUSE || !matches!(error, StreamError::Refused(_)) {
                 pause = FIRST_PAUSE;
             }
             self.tell(&error);

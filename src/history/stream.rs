@@ -21,7 +21,7 @@ use crate::{
 pub(super) const LEASE: Duration = Duration::from_secs(3);
 
 /// How long a node that lacks messages takes no lease, so that another does.
-const REST: Duration = Duration::from_secs(3);
+const REST: Duration = Duration::from_secs(4);
 
 /// How long a new generation is kept that is not finished.
 const PREPARATION: Duration = Duration::from_mins(1);
