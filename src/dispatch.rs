@@ -3,7 +3,12 @@
 //! Never waits for anything but the bus. A message that cannot be used is counted, logged once a minute for each reason,
 //! and dropped.
 
-use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::future::OptionFuture;
@@ -27,6 +32,9 @@ const NOTICE_PAUSE: Duration = Duration::from_secs(10);
 
 /// Bytes of messages that are kept while what came before them is read.
 const WAITING_BYTES: usize = 64 << 20;
+
+/// Messages that a batch of the stream may have beyond the position it names: what is published while it is made.
+const MOST_UNSAID: usize = 64;
 
 /// How long Redis may take to yield what it had accepted when the stop came.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
@@ -89,6 +97,7 @@ impl Dispatch {
             };
             match inbound {
                 Inbound::Subscribed { gap: Gap::Start, before } => self.begin(source, before).await,
+                Inbound::Subscribed { gap: Gap::Possible, before } => self.fill(source, before).await,
                 Inbound::Drained => return,
                 inbound => self.act(inbound),
             }
@@ -102,32 +111,9 @@ impl Dispatch {
             self.is_begun.set(true);
             return self.resume_after_start(false);
         };
-        let mut load = pin!(history.load(before));
-        let (mut waiting, mut bytes) = (Vec::new(), 0);
-        let loaded = loop {
-            tokio::select! {
-                loaded = &mut load => break loaded,
-                // More than this waits in Redis.
-                inbound = source.next(), if bytes < WAITING_BYTES => {
-                    if let Inbound::Message { payload: Some(payload), .. } = &inbound {
-                        bytes += payload.len();
-                    }
-                    bytes += size_of::<Inbound>();
-                    waiting.push(inbound);
-                }
-            }
-        };
+        let (mut loaded, waiting) = wait_for(history.load(before), source).await;
+        self.overlap(&mut loaded, before, &waiting);
         let Loaded { entries, position, gap, complete } = loaded;
-        if let (true, Some(position), Some(before)) = (complete, position, before) {
-            let events = entries.iter().rev().filter_map(|entry| match entry {
-                Past::Event { payload, .. } => Some(self.hub.fingerprint(payload)),
-                Past::Gap { .. } => None,
-            });
-            let count = usize::try_from(position.count - before.count).unwrap_or(usize::MAX);
-            let mut fingerprints: VecDeque<u64> = events.take(count).collect();
-            fingerprints.make_contiguous().reverse();
-            self.loaded = Some((position, fingerprints));
-        }
         tracing::info!(events = entries.len(), complete, "read what was published before the start");
         self.sequence = self.hub.restore(entries, gap, std::time::Instant::now());
         self.resume_after_start(complete);
@@ -138,6 +124,76 @@ impl Dispatch {
             self.act(inbound);
         }
         self.is_begun.set(true);
+    }
+
+    /// Publishes what another node heard while this one did not, before what the bus brings now; or tells of the gap.
+    async fn fill(&mut self, source: &mut impl Source, before: Option<Position>) {
+        let gap = Inbound::Subscribed { gap: Gap::Possible, before };
+        let (Some(history), Some(end)) = (self.history.clone(), before) else { return self.act(gap) };
+        let (mut loaded, waiting) = wait_for(history.fill(end), source).await;
+        let place = self.hub.place_in(&loaded.entries).filter(|_| loaded.complete);
+        let missed = place.map(|place| loaded.entries.split_off(place));
+        match missed.filter(|missed| missed.iter().all(|entry| matches!(entry, Past::Event { .. }))) {
+            Some(missed) => {
+                tracing::info!(events = missed.len(), "read what was published in the gap from another node's log");
+                self.metrics.count(Counter::GapsFilled);
+                loaded.entries = missed;
+                self.overlap(&mut loaded, before, &waiting);
+                for entry in loaded.entries {
+                    if let Past::Event { kind, room, payload, .. } = entry {
+                        self.publish(kind, &room, payload);
+                    }
+                }
+                self.hub.resume(true);
+                self.note(loaded.position);
+            }
+            None => self.act(gap),
+        }
+        for inbound in waiting {
+            self.act(inbound);
+        }
+    }
+
+    /// What the bus brings after `before` may be among what was loaded. The node that wrote that may have heard less, so
+    /// what is `waiting` is taken from the bus, in its order; the rest is known by its fingerprint when it comes.
+    fn overlap(&mut self, loaded: &mut Loaded, before: Option<Position>, waiting: &[Inbound]) {
+        let Loaded { entries, .. } = loaded;
+        let heard: Vec<_> = waiting
+            .iter()
+            .filter_map(|inbound| match inbound {
+                Inbound::Message { payload, .. } => payload.as_ref(),
+                _ => None,
+            })
+            .collect();
+        let known: HashSet<_> = heard.iter().copied().collect();
+        let is_heard = |entry: &Past| matches!(entry, Past::Event { payload, .. } if known.contains(payload));
+        let (true, Some(position), Some(before)) = (loaded.complete, loaded.position, before) else {
+            return entries.retain(|entry| !is_heard(entry));
+        };
+        let (mut first, mut left) = (entries.len(), position.count - before.count);
+        while let Some(entry) = first.checked_sub(1).and_then(|index| entries.get(index)) {
+            let is_message = !matches!(entry, Past::Gap { .. } | Past::Event { kind: Kind::GapNotice, .. });
+            match left.checked_sub(u64::from(is_message)) {
+                Some(rest) => (first, left) = (first - 1, rest),
+                None => break,
+            }
+        }
+        // A batch may have some more than it says: then these are the first that were heard, all of them in order.
+        let is_heard_from = |from: &usize| {
+            let same =
+                |(entry, heard): (&Past, &&Bytes)| matches!(entry, Past::Event { payload, .. } if payload == *heard);
+            entries.len() - from <= heard.len() && entries.range(*from..).zip(&heard).all(same)
+        };
+        first = (first.saturating_sub(MOST_UNSAID)..first).rev().find(is_heard_from).unwrap_or(first);
+        if let Some(index) = entries.range(first..).position(is_heard) {
+            entries.truncate(first + index);
+            first = first.min(entries.len());
+        }
+        let fingerprints = entries.range(first..).filter_map(|entry| match entry {
+            Past::Event { payload, .. } => Some(self.hub.fingerprint(payload)),
+            Past::Gap { .. } => None,
+        });
+        self.loaded = Some((position, fingerprints.collect()));
     }
 
     fn act(&mut self, inbound: Inbound) {
@@ -157,7 +213,8 @@ impl Dispatch {
             }
             Inbound::Subscribed { gap: Gap::Possible, .. } => {
                 self.metrics.count(Counter::Gaps);
-                self.hub.resume(false);
+                // The stream must not say that it reaches a place after the gap before it has the gap.
+                self.sequence = self.hub.resume(false);
                 self.notify();
             }
             Inbound::Drained => {}
@@ -166,7 +223,7 @@ impl Dispatch {
 
     /// Browsers that were welcomed before, when Redis was not there in time, missed what was published since.
     fn resume_after_start(&mut self, complete: bool) {
-        self.hub.resume(complete);
+        self.sequence = self.hub.resume(complete);
         if !complete && self.hub.has_listeners(EVERYONE) {
             self.notify();
         }
@@ -215,15 +272,35 @@ impl Dispatch {
         }
     }
 
-    /// Tells every browser of the gap, also those that come back from before it; or sets when, after a notice just now.
+    /// Tells every browser that was there before the gap, also those that come back; or sets when, after a notice just now.
     fn notify(&mut self) {
         let now = Instant::now();
         self.due = self.notified.map(|last| last + NOTICE_PAUSE).filter(|&next| next > now);
         if self.due.is_none() {
             self.notified = Some(now);
             if let Some(notice) = self.notice.clone() {
-                self.publish(Kind::Notice, EVERYONE, notice.into());
+                self.publish(Kind::GapNotice, EVERYONE, notice.into());
             }
+        }
+    }
+}
+
+/// Waits, and keeps what the bus brings meanwhile.
+async fn wait_for<T>(answer: impl Future<Output = T>, source: &mut impl Source) -> (T, Vec<Inbound>) {
+    let mut answer = pin!(answer);
+    let (mut waiting, mut bytes) = (Vec::new(), 0);
+    loop {
+        tokio::select! {
+            // What has come before the answer belongs to what is kept. More than this waits in Redis.
+            biased;
+            inbound = source.next(), if bytes < WAITING_BYTES => {
+                if let Inbound::Message { payload: Some(payload), .. } = &inbound {
+                    bytes += payload.len();
+                }
+                bytes += size_of::<Inbound>();
+                waiting.push(inbound);
+            }
+            answer = &mut answer => return (answer, waiting),
         }
     }
 }

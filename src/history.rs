@@ -20,7 +20,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use self::load::Loaded;
@@ -36,6 +36,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// How long the last write may take after the stop.
 const LAST_WRITE: Duration = Duration::from_millis(500);
+
+/// How long a gap may wait for the node that writes the stream, or takes that over. Live updates wait as long.
+const FILL_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often Redis is asked again meanwhile, when it did not answer.
+const FILL_PAUSE: Duration = Duration::from_millis(25);
 
 /// Up to where the log reaches on the bus: the sequence of a message, and the position after it.
 #[derive(Debug, Default)]
@@ -103,6 +109,26 @@ impl History {
         }
     }
 
+    /// What other nodes heard up to `before`, for a gap of this node that ends there. This node leaves the stream to them,
+    /// so that one which heard everything writes it. Incomplete at once when that cannot be, and after some seconds in any
+    /// case.
+    pub async fn fill(&self, before: Position) -> Loaded {
+        if self.progress.get().is_none_or(|(_, position)| position.run != before.run) {
+            return Loaded::default();
+        }
+        let fill = async {
+            loop {
+                match self.stream.cede().await {
+                    Ok(true) => return self.load(Some(before)).await,
+                    // The link may have broken with the subscription.
+                    Err(StreamError::Redis(_)) => sleep(FILL_PAUSE).await,
+                    _ => return Loaded::default(),
+                }
+            }
+        };
+        timeout(FILL_PATIENCE, fill).await.unwrap_or_default()
+    }
+
     /// The log has what was loaded. Before that it is not written, as the stream would lose what it has.
     pub fn restored(&self) {
         self.restored.cancel();
@@ -135,7 +161,8 @@ impl History {
                 },
                 () = &mut late => return,
             };
-            if begun.elapsed() > LONGEST_PAUSE {
+            // Only what a person has to change is not tried again soon: another node may wait for this one to write.
+            if begun.elapsed() > LONGEST_PAUSE || !matches!(error, StreamError::Refused(_)) {
                 pause = FIRST_PAUSE;
             }
             told.failed(&error);

@@ -218,16 +218,18 @@ impl Hub {
     }
 
     /// Messages come again. Unless it is known that none was lost meanwhile, no session that began before now is ever
-    /// told that it missed nothing.
-    pub fn resume(&self, lost_nothing: bool) {
+    /// told that it missed nothing. Returns the sequence of the last entry, which is then a gap.
+    pub fn resume(&self, lost_nothing: bool) -> u64 {
         let now = Instant::now();
         let mut log = self.shared.log.lock();
         log.interrupted = false;
         if !lost_nothing {
             log.append_gap(rand::random(), now, self.shared.clock.unix(now));
         }
+        let head = log.head();
         drop(log);
         self.shared.wake_tail();
+        head
     }
 
     /// Whether a subscriber is in the room.

@@ -29,6 +29,7 @@ metrics! {
         MessagesReceived: "Messages taken from Redis, whatever became of them",
         MessagesRejected: "Messages from Redis that could not be used",
         Gaps: "Times the subscription was lost and messages may have been lost with it",
+        GapsFilled: "Times the subscription was lost and another node's log had what was published meanwhile",
         GapsEmpty: "Times the subscription was lost and nothing was published before it was there again",
         Connects: "Browsers that joined",
         Recovered: "Returning browsers that were given all they had missed",

@@ -38,6 +38,7 @@ enum StoredEntry<'a> {
     Records(#[serde(borrow)] StoredEvent<'a>),
     Notice(#[serde(borrow)] StoredEvent<'a>),
     Gap { fingerprint: u64, at: u32 },
+    GapNotice(#[serde(borrow)] StoredEvent<'a>),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -62,6 +63,7 @@ impl Batch {
                 match kind {
                     Kind::Records => StoredEntry::Records(event),
                     Kind::Notice => StoredEntry::Notice(event),
+                    Kind::GapNotice => StoredEntry::GapNotice(event),
                 }
             }
             &Past::Gap { fingerprint, at } => StoredEntry::Gap { fingerprint, at },
@@ -82,6 +84,7 @@ impl Batch {
         let entries = stored.entries.into_iter().map(|entry| match entry {
             StoredEntry::Records(stored) => event(Kind::Records, stored),
             StoredEntry::Notice(stored) => event(Kind::Notice, stored),
+            StoredEntry::GapNotice(stored) => event(Kind::GapNotice, stored),
             StoredEntry::Gap { fingerprint, at } => Past::Gap { fingerprint, at },
         });
         let position = stored.position.map(|(run, count)| Position { run, count });
@@ -106,6 +109,7 @@ mod tests {
                 Past::Gap { fingerprint: u64::MAX, at: 1 },
                 event(Kind::Records, "group-1", r#"{"room":"group-1"}"#),
                 event(Kind::Notice, "notice", ""),
+                event(Kind::GapNotice, "notice", "{}"),
             ],
             position: Some(Position { run: 7, count: 1 << 40 }),
             gap: 3,

@@ -3,8 +3,13 @@
 //! Entries have ids `<generation>-<number>`. A holder of the lease begins a generation, and numbers its entries from 1
 //! without a hole. A later holder's generation is greater, so that Redis refuses what an earlier one still writes.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    str::FromStr,
+    time::{Duration, Instant},
+};
 
+use parking_lot::Mutex;
 use redis::{Value, cmd};
 
 use crate::{
@@ -14,6 +19,9 @@ use crate::{
 
 /// How long a holder that died keeps the lease.
 pub(super) const LEASE: Duration = Duration::from_secs(3);
+
+/// How long a node that lacks messages takes no lease, so that another does.
+const REST: Duration = Duration::from_secs(4);
 
 /// How long a new generation is kept that is not finished.
 const PREPARATION: Duration = Duration::from_mins(1);
@@ -105,12 +113,14 @@ pub(super) struct Stream {
     key: String,
     /// What this node writes to the lease.
     node: String,
+    /// Until when it takes no lease.
+    rests: Mutex<Option<Instant>>,
 }
 
 impl Stream {
     /// The stream at `key`.
     pub(super) fn new(link: Link, key: String) -> Self {
-        Self { link, key, node: format!("{:016x}", rand::random::<u64>()) }
+        Self { link, key, node: format!("{:016x}", rand::random::<u64>()), rests: Mutex::default() }
     }
 
     fn lease(&self) -> String {
@@ -119,6 +129,9 @@ impl Stream {
 
     /// Takes the lease, or keeps it for longer; returns whether this node has it now.
     pub(super) async fn hold(&self) -> Result<bool, StreamError> {
+        if self.rests.lock().is_some_and(|until| Instant::now() < until) {
+            return Ok(false);
+        }
         let (lease, term) = (self.lease(), LEASE.as_millis());
         let set = cmd("SET").arg(&lease).arg(&self.node).arg("NX").arg("PX").arg(term).to_owned();
         let taken: Option<String> = self.link.call(&set).await?;
@@ -153,6 +166,17 @@ impl Stream {
         }
         let subscribers: (String, i64) = self.link.call(cmd("PUBSUB").arg("NUMSUB").arg(RECORDS)).await?;
         Ok(subscribers.1 > 1)
+    }
+
+    /// Leaves the stream to other nodes for some time; returns whether there are any.
+    pub(super) async fn cede(&self) -> Result<bool, StreamError> {
+        *self.rests.lock() = Some(Instant::now() + REST);
+        self.release().await?;
+        let has_others = self.has_writer(true).await?;
+        if !has_others {
+            *self.rests.lock() = None;
+        }
+        Ok(has_others)
     }
 
     /// Gives the lease back, if this node has it.

@@ -17,6 +17,9 @@ pub enum Kind {
     Records,
     /// A notice of the site's operators.
     Notice,
+    /// A notice that messages may have been lost, for subscribers that joined before the log's newest gap, and for those
+    /// that come back and missed something.
+    GapNotice,
 }
 
 /// A protocol in which events are sent to its subscribers.

@@ -1,6 +1,7 @@
 //! The log as it leaves the hub, to be kept elsewhere, and comes back after a restart.
 
 use std::{
+    collections::VecDeque,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -8,6 +9,9 @@ use std::{
 use bytes::Bytes;
 
 use super::{Hub, HubState, Kind, log::ENTRY_OVERHEAD};
+
+/// Events by which the place of one log in another is found. As many are the same only where the place does not matter.
+const PLACE_EVENTS: usize = 64;
 
 /// Entries that are read in one hold of the log's lock: some microseconds.
 const ENTRIES_PER_LOCK: usize = 256;
@@ -67,6 +71,32 @@ impl Hub {
         }
         self.expire(now);
         self.shared.log.lock().head()
+    }
+
+    /// Of `entries` of another node's log, the number of those up to the newest event of this log: those after it are what
+    /// this log lacks. `None` when they do not have that event, or this log has none since its newest gap. Where the place
+    /// is ambiguous it is the first one, as what is sent twice does no harm.
+    pub fn place_in(&self, entries: &VecDeque<Past>) -> Option<usize> {
+        // Notices of gaps are each node's own.
+        let theirs: Vec<_> = (1..)
+            .zip(entries)
+            .filter_map(|(number, entry)| match entry {
+                Past::Event { kind: Kind::GapNotice, .. } => None,
+                Past::Event { payload, .. } => Some((number, Some(self.fingerprint(payload)))),
+                Past::Gap { .. } => Some((number, None)),
+            })
+            .collect();
+        let log = self.shared.log.lock();
+        let newest = (0..=log.head()).rev().map_while(|sequence| log.kept(sequence));
+        let newest = newest.filter(|kept| kept.event.kind != Kind::GapNotice).take(PLACE_EVENTS);
+        let ours: Vec<u64> = newest.map(|kept| kept.event.offset.fingerprint).collect();
+        drop(log);
+        let last = ours.first()?;
+        let is_place = |index: &usize| {
+            let before = theirs[..=*index].iter().rev().map_while(|&(_, fingerprint)| fingerprint);
+            theirs[*index].1 == Some(*last) && before.zip(&ours).all(|(theirs, ours)| theirs == *ours)
+        };
+        (0..theirs.len()).find(is_place).map(|index| theirs[index].0)
     }
 
     /// The time of day, in seconds since 1970.

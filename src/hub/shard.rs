@@ -9,7 +9,7 @@ use std::{
 
 use slab::Slab;
 
-use super::{Event, HubState, Joined, MemberId, Rooms, Since, Subscriber, join::Bases, rooms::RoomId};
+use super::{Event, HubState, Joined, Kind, MemberId, Rooms, Since, Subscriber, join::Bases, rooms::RoomId};
 
 /// Events taken from the log at a time: enough to coalesce a burst into one write per subscriber, few enough that they
 /// stay in the processor's cache.
@@ -54,6 +54,8 @@ struct Member {
     bases: Bases,
     /// Whether it was told that it missed nothing.
     complete: bool,
+    /// When the newest gap was when it joined: it is told of later ones.
+    gap: u32,
     /// Index in [`Shard::due`] of the last event it gets from the current batch.
     due: Option<u32>,
 }
@@ -126,17 +128,24 @@ impl Shard {
         while self.cursor < head {
             self.deliver();
         }
-        let mut bases = Bases::new(since, self.cursor, &self.shared.log.lock());
+        let log = self.shared.log.lock();
+        let (mut bases, gap) = (Bases::new(since, self.cursor, &log), log.gap_at);
+        drop(log);
         let rooms = self.shared.listen(&rooms, bases, self.index);
         let missed = self.shared.missed(&rooms, self.cursor);
         if missed.is_none() {
             // It starts over from here, also in rooms that it gets later.
             bases = Bases { served: self.cursor, started: self.cursor, whole: false };
         }
-        let (missed, complete) = missed.unwrap_or_default();
+        let (mut missed, complete) = missed.unwrap_or_default();
         let complete = complete && bases.whole;
+        if complete {
+            // They tell of gaps before its session.
+            missed.retain(|event| event.kind != Kind::GapNotice);
+        }
         #[expect(clippy::cast_possible_truncation, reason = "members are bounded by the caller")]
-        let slot = self.members.insert(Member { subscriber, rooms: Vec::new(), bases, complete, due: None }) as Slot;
+        let slot =
+            self.members.insert(Member { subscriber, rooms: Vec::new(), bases, complete, gap, due: None }) as Slot;
         self.by_id.insert(id, slot);
         self.enter(slot, rooms.into_iter().map(|(room, _)| room));
         let at = self.shared.log.lock().offset(self.cursor, self.shared.clock.unix(now));
@@ -218,9 +227,13 @@ impl Shard {
             self.cut_lagging();
         }
         let worked = std::mem::replace(&mut self.cursor, cursor) != cursor;
-        for (event, (room, _)) in (0..).zip(&self.batch) {
+        for (event, (room, published)) in (0..).zip(&self.batch) {
+            let known_gap = (published.kind == Kind::GapNotice).then_some(published.offset.gap);
             for &slot in self.rooms.get(room).into_iter().flatten() {
                 let Some(member) = self.members.get_mut(slot as usize) else { continue };
+                if known_gap == Some(member.gap) {
+                    continue;
+                }
                 #[expect(clippy::cast_possible_truncation, reason = "at most BATCH times the members")]
                 let previous = member.due.replace(self.due.len() as u32);
                 self.due.push(Due { event, previous });

@@ -29,7 +29,7 @@ impl Wire for SocketIoWire {
     fn form(&self, event: &Event, payload: &Bytes) -> (Frame, Option<Bytes>) {
         let name: &[u8] = match event.kind {
             Kind::Records => b"records",
-            Kind::Notice => b"notice",
+            Kind::Notice | Kind::GapNotice => b"notice",
         };
         let offset = self.0.seal_offset(&event.offset);
         let frame = Frame::message(&[b"2[\"", name, b"\",", payload, b",\"", offset.as_bytes(), b"\"]"]);

@@ -228,3 +228,24 @@ fn an_offset_from_one_wire_serves_on_the_other() {
     let rest = &owed[owed.len() / 2 + 1..];
     arrived(&inbox, &rest.iter().map(|owed| owed.line(&world.hub)).collect::<Vec<_>>());
 }
+
+#[test]
+fn a_notice_of_a_gap_is_for_subscribers_that_were_there_before_it() {
+    let world = World::new();
+    let publish = |kind, payload: &'static str| Owed {
+        kind,
+        room: screen::room(0),
+        payload: payload.to_owned(),
+        offset: world.hub.publish(kind, &screen::room(0), Bytes::from_static(payload.as_bytes()), Instant::now()),
+    };
+    let (_before, before) = world.join(&world.lines, Since::Now);
+    world.hub.resume(false);
+    let start = publish(Kind::Records, "0");
+    let (_after, after) = world.join(&world.lines, Since::Now);
+    let lines = [publish(Kind::GapNotice, "1"), publish(Kind::Notice, "2")].map(|owed| owed.line(&world.hub));
+    arrived(&before, &[&[start.line(&world.hub)], &lines[..]].concat());
+    arrived(&after, &lines[1..]);
+    let since = Since::Return(Return { started: Some(start.offset), served: None });
+    let (_returned, returned) = world.join(&world.lines, since);
+    arrived(&returned, &lines[1..]);
+}
