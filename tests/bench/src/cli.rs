@@ -74,9 +74,16 @@ pub(crate) enum Topic {
     Jitter,
     /// Strangers flood this server in every way there is, beside 200 well-behaved clients
     Floods,
+    /// Only when named: an hour of 500 connects a second, left in every way, with memory watched
+    Churn,
+    /// Only when named: 20,000 clients lose their node and return to another at once, while messages keep coming
+    Failover,
+    /// Only when named: Redis is killed or told to end, and started again, 100 times under load
+    RedisRestarts,
 }
 
 impl Topic {
+    /// What runs when nothing is named.
     pub(crate) const ALL: [Self; 7] =
         [Self::Fanout, Self::Crowd, Self::Growth, Self::Rooms, Self::Polling, Self::Jitter, Self::Floods];
 
@@ -89,6 +96,9 @@ impl Topic {
             Self::Polling => "half polling",
             Self::Jitter => "jitter",
             Self::Floods => "floods",
+            Self::Churn => "churn",
+            Self::Failover => "failover",
+            Self::RedisRestarts => "restarts of Redis",
         }
     }
 }
@@ -100,7 +110,11 @@ impl Arguments {
     }
 
     pub(crate) fn topics(&self) -> Vec<Topic> {
-        Topic::ALL.into_iter().filter(|topic| self.only.is_empty() || self.only.contains(topic)).collect()
+        if self.only.is_empty() {
+            Topic::ALL.to_vec()
+        } else {
+            Topic::value_variants().iter().copied().filter(|topic| self.only.contains(topic)).collect()
+        }
     }
 
     pub(crate) fn kinds(&self) -> Vec<Kind> {

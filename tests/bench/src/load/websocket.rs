@@ -146,6 +146,11 @@ impl WebSocket {
         self.stream
     }
 
+    /// Begins the closing handshake, and does not wait for its end.
+    pub(super) fn close(&self) -> io::Result<()> {
+        self.stream.try_write(&frame::masked_close()).map(drop)
+    }
+
     /// Sends a packet; what clients say is far smaller than a socket's buffer.
     pub(super) fn send(&self, packet: &str) -> io::Result<()> {
         let frame = frame::masked(packet.as_bytes());
