@@ -56,6 +56,7 @@ pub(crate) enum Figure {
     FailoverHalf,
     FailoverP99,
     FailoverAll,
+    FailoverCpu,
     FailoverMissing,
     FailoverRecovered,
     FailoverLost,
@@ -134,6 +135,7 @@ impl Figure {
             Self::FailoverHalf => ("Failover: half of the clients back after", "s"),
             Self::FailoverP99 => ("Failover: 99 % of them after", "s"),
             Self::FailoverAll => ("Failover: all of them after", "s"),
+            Self::FailoverCpu => ("Failover: CPU of the other node per return", "µs"),
             Self::FailoverMissing => ("Failover: clients that never return", ""),
             Self::FailoverRecovered => ("Failover: returns that continue the session", "%"),
             Self::FailoverLost => ("Failover: deliveries lost", ""),
@@ -176,6 +178,7 @@ impl Figure {
             Self::FailoverHalf
             | Self::FailoverP99
             | Self::FailoverAll
+            | Self::FailoverCpu
             | Self::FailoverMissing
             | Self::FailoverRecovered
             | Self::FailoverLost

@@ -257,9 +257,7 @@ impl Shared {
     async fn join(&self, user: usize, session: &mut Session) -> io::Result<WebSocket> {
         let mut socket = WebSocket::connect(user, self.port.load(Relaxed)).await?;
         loop {
-            let read = socket.read(session, &self.tally).await?;
-            self.tally.delivered.fetch_add(read.records, Relaxed);
-            if read.joined {
+            if socket.read(session, &self.tally).await?.joined {
                 return Ok(socket);
             }
         }
@@ -293,8 +291,7 @@ impl Shared {
 
     async fn receive(&self, session: &mut Session, socket: &mut WebSocket) -> io::Result<()> {
         loop {
-            let read = socket.read(session, &self.tally).await?;
-            self.tally.delivered.fetch_add(read.records, Relaxed);
+            socket.read(session, &self.tally).await?;
         }
     }
 
@@ -342,9 +339,7 @@ impl Shared {
             }
         };
         let _present = Present::new(&self.tally);
-        while let Ok((records, _)) = polling.read(session, &self.tally).await {
-            self.tally.delivered.fetch_add(records, Relaxed);
-        }
+        while polling.read(session, &self.tally).await.is_ok() {}
         self.tally.closed.fetch_add(1, Relaxed);
     }
 }

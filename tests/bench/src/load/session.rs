@@ -89,6 +89,7 @@ impl Session {
             tally.repeated.fetch_add(1, Relaxed);
             return Answer::Nothing;
         }
+        tally.delivered.fetch_add(1, Relaxed);
         tally.note_progress(self.last, number);
         self.last = number;
         if self.sampled {

@@ -36,6 +36,7 @@ impl Bench {
 
         let members = |group: usize| (clients + GROUPS - 1 - group) / GROUPS;
         let start = Instant::now();
+        let mut cpu = Duration::ZERO;
         let (mut message, mut due, mut died, mut back) = (0, 0, None::<Instant>, None::<Instant>);
         while back.is_none_or(|back| back.elapsed() < AFTER) {
             sleep_until(start + Duration::from_secs(1) / PER_SECOND * message as u32).await;
@@ -48,11 +49,16 @@ impl Bench {
                     stage.fleet.turn_to(other.port);
                     stage.fleet.note_restart();
                     stage.server.kill();
+                    cpu = other.cpu()?;
                     died = Some(Instant::now());
                 }
                 Some(died) if back.is_none() => {
-                    let all = stage.fleet.tally().back_count() == clients;
+                    let tally = stage.fleet.tally();
+                    let all = tally.back_count() >= clients && tally.connected() == clients;
                     back = (all || died.elapsed() > GIVE_UP).then(Instant::now);
+                    if back.is_some() {
+                        cpu = other.cpu()?.saturating_sub(cpu);
+                    }
                 }
                 _ => {}
             }
@@ -75,7 +81,8 @@ impl Bench {
         for (figure, part) in [(Figure::FailoverHalf, 50), (Figure::FailoverP99, 99), (Figure::FailoverAll, 100)] {
             note(figure, at(part).map_or(f64::INFINITY, Duration::as_secs_f64));
         }
-        note(Figure::FailoverMissing, (clients - times.len()) as f64);
+        note(Figure::FailoverCpu, cpu.as_secs_f64() * 1e6 / clients as f64);
+        note(Figure::FailoverMissing, (clients - tally.connected()) as f64);
         note(Figure::FailoverRecovered, tally.recovered.load(Relaxed) as f64 * 100.0 / returned.max(1) as f64);
         note(Figure::FailoverLost, due as f64 - tally.delivered() as f64);
         note(Figure::FailoverRepeated, tally.repeated.load(Relaxed) as f64);
