@@ -12,6 +12,8 @@ Examples:
   tests/bench/run --quick                            a first impression, three minutes
   tests/bench/run --only fanout --servers ours,node  one question, two servers
   tests/bench/run --only fanout --rounds 9           the same question, a smaller spread
+  tests/bench/run --only failover,redis-restarts     what must hold when things die, four minutes; only when named
+  tests/bench/run --only churn                       what must hold for long, an hour; likewise
   tests/bench/run --before old/loomio-channels       what a change costs: both builds in one run
 
 How it measures:
@@ -37,7 +39,7 @@ pub(crate) struct Arguments {
     /// Fewer clients, one round: three minutes instead of eighteen
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Only these scenarios
+    /// Only these scenarios; some run only when they are named here
     #[arg(long, value_delimiter = ',', value_enum)]
     pub(crate) only: Vec<Topic>,
     /// Only these servers
