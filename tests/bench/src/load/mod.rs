@@ -240,7 +240,7 @@ impl Shared {
                     self.tally.told_to_wait.fetch_add(1, Relaxed);
                 }
                 Err(error) => {
-                    if self.tally.failed.fetch_add(1, Relaxed) == 0 && permit.is_some() {
+                    if self.tally.failed.fetch_add(1, Relaxed) == 0 {
                         eprintln!("a client cannot connect: {error}");
                     }
                 }
