@@ -10,8 +10,8 @@ impl Config {
     pub fn summary(&self) -> String {
         let redis =
             if self.demo { "none: messages come from inside the demo".to_owned() } else { self.redis.redacted() };
-        let ticket_key =
-            self.recovery.secret_variable.unwrap_or("random, for this process only: set CHANNELS_SECRET to keep it");
+        let random = if self.demo { "random" } else { "random, kept in Redis for all nodes" };
+        let ticket_key = self.recovery.secret_variable.unwrap_or(random);
         let recovery =
             format!("{}, up to {}", show_duration(self.recovery.window), show_bytes(self.recovery.log_bytes as u64));
         let lines = [

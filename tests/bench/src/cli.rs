@@ -12,6 +12,8 @@ Examples:
   tests/bench/run --quick                            a first impression, three minutes
   tests/bench/run --only fanout --servers ours,node  one question, two servers
   tests/bench/run --only fanout --rounds 9           the same question, a smaller spread
+  tests/bench/run --only failover,redis-restarts     what must hold when things die, four minutes; only when named
+  tests/bench/run --only churn                       what must hold for long, an hour; likewise
   tests/bench/run --before old/loomio-channels       what a change costs: both builds in one run
 
 How it measures:
@@ -37,7 +39,7 @@ pub(crate) struct Arguments {
     /// Fewer clients, one round: three minutes instead of eighteen
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Only these scenarios
+    /// Only these scenarios; some run only when they are named here
     #[arg(long, value_delimiter = ',', value_enum)]
     pub(crate) only: Vec<Topic>,
     /// Only these servers
@@ -74,9 +76,16 @@ pub(crate) enum Topic {
     Jitter,
     /// Strangers flood this server in every way there is, beside 200 well-behaved clients
     Floods,
+    /// Only when named: an hour of 500 connects a second, left in every way, with memory watched
+    Churn,
+    /// Only when named: 20,000 clients lose their node and return to another at once, while messages keep coming
+    Failover,
+    /// Only when named: Redis is killed or told to end, and started again, 100 times under load
+    RedisRestarts,
 }
 
 impl Topic {
+    /// What runs when nothing is named.
     pub(crate) const ALL: [Self; 7] =
         [Self::Fanout, Self::Crowd, Self::Growth, Self::Rooms, Self::Polling, Self::Jitter, Self::Floods];
 
@@ -89,6 +98,9 @@ impl Topic {
             Self::Polling => "half polling",
             Self::Jitter => "jitter",
             Self::Floods => "floods",
+            Self::Churn => "churn",
+            Self::Failover => "failover",
+            Self::RedisRestarts => "restarts of Redis",
         }
     }
 }
@@ -100,7 +112,11 @@ impl Arguments {
     }
 
     pub(crate) fn topics(&self) -> Vec<Topic> {
-        Topic::ALL.into_iter().filter(|topic| self.only.is_empty() || self.only.contains(topic)).collect()
+        if self.only.is_empty() {
+            Topic::ALL.to_vec()
+        } else {
+            Topic::value_variants().iter().copied().filter(|topic| self.only.contains(topic)).collect()
+        }
     }
 
     pub(crate) fn kinds(&self) -> Vec<Kind> {

@@ -103,6 +103,7 @@ async fn measure(arguments: &Arguments, scratch: &Scratch) -> io::Result<bool> {
 /// Raises the limit of open files, or says what is left out below it; returns whether nothing is.
 fn make_room(scale: &mut Scale, servers: usize) -> io::Result<bool> {
     let files = rlimit::increase_nofile_limit(u64::MAX)? as usize;
+    scale.fit_endurance(files);
     let most = scale.most(servers);
     if files < most {
         eprintln!(

@@ -40,6 +40,11 @@ fn resident(pid: u32, which: &str) -> io::Result<u64> {
     }
 }
 
+/// Open files of the process.
+pub(crate) fn files(pid: u32) -> io::Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+}
+
 /// Memory of all TCP sockets of this machine, both ends of each connection, in bytes.
 pub(crate) fn socket_memory() -> io::Result<u64> {
     let stat = fs::read_to_string("/proc/net/sockstat")?;

@@ -4,7 +4,7 @@
 
 use std::{
     io,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -26,12 +26,39 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A private `redis-server` that keeps nothing on disk; ends when dropped.
 pub(crate) struct Redis {
     pub(crate) port: u16,
-    _process: Guard,
+    directory: PathBuf,
+    process: Guard,
+}
+
+/// How Redis is stopped.
+#[derive(Clone, Copy)]
+pub(crate) enum Stop {
+    Kill,
+    Terminate,
 }
 
 impl Redis {
     pub(crate) async fn start(directory: &Path) -> io::Result<Self> {
         let port = free_port()?;
+        let process = Self::spawn(directory, port).await?;
+        Ok(Self { port, directory: directory.to_owned(), process })
+    }
+
+    /// Stops it and waits until it is gone.
+    pub(crate) fn stop(&mut self, stop: Stop) {
+        match stop {
+            Stop::Kill => self.process.kill(),
+            Stop::Terminate => self.process.terminate(),
+        }
+    }
+
+    /// Starts it again at the same port, after [`Redis::stop`].
+    pub(crate) async fn start_again(&mut self) -> io::Result<()> {
+        self.process = Self::spawn(&self.directory, self.port).await?;
+        Ok(())
+    }
+
+    async fn spawn(directory: &Path, port: u16) -> io::Result<Guard> {
         let mut command = Command::new("redis-server");
         command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
         command.arg("--dir").arg(directory).stdin(Stdio::null()).stdout(Stdio::null());
@@ -43,7 +70,7 @@ impl Redis {
             }
             sleep(Duration::from_millis(20)).await;
         }
-        Ok(Self { port, _process: process })
+        Ok(process)
     }
 
     pub(crate) async fn connect(&self) -> io::Result<Rails> {
@@ -74,6 +101,17 @@ impl Rails {
         stream.set_nodelay(true)?;
         let (reader, writer) = stream.into_split();
         Ok(Self { reader, writer, next: 1 })
+    }
+
+    /// The same after Redis was restarted; numbers go on.
+    pub(crate) async fn reconnect(&mut self, port: u16) -> io::Result<()> {
+        *self = Self { next: self.next, ..Self::connect(port).await? };
+        Ok(())
+    }
+
+    /// The number of the next message.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.next
     }
 
     /// Writes the tokens of `users`, each a member of the groups that `groups` names.

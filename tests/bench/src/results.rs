@@ -45,6 +45,32 @@ pub(crate) enum Figure {
     FloodsPeak,
     FloodsSoon,
     FloodsLeft,
+    ChurnConnects,
+    ChurnRefused,
+    ChurnFailed,
+    ChurnCpu,
+    ChurnMedian,
+    ChurnMedianGrowth,
+    ChurnPeak,
+    ChurnPeakGrowth,
+    FailoverHalf,
+    FailoverP99,
+    FailoverAll,
+    FailoverCpu,
+    FailoverMissing,
+    FailoverRecovered,
+    FailoverLost,
+    FailoverRepeated,
+    FailoverToldToWait,
+    FailoverFailed,
+    RestartsServed,
+    RestartsLosses,
+    RestartsUntold,
+    RestartsClosed,
+    RestartsMemory,
+    RestartsMemoryGrowth,
+    RestartsFiles,
+    RestartsFilesMore,
     FloodRate,
     FloodAlone,
     FloodElsewhere,
@@ -98,6 +124,34 @@ impl Figure {
             Self::FloodsPeak => ("Floods: memory above that, at most", "MB"),
             Self::FloodsSoon => ("Floods: memory above that, 10 s after all floods", "MB"),
             Self::FloodsLeft => ("Floods: memory above that, within 60 s after all floods", "MB"),
+            Self::ChurnConnects => ("Churn: connects", "/s"),
+            Self::ChurnRefused => ("Churn: attempts refused with 503 and Retry-After", ""),
+            Self::ChurnFailed => ("Churn: attempts that failed otherwise", ""),
+            Self::ChurnCpu => ("Churn: CPU, of a core", "%"),
+            Self::ChurnMedian => ("Churn: memory in the first half, median", "MB"),
+            Self::ChurnMedianGrowth => ("Churn: median of the second half, by that of the first", "×"),
+            Self::ChurnPeak => ("Churn: memory in the first half, most", "MB"),
+            Self::ChurnPeakGrowth => ("Churn: most of the second half, by that of the first", "×"),
+            Self::FailoverHalf => ("Failover: half of the clients back after", "s"),
+            Self::FailoverP99 => ("Failover: 99 % of them after", "s"),
+            Self::FailoverAll => ("Failover: all of them after", "s"),
+            Self::FailoverCpu => ("Failover: CPU of the other node per return", "µs"),
+            Self::FailoverMissing => ("Failover: clients that never return", ""),
+            Self::FailoverRecovered => ("Failover: returns that continue the session", "%"),
+            Self::FailoverLost => ("Failover: deliveries lost", ""),
+            Self::FailoverRepeated => ("Failover: deliveries that came twice", ""),
+            Self::FailoverToldToWait => ("Failover: attempts refused with 503 and Retry-After", ""),
+            Self::FailoverFailed => ("Failover: attempts that failed otherwise", ""),
+            Self::RestartsServed => ("Restarts of Redis: everyone is served again after, at most", "s"),
+            Self::RestartsLosses => {
+                ("Restarts of Redis: those in which Redis took messages before anyone listened", "")
+            }
+            Self::RestartsUntold => ("Restarts of Redis: losses after which not everyone was told", ""),
+            Self::RestartsClosed => ("Restarts of Redis: clients cut", ""),
+            Self::RestartsMemory => ("Restarts of Redis: memory after 20", "MB"),
+            Self::RestartsMemoryGrowth => ("Restarts of Redis: memory at the end, by that", "×"),
+            Self::RestartsFiles => ("Restarts of Redis: open files after 20", ""),
+            Self::RestartsFilesMore => ("Restarts of Redis: more open files at the end", ""),
             Self::FloodRate => ("Requests or connections of the flood", "/s"),
             Self::FloodAlone => ("Delivery, p99", "ms"),
             Self::FloodElsewhere => ("Delivery beside the flood at another server, p99", "ms"),
@@ -121,6 +175,16 @@ impl Figure {
             Self::Memory | Self::MemoryAfter | Self::SocketMemory | Self::SocketMemoryAfter | Self::Growth => {
                 Some("clients")
             }
+            Self::FailoverHalf
+            | Self::FailoverP99
+            | Self::FailoverAll
+            | Self::FailoverCpu
+            | Self::FailoverMissing
+            | Self::FailoverRecovered
+            | Self::FailoverLost
+            | Self::FailoverRepeated
+            | Self::FailoverToldToWait
+            | Self::FailoverFailed => Some("clients"),
             Self::RoomsConnect | Self::RoomsMemory | Self::RoomsDelivery => Some("groups each"),
             _ => None,
         }
@@ -130,6 +194,12 @@ impl Figure {
 /// The rounds of one figure.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Samples(Vec<f64>);
+
+impl From<&[f64]> for Samples {
+    fn from(values: &[f64]) -> Self {
+        Self(values.to_vec())
+    }
+}
 
 impl Samples {
     pub(crate) fn median(&self) -> f64 {

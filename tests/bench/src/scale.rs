@@ -24,6 +24,7 @@ pub(crate) struct Scale {
     pub(crate) polling: Polling,
     pub(crate) jitter: Jitter,
     pub(crate) floods: Floods,
+    pub(crate) endurance: Endurance,
 }
 
 /// One room, then a room per user.
@@ -71,6 +72,16 @@ pub(crate) struct Floods {
     pub(crate) beside: Duration,
 }
 
+/// What runs only when it is named.
+#[derive(Clone, Debug)]
+pub(crate) struct Endurance {
+    /// How long memory is watched while browsers come and go.
+    pub(crate) churn: Duration,
+    /// Clients of the node that dies.
+    pub(crate) returning: usize,
+    pub(crate) restarts: usize,
+}
+
 impl Scale {
     pub(crate) fn full() -> Self {
         Self {
@@ -85,6 +96,7 @@ impl Scale {
             polling: Polling { clients: 2_000, messages: 25 },
             jitter: Jitter { clients: 1_000, messages: 120 },
             floods: Floods { turns: 3, alone: Duration::from_millis(400), beside: Duration::from_millis(1_100) },
+            endurance: Endurance { churn: Duration::from_hours(1), returning: 20_000, restarts: 100 },
         }
     }
 
@@ -101,6 +113,7 @@ impl Scale {
             polling: Polling { clients: 500, messages: 8 },
             jitter: Jitter { clients: 300, messages: 20 },
             floods: Floods { turns: 1, alone: Duration::from_secs(1), beside: Duration::from_secs(1) },
+            endurance: Endurance { churn: Duration::from_mins(2), returning: 2_000, restarts: 20 },
         }
     }
 
@@ -112,6 +125,11 @@ impl Scale {
             .max()
             .unwrap_or_default()
             + SPARE_FILES
+    }
+
+    /// Lets what runs only when it is named take what `files` open files in one process allow.
+    pub(crate) fn fit_endurance(&mut self, files: usize) {
+        self.endurance.returning = self.endurance.returning.min(files.saturating_sub(SPARE_FILES).max(100));
     }
 
     /// Leaves out what needs more than `files` open files in one process.

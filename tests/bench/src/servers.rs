@@ -10,6 +10,10 @@ use std::{
 };
 
 use clap::ValueEnum;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tokio::{
     net::TcpStream,
     time::{Instant, sleep},
@@ -126,7 +130,13 @@ impl Guard {
         !matches!(self.0.try_wait(), Ok(None))
     }
 
-    fn kill(&mut self) {
+    /// Asks it to end, and waits until it has.
+    pub(crate) fn terminate(&mut self) {
+        let _ = i32::try_from(self.pid()).map(|pid| kill(Pid::from_raw(pid), Signal::SIGTERM));
+        let _ = self.0.wait();
+    }
+
+    pub(crate) fn kill(&mut self) {
         // It may be gone already, and there is nobody to tell.
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -201,6 +211,11 @@ impl Server {
     /// Resident memory in bytes; an error when it is not running any more.
     pub(crate) fn rss(&self) -> io::Result<u64> {
         procfs::rss(self.process.pid()).map_err(|_| self.died())
+    }
+
+    /// Open files.
+    pub(crate) fn files(&self) -> io::Result<usize> {
+        procfs::files(self.process.pid()).map_err(|_| self.died())
     }
 
     /// Most resident memory since [`Server::forget_peak`], in bytes.

@@ -1,4 +1,5 @@
 // A TCP balancer in front of several nodes: each connection goes to the next node that says it is ready.
+import { get } from "node:http";
 import { connect, createServer } from "node:net";
 import { pipeline } from "node:stream";
 
@@ -8,10 +9,10 @@ export async function startBalancer(nodes) {
   let turn = 0;
 
   async function readyNode() {
-    for (const _node of nodes) {
-      const node = nodes[turn++ % nodes.length];
-      const { status } = await fetch(`${node.url}/health/ready`).catch(() => ({}));
-      if (status === 200) return node;
+    const first = turn++;
+    for (let next = 0; next < nodes.length; next += 1) {
+      const node = nodes[(first + next) % nodes.length];
+      if (await isReady(node)) return node;
     }
   }
 
@@ -38,3 +39,13 @@ export async function startBalancer(nodes) {
       }),
   };
 }
+
+/** Asks over a connection of its own: one that was kept would be that of the process before. */
+const isReady = (node) =>
+  new Promise((resolve) => {
+    const request = get(`${node.url}/health/ready`, { agent: false }, (response) => {
+      response.resume();
+      resolve(response.statusCode === 200);
+    });
+    request.on("error", () => resolve(false));
+  });

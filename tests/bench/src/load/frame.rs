@@ -23,6 +23,11 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Frame<'_>> {
     Some(Frame { opcode: first & 0x0f, payload: bytes.get(header..length)?, length })
 }
 
+/// A close frame without a reason.
+pub(super) fn masked_close() -> [u8; 6] {
+    [0x80 | CLOSE, 0x80, 0, 0, 0, 0]
+}
+
 /// A text frame as clients send it; the mask of zeros changes nothing.
 pub(super) fn masked(text: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x80 | TEXT];

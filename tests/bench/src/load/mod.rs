@@ -9,6 +9,7 @@ mod frame;
 mod polling;
 mod session;
 mod tally;
+mod visits;
 mod websocket;
 
 use std::{
@@ -16,7 +17,7 @@ use std::{
     ops::Range,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU16, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -32,6 +33,7 @@ use self::{backoff::Backoff, polling::Polling, session::Session, websocket::WebS
 pub(crate) use self::{
     flood::{FLOOD, Flood, Flooder, run_flood},
     tally::{Latencies, Tally, latencies},
+    visits::{VISITORS, Visits},
 };
 use crate::redis::now;
 
@@ -84,6 +86,8 @@ impl Options {
 
 struct Shared {
     options: Options,
+    /// Where clients connect.
+    port: AtomicU16,
     tally: Tally,
     gate: Semaphore,
     unrest: AtomicBool,
@@ -100,6 +104,7 @@ pub(crate) struct Fleet {
 impl Fleet {
     pub(crate) fn new(options: Options) -> Self {
         let shared = Shared {
+            port: AtomicU16::new(options.port),
             options,
             tally: Tally::new(),
             gate: Semaphore::new(AT_ONCE),
@@ -127,7 +132,8 @@ impl Fleet {
         let tally = self.tally();
         while tally.connected() < count {
             sleep(Duration::from_millis(2)).await;
-            let failed = tally.failed.load(Relaxed) + tally.refused.load(Relaxed) + tally.closed.load(Relaxed);
+            let [failed, told, refused, closed] = [&tally.failed, &tally.told_to_wait, &tally.refused, &tally.closed];
+            let failed: u64 = [failed, told, refused, closed].iter().map(|count| count.load(Relaxed)).sum();
             if failed > 0 || started.elapsed() > PATIENCE {
                 let connected = tally.connected();
                 return Err(io::Error::other(format!(
@@ -151,6 +157,11 @@ impl Fleet {
         self.shared.unrest.store(unrest, Relaxed);
     }
 
+    /// From now on clients connect to the server at `port`; connections that are there stay.
+    pub(crate) fn turn_to(&self, port: u16) {
+        self.shared.port.store(port, Relaxed);
+    }
+
     /// From now on clients that return are timed.
     pub(crate) fn note_restart(&self) {
         *self.shared.restart.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Instant::now());
@@ -165,6 +176,12 @@ impl Drop for Fleet {
 
 fn random(seconds: Range<f64>) -> Duration {
     Duration::from_secs_f64(rand::rng().random_range(seconds))
+}
+
+/// Whether the server said 503, and when to come again.
+fn is_refusal(error: &io::Error) -> bool {
+    let head = error.to_string().to_ascii_lowercase();
+    head.starts_with("http/1.1 503") && head.contains("\r\nretry-after:")
 }
 
 /// Why a connection ended.
@@ -219,8 +236,11 @@ impl Shared {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     self.tally.refused.fetch_add(1, Relaxed);
                 }
+                Err(error) if is_refusal(&error) => {
+                    self.tally.told_to_wait.fetch_add(1, Relaxed);
+                }
                 Err(error) => {
-                    if self.tally.failed.fetch_add(1, Relaxed) == 0 && permit.is_some() {
+                    if self.tally.failed.fetch_add(1, Relaxed) == 0 {
                         eprintln!("a client cannot connect: {error}");
                     }
                 }
@@ -235,11 +255,9 @@ impl Shared {
 
     /// Connects up to the answer to CONNECT; what was missed comes before that.
     async fn join(&self, user: usize, session: &mut Session) -> io::Result<WebSocket> {
-        let mut socket = WebSocket::connect(user, self.options.port).await?;
+        let mut socket = WebSocket::connect(user, self.port.load(Relaxed)).await?;
         loop {
-            let read = socket.read(session, &self.tally).await?;
-            self.tally.delivered.fetch_add(read.records, Relaxed);
-            if read.joined {
+            if socket.read(session, &self.tally).await?.joined {
                 return Ok(socket);
             }
         }
@@ -252,6 +270,7 @@ impl Shared {
             Habit::Return(messages) if again && self.ask(user, messages, session, &mut socket).await.is_err() => {
                 return End::Lost;
             }
+            Habit::Insist if again => self.note_back(),
             Habit::Jitter => loop {
                 let cut = Instant::now() + random(CUT);
                 tokio::select! {
@@ -265,10 +284,14 @@ impl Shared {
         End::Lost
     }
 
+    fn note_back(&self) {
+        let restart = *self.restart.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.tally.note_back(restart.map_or(Duration::ZERO, |restart| restart.elapsed()));
+    }
+
     async fn receive(&self, session: &mut Session, socket: &mut WebSocket) -> io::Result<()> {
         loop {
-            let read = socket.read(session, &self.tally).await?;
-            self.tally.delivered.fetch_add(read.records, Relaxed);
+            socket.read(session, &self.tally).await?;
         }
     }
 
@@ -287,8 +310,7 @@ impl Shared {
             loop {
                 tokio::select! {
                     read = socket.read(session, &self.tally) => if read?.records > 0 {
-                        let restart = *self.restart.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                        self.tally.note_back(restart.map_or(Duration::ZERO, |restart| restart.elapsed()));
+                        self.note_back();
                         return Ok(());
                     },
                     () = sleep_until(deadline) => break,
@@ -301,7 +323,7 @@ impl Shared {
     async fn poll(&self, user: usize, session: &mut Session) {
         let permit = self.gate.acquire().await;
         let joined: io::Result<Polling> = async {
-            let mut polling = Polling::connect(user, self.options.port, session).await?;
+            let mut polling = Polling::connect(user, self.port.load(Relaxed), session).await?;
             while !polling.read(session, &self.tally).await?.1 {}
             Ok(polling)
         }
@@ -317,9 +339,7 @@ impl Shared {
             }
         };
         let _present = Present::new(&self.tally);
-        while let Ok((records, _)) = polling.read(session, &self.tally).await {
-            self.tally.delivered.fetch_add(records, Relaxed);
-        }
+        while polling.read(session, &self.tally).await.is_ok() {}
         self.tally.closed.fetch_add(1, Relaxed);
     }
 }

@@ -80,12 +80,17 @@ impl Session {
         if self.recovers {
             self.keep_offset(event);
         }
-        let Some(record) = event.strip_prefix(br#"["records","#) else { return Answer::Nothing };
+        let Some(record) = event.strip_prefix(br#"["records","#) else {
+            tally.notices.fetch_add(u64::from(event.starts_with(br#"["notice","#)), Relaxed);
+            return Answer::Nothing;
+        };
         let number = after(record, br#""id":"#).map_or(0, number);
         if number <= self.last {
             tally.repeated.fetch_add(1, Relaxed);
             return Answer::Nothing;
         }
+        tally.delivered.fetch_add(1, Relaxed);
+        tally.note_progress(self.last, number);
         self.last = number;
         if self.sampled {
             self.measure(record, tally);

@@ -30,6 +30,8 @@ pub(crate) struct Tally {
     pub(crate) connected: AtomicUsize,
     /// Attempts to connect that nobody listened to.
     pub(crate) refused: AtomicU64,
+    /// Attempts to connect that were answered with 503 and `Retry-After`.
+    pub(crate) told_to_wait: AtomicU64,
     /// Attempts to connect that failed in any other way.
     pub(crate) failed: AtomicU64,
     /// Connections that ended without the client's doing.
@@ -42,6 +44,11 @@ pub(crate) struct Tally {
     pub(crate) recovered: AtomicU64,
     /// Reconnects.
     pub(crate) returned: AtomicU64,
+    /// Notices, each counted once per client.
+    pub(crate) notices: AtomicU64,
+    /// A message's number, and clients that have had it or a later one.
+    fence: AtomicU64,
+    beyond: AtomicUsize,
     latency: Mutex<Latencies>,
     replay: Mutex<Latencies>,
     back: Mutex<Vec<Duration>>,
@@ -52,12 +59,16 @@ impl Tally {
         Self {
             connected: AtomicUsize::new(0),
             refused: AtomicU64::new(0),
+            told_to_wait: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             closed: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             repeated: AtomicU64::new(0),
             recovered: AtomicU64::new(0),
             returned: AtomicU64::new(0),
+            notices: AtomicU64::new(0),
+            fence: AtomicU64::new(u64::MAX),
+            beyond: AtomicUsize::new(0),
             latency: Mutex::new(latencies()),
             replay: Mutex::new(latencies()),
             back: Mutex::default(),
@@ -78,6 +89,25 @@ impl Tally {
 
     pub(crate) fn connected(&self) -> usize {
         self.connected.load(Relaxed)
+    }
+
+    /// From now on clients are counted that get the message `number` or a later one. It must not have been published yet.
+    pub(crate) fn raise_fence(&self, number: u64) {
+        self.beyond.store(0, Relaxed);
+        self.fence.store(number, Relaxed);
+    }
+
+    /// Clients beyond the fence.
+    pub(crate) fn beyond_fence(&self) -> usize {
+        self.beyond.load(Relaxed)
+    }
+
+    /// A client that had got as far as `last` got the message `number`.
+    pub(super) fn note_progress(&self, last: u64, number: u64) {
+        let fence = self.fence.load(Relaxed);
+        if last < fence && fence <= number {
+            self.beyond.fetch_add(1, Relaxed);
+        }
     }
 
     pub(super) fn note_latency(&self, microseconds: u64) {
@@ -101,6 +131,11 @@ impl Tally {
     /// From a client's dialling to the receipt of what it had missed.
     pub(crate) fn replay(&self) -> Latencies {
         lock(&self.replay).clone()
+    }
+
+    /// Returns that were noted so far.
+    pub(crate) fn back_count(&self) -> usize {
+        lock(&self.back).len()
     }
 
     /// When clients were back in their rooms, the earliest first.

@@ -28,7 +28,7 @@ enum Bound {
 /// Growth that passes for none.
 const FLAT: f64 = 1.10;
 
-const PROMISES: [(Figure, Bound); 17] = [
+const PROMISES: [(Figure, Bound); 29] = [
     (Figure::Idle, Bound::AtMost(9.0)),
     (Figure::Memory, Bound::AtMost(3.0)),
     (Figure::MemoryAfter, Bound::AtMost(3.0)),
@@ -46,6 +46,18 @@ const PROMISES: [(Figure, Bound); 17] = [
     (Figure::AvalancheMissing, Bound::AtMost(0.0)),
     (Figure::AvalancheFailed, Bound::AtMost(0.0)),
     (Figure::FloodsLeft, Bound::AtMost(20.0)),
+    (Figure::ChurnFailed, Bound::AtMost(0.0)),
+    (Figure::ChurnMedianGrowth, Bound::AtMost(1.05)),
+    (Figure::ChurnPeakGrowth, Bound::AtMost(1.05)),
+    (Figure::FailoverP99, Bound::AtMost(5.0)),
+    (Figure::FailoverMissing, Bound::AtMost(0.0)),
+    (Figure::FailoverRecovered, Bound::AtLeast(100.0)),
+    (Figure::FailoverLost, Bound::AtMost(0.0)),
+    (Figure::FailoverFailed, Bound::AtMost(0.0)),
+    (Figure::RestartsUntold, Bound::AtMost(0.0)),
+    (Figure::RestartsClosed, Bound::AtMost(0.0)),
+    (Figure::RestartsMemoryGrowth, Bound::AtMost(1.05)),
+    (Figure::RestartsFilesMore, Bound::AtMost(0.0)),
 ];
 
 /// All promises that this run can tell about.

@@ -82,7 +82,11 @@ impl Bench {
             results.note(kind, Figure::AvalancheAll, last.as_secs_f64());
         }
         results.note(kind, Figure::AvalancheRefused, tally.refused.load(Relaxed) as f64);
-        results.note(kind, Figure::AvalancheFailed, tally.failed.load(Relaxed) as f64);
+        results.note(
+            kind,
+            Figure::AvalancheFailed,
+            (tally.failed.load(Relaxed) + tally.told_to_wait.load(Relaxed)) as f64,
+        );
         results.note_returns(kind, all, back);
         drop(answering);
         Ok(())

@@ -104,7 +104,7 @@ impl Bench {
         let mut stage = Stage::open(kind, self, options).await?;
         let other = Server::start(kind, &self.programs, self.redis.port, 0, &mut rails).await?;
         stage.connect(CLIENTS).await?;
-        fill(&mut rails).await?;
+        fill(&mut rails, MEMBERS_ROOM).await?;
         stage.steady(To::Group(ROOM), SMALL, WARM_UP, PER_SECOND).await?;
         sleep(PAUSE).await;
         let before = stage.server.rss()?;
@@ -191,10 +191,10 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// Messages to a room in which nobody is, until the recovery log is full.
-async fn fill(rails: &mut Rails) -> io::Result<()> {
+pub(super) async fn fill(rails: &mut Rails, group: usize) -> io::Result<()> {
     for _ in 0..FILL / FILL_AT_ONCE {
         for _ in 0..FILL_AT_ONCE {
-            rails.send(To::Group(MEMBERS_ROOM), FILL_EACH).await?;
+            rails.send(To::Group(group), FILL_EACH).await?;
         }
         rails.settle(FILL_AT_ONCE).await?;
         sleep(FILL_PAUSE).await;

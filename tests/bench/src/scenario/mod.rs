@@ -1,11 +1,14 @@
 //! The scenarios: what is done to a server, and which figures come of it.
 
+mod churn;
 mod crowd;
+mod failover;
 mod fanout;
 mod floods;
 mod growth;
 mod jitter;
 mod polling;
+mod restarts;
 
 use std::io;
 
@@ -48,7 +51,7 @@ pub(crate) fn plan(topics: &[Topic], kinds: &[Kind], rounds: Option<usize>, scal
         let fits = |kind: &Kind| match topic {
             Topic::Rooms | Topic::Polling | Topic::Jitter => kind.is_complete(),
             // What others promise nothing about need not be shown to break them.
-            Topic::Floods => *kind == Kind::Ours,
+            Topic::Floods | Topic::Churn | Topic::Failover | Topic::RedisRestarts => *kind == Kind::Ours,
             _ => true,
         };
         let mut order: Vec<Kind> = kinds.iter().copied().filter(fits).collect();
@@ -79,6 +82,9 @@ fn weight(topic: Topic, kind: Kind) -> f64 {
         Topic::Polling => 11.0,
         Topic::Jitter => 70.0,
         Topic::Floods => 105.0,
+        Topic::Churn => 3_700.0,
+        Topic::Failover => 30.0,
+        Topic::RedisRestarts => 300.0,
     }
 }
 
@@ -95,6 +101,9 @@ impl Bench {
                 Topic::Rooms => self.rooms(kind).await?,
                 Topic::Polling => self.polling(kind).await?,
                 Topic::Floods => self.floods(kind).await?,
+                Topic::Churn => self.churn(kind).await?,
+                Topic::Failover => self.failover(kind).await?,
+                Topic::RedisRestarts => self.restarts(kind).await?,
                 Topic::Jitter => {}
             }
         }
