@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::{Hub, HubState, Kind, log::ENTRY_OVERHEAD};
 
 /// Entries that are read in one hold of the log's lock: some microseconds.
-const ENTRIES_PER_LOCK: usize = 256;
+pub(super) const ENTRIES_PER_LOCK: usize = 256;
 
 /// An entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -126,7 +126,7 @@ impl Shard {
         while self.cursor < head {
             self.deliver();
         }
-        let mut bases = Bases::new(since, self.cursor, &self.shared.log.lock());
+        let mut bases = Bases::new(since, self.cursor, &self.shared);
         let rooms = self.shared.listen(&rooms, bases, self.index);
         let missed = self.shared.missed(&rooms, self.cursor);
         if missed.is_none() {
