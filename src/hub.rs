@@ -9,6 +9,7 @@
 //! so that fan-out takes no lock, and nothing slow can hold up the reader of Redis.
 
 mod event;
+mod index;
 mod join;
 mod log;
 mod offset;
@@ -40,6 +41,7 @@ pub use self::{
     past::{Past, Tail},
 };
 use self::{
+    index::FingerprintIndex,
     log::{EventLog, Oldest},
     rooms::ShardSet,
     shard::{Newcomer, Shard, ShardCommand},
@@ -117,6 +119,7 @@ struct MemberId(u64);
 /// What publishers and shards share.
 struct HubState {
     log: Mutex<EventLog>,
+    index: FingerprintIndex,
     /// For each shard the sequence up to which it has delivered.
     delivered: Box<[AtomicU64]>,
     key: OffsetKey,
@@ -179,6 +182,7 @@ impl Hub {
         let count = shards.clamp(1, MAX_SHARDS);
         let shared = Arc::new(HubState {
             log: Mutex::new(EventLog::new(epoch, bounds, clock.unix(clock.at))),
+            index: FingerprintIndex::default(),
             delivered: (0..count).map(|_| AtomicU64::new(0)).collect(),
             key,
             clock,

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -18,9 +18,14 @@ use crate::hub::{Hub, Tail};
 /// Payload bytes of a batch, at most, unless a single event has more.
 const BATCH: usize = 256 << 10;
 
-/// How long events wait for others to be written with. As much is lost of the mirror when a node is killed; browsers are
-/// then told of a gap. Written one by one, a message to a single user would cost twice as much.
+/// How long events wait for others to be written with. Written one by one, a message to a single user would cost twice as
+/// much.
 const LINGER: Duration = Duration::from_millis(10);
+
+/// Least time between two writes, unless the last one had half a batch or more. Events that wait are lost of the mirror when
+/// the node is killed; if it was the only node, browsers are then told of a gap. With 500 messages a second to one user
+/// each, a pause of 50 ms takes 13 % more processor time than this one, as measured by `schedstat`.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Estimated memory of an entry in Redis beside its batch.
 const ENTRY_OVERHEAD: usize = 128;
@@ -76,6 +81,7 @@ impl Mirror<'_> {
         let mut generation = self.begin().await?;
         self.told.kept();
         let mut renewed = Instant::now();
+        let mut next = renewed;
         while !stop.is_cancelled() {
             if renewed.elapsed() >= TICK {
                 if !self.stream.hold().await? {
@@ -86,11 +92,18 @@ impl Mirror<'_> {
             }
             // A position is noted right after its message.
             let is_behind = self.progress.get().is_some_and(|(_, position)| Some(position) != generation.position);
-            let news = timeout(if is_behind { LINGER } else { TICK }, generation.tail.changed());
-            if stop.run_until_cancelled(news).await.is_some_and(|news| news.is_ok()) {
-                let _ = stop.run_until_cancelled(sleep(LINGER)).await;
+            let has_news = is_behind || {
+                let news = timeout(TICK, generation.tail.changed());
+                stop.run_until_cancelled(news).await.is_some_and(|news| news.is_ok())
+            };
+            if has_news {
+                let due = next.max(Instant::now() + LINGER);
+                let _ = stop.run_until_cancelled(sleep_until(due.into())).await;
             }
-            self.write(&mut generation).await?;
+            let written = self.write(&mut generation).await?;
+            if written > 0 {
+                next = Instant::now() + if written < BATCH / 2 { PAUSE } else { LINGER };
+            }
         }
         self.write(&mut generation).await?;
         self.stream.release().await
@@ -123,12 +136,14 @@ impl Mirror<'_> {
         Ok(generation)
     }
 
-    /// Appends what is new.
-    async fn write(&self, generation: &mut Generation) -> Result<(), StreamError> {
+    /// Appends what is new; returns its size in bytes.
+    async fn write(&self, generation: &mut Generation) -> Result<usize, StreamError> {
+        let mut written = 0;
         while let Some((id, bytes, oldest)) = self.next(generation)? {
             self.stream.append(id, oldest, &bytes).await?;
+            written += bytes.len();
         }
-        Ok(())
+        Ok(written)
     }
 
     /// The next batch with its id, and the id of the oldest batch to keep. `None` when nothing is new.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Event, HubState, Offset,
-    log::{ENTRY_OVERHEAD, EventLog, SKEW},
+    log::{ENTRY_OVERHEAD, SKEW},
     rooms::RoomId,
 };
 
@@ -72,7 +72,7 @@ pub(super) struct Bases {
 
 impl Bases {
     /// Of a subscriber that joins at the sequence `cursor`.
-    pub(super) fn new(since: Since, cursor: u64, log: &EventLog) -> Self {
+    pub(super) fn new(since: Since, cursor: u64, shared: &HubState) -> Self {
         let Since::Return(Return { started, served }) = since else {
             return Self { served: cursor, started: cursor, whole: true };
         };
@@ -80,8 +80,9 @@ impl Bases {
         let is_continuous = started
             .zip(served)
             .is_some_and(|(started, served)| started.gap == served.gap || served.gap.saturating_add(SKEW) < started.at);
-        let known = |offset: Option<Offset>| offset.and_then(|offset| log.known(&offset));
+        let known = |offset: Option<Offset>| offset.and_then(|offset| shared.index.known(&offset, &shared.log));
         let (first, last) = (known(started), known(served));
+        let log = shared.log.lock();
         let (served, whole) = match (first, last) {
             (_, Some(last)) if is_continuous && log.is_whole_since(last) => (last.max(first.unwrap_or(0)), true),
             (Some(first), None) if log.is_whole_since(first) => (first, true),

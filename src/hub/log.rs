@@ -4,8 +4,8 @@
 //! missed events, so that the lock around the log is held for microseconds.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
-    num::NonZero,
+    collections::VecDeque,
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -41,19 +41,11 @@ pub struct LogBounds {
 
 struct LogEntry {
     fingerprint: u64,
-    /// How many entries later the same was published again, if it was.
-    repeated: Option<NonZero<u32>>,
     published: Instant,
     /// The same, in seconds since 1970.
     at: u32,
     /// `None` marks a gap: a moment in which messages may have been lost before they reached the hub.
     kept: Option<Kept>,
-}
-
-/// Where something was published: the sequences of the first and last entry that the log has.
-struct Occurrences {
-    first: u64,
-    last: u64,
 }
 
 /// An event in the log.
@@ -75,15 +67,13 @@ pub(super) enum Oldest {
 }
 
 pub(super) struct EventLog {
-    epoch: Epoch,
+    pub(super) epoch: Epoch,
     pub(super) bounds: LogBounds,
     entries: VecDeque<LogEntry>,
     /// Sequence of the oldest entry.
     first: u64,
     /// What all entries together count against the bounds.
     pub(super) bytes: usize,
-    /// By fingerprint; how offsets of other logs are found.
-    places: HashMap<u64, Occurrences>,
     /// Fingerprint of the newest entry that was dropped.
     fingerprint: u64,
     /// Sequence of the newest gap, 0 for none.
@@ -104,7 +94,6 @@ impl EventLog {
             entries: VecDeque::new(),
             first: 1,
             bytes: 0,
-            places: HashMap::new(),
             fingerprint: 0,
             gap: 0,
             gap_at: at,
@@ -151,30 +140,15 @@ impl EventLog {
         let payload = if listeners == 0 { Bytes::copy_from_slice(&payload) } else { payload };
         let event = Arc::new(Event::new(kind, name, offset, payload));
         let kept = Some(Kept { room, weight, event });
-        self.push(LogEntry { fingerprint, repeated: None, published, at, kept });
+        self.entries.push_back(LogEntry { fingerprint, published, at, kept });
         (offset, listeners)
     }
 
     /// Appends a gap. By its fingerprint, which nothing else has, other logs recognise the place after it.
     pub(super) fn append_gap(&mut self, fingerprint: u64, published: Instant, at: u32) {
-        self.push(LogEntry { fingerprint, repeated: None, published, at, kept: None });
+        self.entries.push_back(LogEntry { fingerprint, published, at, kept: None });
         self.gap = self.head();
         self.gap_at = at.max(self.gap_at.saturating_add(1));
-    }
-
-    fn push(&mut self, entry: LogEntry) {
-        let sequence = self.head() + 1;
-        match self.places.entry(entry.fingerprint) {
-            Entry::Vacant(place) => _ = place.insert(Occurrences { first: sequence, last: sequence }),
-            Entry::Occupied(mut place) => {
-                let last = std::mem::replace(&mut place.get_mut().last, sequence);
-                let index = usize::try_from(last - self.first).unwrap_or(usize::MAX);
-                if let Some(before) = self.entries.get_mut(index) {
-                    before.repeated = u32::try_from(sequence - last).ok().and_then(NonZero::new);
-                }
-            }
-        }
-        self.entries.push_back(entry);
     }
 
     /// Whether no gap is known since `sequence`.
@@ -194,18 +168,21 @@ impl EventLog {
         if self.first > delivered && self.bytes <= bytes.saturating_add(undelivered) {
             return Oldest::Undelivered;
         }
-        let Some(LogEntry { fingerprint, repeated, kept, .. }) = self.entries.pop_front() else { return Oldest::Stays };
+        let Some(LogEntry { fingerprint, kept, .. }) = self.entries.pop_front() else { return Oldest::Stays };
         self.fingerprint = fingerprint;
-        match (repeated, self.places.get_mut(&fingerprint)) {
-            (Some(distance), Some(place)) => place.first = self.first + u64::from(distance.get()),
-            _ => _ = self.places.remove(&fingerprint),
-        }
         self.first += 1;
         if let Some(kept) = &kept {
             self.bytes -= kept.weight;
             self.rooms.drop_oldest(kept.room);
         }
         Oldest::Dropped(kept)
+    }
+
+    /// Indices of up to `most` entries after the sequence `cursor`.
+    fn range(&self, cursor: u64, most: usize) -> Range<usize> {
+        let start =
+            usize::try_from((cursor + 1).saturating_sub(self.first)).unwrap_or(usize::MAX).min(self.entries.len());
+        start..self.entries.len().min(start.saturating_add(most))
     }
 
     /// Sequence of the newest entry that was dropped.
@@ -216,25 +193,24 @@ impl EventLog {
     /// Looks at up to `most` entries after the sequence `cursor`, which must not be dropped yet, and adds to `batch` the
     /// events that `shard` listens to; returns the new cursor.
     pub(super) fn read(&self, cursor: u64, shard: usize, most: usize, batch: &mut Vec<(RoomId, Arc<Event>)>) -> u64 {
-        let start =
-            usize::try_from((cursor + 1).saturating_sub(self.first)).unwrap_or(usize::MAX).min(self.entries.len());
-        let end = self.entries.len().min(start.saturating_add(most));
-        let kept = self.entries.range(start..end).filter_map(|entry| entry.kept.as_ref());
+        let range = self.range(cursor, most);
+        let end = range.end;
+        let kept = self.entries.range(range).filter_map(|entry| entry.kept.as_ref());
         let wanted = kept.filter(|kept| self.rooms.listeners(kept.room) & (1 << shard) != 0);
         batch.extend(wanted.map(|kept| (kept.room, Arc::clone(&kept.event))));
         self.first + end as u64 - 1
     }
 
-    /// The sequence of the offset, if this log has the place. Where the same was published several times, the first that
-    /// it may be: what is sent twice does no harm.
-    pub(super) fn known(&self, offset: &Offset) -> Option<u64> {
-        if offset.epoch == self.epoch {
-            return (offset.sequence <= self.head()).then_some(offset.sequence);
-        }
-        let sequence = self.places.get(&offset.fingerprint)?.first;
-        // When the subscriber was there before this was published, it was at an earlier place that the log has dropped.
-        let published = self.entry(sequence)?.at;
-        (published <= offset.at.saturating_add(SKEW)).then_some(sequence)
+    /// Fingerprints and sequences of up to `most` entries after the sequence `cursor`, or after what was dropped.
+    pub(super) fn fingerprints(&self, cursor: u64, most: usize) -> Vec<(u64, u64)> {
+        let entries = self.entries.range(self.range(cursor, most));
+        let sequences = cursor.max(self.dropped()) + 1..;
+        entries.map(|entry| entry.fingerprint).zip(sequences).collect()
+    }
+
+    /// When the entry with this sequence was published, in seconds since 1970.
+    pub(super) fn published(&self, sequence: u64) -> Option<u32> {
+        Some(self.entry(sequence)?.at)
     }
 
     /// The entry with this sequence, as it is kept elsewhere.
@@ -308,44 +284,6 @@ mod tests {
         assert_eq!(kept(&log), [2]);
         expire(&mut log, 500);
         assert_eq!(kept(&log), [2]);
-    }
-
-    #[test]
-    fn offsets_of_another_log_are_known_by_what_was_published() {
-        let (mut log, now) = (log(1 << 20, 0), Instant::now());
-        append(&mut log, "a", 1, now, 0);
-        let own = log.offset(1, 0);
-        assert_eq!(log.known(&own), Some(1));
-        assert_eq!(log.known(&Offset { sequence: 2, ..own }), None, "in the future");
-        let other = Offset { epoch: Epoch(8), sequence: 70, ..own };
-        assert_eq!(log.known(&other), Some(1));
-        assert_eq!(log.known(&Offset { fingerprint: 2, ..other }), None);
-        log.append_gap(2, now, 0);
-        assert_eq!(log.known(&Offset { fingerprint: 2, ..other }), Some(2), "a session began after the gap");
-    }
-
-    #[test]
-    fn of_places_with_the_same_message_the_first_counts_and_none_that_came_later() {
-        let (mut log, now) = (log(4 * WEIGHT, 0), Instant::now());
-        let add = |log: &mut EventLog, fingerprint, at| {
-            log.append(Kind::Records, "a", vec![0; 1_000].into(), fingerprint, now, at);
-            while let Oldest::Dropped(_) = log.expire_oldest(now, u64::MAX) {}
-        };
-        let place =
-            |log: &EventLog, at| log.known(&Offset { epoch: Epoch(8), sequence: 0, fingerprint: 1, at, gap: 0 });
-        for (at, fingerprint) in [(10, 1), (11, 2), (20, 1), (30, 1)] {
-            add(&mut log, fingerprint, at);
-        }
-        assert_eq!([place(&log, 10), place(&log, 40)], [Some(1), Some(1)]);
-        add(&mut log, 3, 40);
-        assert_eq!(place(&log, 40), Some(3), "the first was dropped");
-        assert_eq!(place(&log, 10), None, "it was at the first");
-        for fingerprint in 4..8 {
-            add(&mut log, fingerprint, 50);
-        }
-        assert_eq!((place(&log, 60), log.places.len()), (None, 4));
-        add(&mut log, 1, 60);
-        assert_eq!([place(&log, 30), place(&log, 60)], [None, Some(10)]);
     }
 
     #[test]

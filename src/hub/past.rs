@@ -14,7 +14,7 @@ use super::{Hub, HubState, Kind, log::ENTRY_OVERHEAD};
 const PLACE_EVENTS: usize = 64;
 
 /// Entries that are read in one hold of the log's lock: some microseconds.
-const ENTRIES_PER_LOCK: usize = 256;
+pub(super) const ENTRIES_PER_LOCK: usize = 256;
 
 /// An entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]

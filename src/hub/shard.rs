@@ -128,9 +128,8 @@ impl Shard {
         while self.cursor < head {
             self.deliver();
         }
-        let log = self.shared.log.lock();
-        let (mut bases, gap) = (Bases::new(since, self.cursor, &log), log.gap_at);
-        drop(log);
+let mut bases = Bases::new(since, self.cursor, &self.shared);
+        let gap = self.shared.log.lock().gap_at;
         let rooms = self.shared.listen(&rooms, bases, self.index);
         let missed = self.shared.missed(&rooms, self.cursor);
         if missed.is_none() {
