@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io,
     net::TcpListener,
+    ops::Range,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::Duration,
@@ -14,6 +15,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use rand::RngExt;
 use tokio::{
     net::TcpStream,
     time::{Instant, sleep},
@@ -23,6 +25,9 @@ use crate::{procfs, redis::Rails};
 
 /// How long a server may take until it listens to its port and to Redis.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Where servers listen; Linux gives connections ports from 32,768.
+const PORTS: Range<u16> = 20_000..32_000;
 
 /// Lines of a server's output shown when it does not start.
 const LAST_WORDS: usize = 10;
@@ -232,9 +237,12 @@ impl Server {
     }
 }
 
-/// A port nobody listens to at the moment.
+/// A port nobody listens to at the moment, below those that the kernel gives to connections: one of them would keep a
+/// server that is replaced from its port.
 pub(crate) fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+    let mut ports = std::iter::repeat_with(|| rand::rng().random_range(PORTS)).take(PORTS.len());
+    let free = ports.find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok());
+    free.ok_or_else(|| io::ErrorKind::AddrInUse.into())
 }
 
 fn log_of(programs: &Programs, kind: Kind) -> PathBuf {
