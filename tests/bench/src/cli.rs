@@ -8,7 +8,7 @@ use crate::servers::Kind;
 
 const EXAMPLES: &str = "\
 Examples:
-  tests/bench/run                                    everything, under 18 minutes; the results of the README
+  tests/bench/run                                    everything, under 20 minutes; the results of the README
   tests/bench/run --quick                            a first impression, three minutes
   tests/bench/run --only fanout --servers ours,node  one question, two servers
   tests/bench/run --only fanout --rounds 9           the same question, a smaller spread
@@ -36,7 +36,7 @@ Exit codes: 0 measured, nothing lost; 1 something was lost or failed, see the re
 #[derive(Debug, Parser)]
 #[command(override_usage = "tests/bench/run [OPTIONS]", after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// Fewer clients, one round: three minutes instead of eighteen
+    /// Fewer clients, one round: three minutes instead of twenty
     #[arg(long)]
     pub(crate) quick: bool,
     /// Only these scenarios; some run only when they are named here
@@ -74,6 +74,8 @@ pub(crate) enum Topic {
     Polling,
     /// Clients are cut every 15 s and return after 2 s, while messages keep coming
     Jitter,
+    /// Two nodes behind a balancer are replaced one after the other, while messages keep coming
+    Deploy,
     /// Strangers flood this server in every way there is, beside 200 well-behaved clients
     Floods,
     /// Only when named: an hour of 500 connects a second, left in every way, with memory watched
@@ -86,8 +88,8 @@ pub(crate) enum Topic {
 
 impl Topic {
     /// What runs when nothing is named.
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Fanout, Self::Crowd, Self::Growth, Self::Rooms, Self::Polling, Self::Jitter, Self::Floods];
+    pub(crate) const ALL: [Self; 8] =
+        [Self::Fanout, Self::Crowd, Self::Growth, Self::Rooms, Self::Polling, Self::Jitter, Self::Deploy, Self::Floods];
 
     pub(crate) fn label(self) -> &'static str {
         match self {
@@ -97,6 +99,7 @@ impl Topic {
             Self::Rooms => "growth of rooms",
             Self::Polling => "half polling",
             Self::Jitter => "jitter",
+            Self::Deploy => "deploy",
             Self::Floods => "floods",
             Self::Churn => "churn",
             Self::Failover => "failover",

@@ -2,6 +2,7 @@
 //!
 //! `tests/bench/run --help` says how it measures.
 
+mod balancer;
 mod cli;
 mod load;
 mod procfs;

@@ -41,6 +41,14 @@ pub(crate) enum Figure {
     JitterRecovered,
     JitterReplayP50,
     JitterReplayP95,
+    DeployDelivered,
+    DeployTwice,
+    DeployRecovered,
+    DeployAwayP50,
+    DeployAwayP99,
+    DeployAwayMost,
+    DeployFailed,
+    DeployMissing,
     FloodsBefore,
     FloodsPeak,
     FloodsSoon,
@@ -120,6 +128,14 @@ impl Figure {
             Self::JitterRecovered => ("Jitter: returns that continue the session", "%"),
             Self::JitterReplayP50 => ("Jitter: replay after dialling, p50", "ms"),
             Self::JitterReplayP95 => ("Jitter: replay after dialling, p95", "ms"),
+            Self::DeployDelivered => ("Deploy: delivered", "%"),
+            Self::DeployTwice => ("Deploy: delivered more than once", "%"),
+            Self::DeployRecovered => ("Deploy: returns that continue the session", "%"),
+            Self::DeployAwayP50 => ("Deploy: without a connection, p50", "s"),
+            Self::DeployAwayP99 => ("Deploy: without a connection, p99", "s"),
+            Self::DeployAwayMost => ("Deploy: without a connection, longest", "s"),
+            Self::DeployFailed => ("Deploy: attempts to connect that failed", ""),
+            Self::DeployMissing => ("Deploy: clients not back 10 s after the last message", ""),
             Self::FloodsBefore => ("Floods: memory before, with 200 clients and a full log", "MB"),
             Self::FloodsPeak => ("Floods: memory above that, at most", "MB"),
             Self::FloodsSoon => ("Floods: memory above that, 10 s after all floods", "MB"),
@@ -230,6 +246,7 @@ pub(crate) struct Results {
     samples: BTreeMap<(Figure, usize, Kind), Samples>,
     latencies: BTreeMap<Kind, Latencies>,
     returns: BTreeMap<Kind, (usize, Vec<Duration>)>,
+    presence: BTreeMap<Kind, Vec<(Duration, f64)>>,
     /// What failed, in words.
     pub(crate) faults: Vec<String>,
 }
@@ -253,6 +270,11 @@ impl Results {
     /// When clients were back after a restart, of `all`.
     pub(crate) fn note_returns(&mut self, kind: Kind, all: usize, back: Vec<Duration>) {
         self.returns.insert(kind, (all, back));
+    }
+
+    /// Which share of the clients was connected during a deploy, in percent, and when.
+    pub(crate) fn note_presence(&mut self, kind: Kind, presence: Vec<(Duration, f64)>) {
+        self.presence.insert(kind, presence);
     }
 
     pub(crate) fn get(&self, kind: Kind, figure: Figure, size: usize) -> Option<&Samples> {
@@ -283,6 +305,10 @@ impl Results {
 
     pub(crate) fn latencies(&self) -> &BTreeMap<Kind, Latencies> {
         &self.latencies
+    }
+
+    pub(crate) fn presence(&self) -> &BTreeMap<Kind, Vec<(Duration, f64)>> {
+        &self.presence
     }
 
     pub(crate) fn returns(&self) -> &BTreeMap<Kind, (usize, Vec<Duration>)> {

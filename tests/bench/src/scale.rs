@@ -1,9 +1,12 @@
-//! How much of everything: the full run fits eighteen minutes on two cores, the quick one three.
+//! How much of everything: the full run fits twenty minutes on two cores, the quick one three.
 
 use std::time::Duration;
 
 /// Open files that a process needs besides its connections.
 const SPARE_FILES: usize = 600;
+
+/// Open files for each client of a deploy: its own, and two of the balancer.
+const FILES_PER_CLIENT: usize = 3;
 
 /// Sizes of all scenarios.
 #[derive(Clone, Debug)]
@@ -23,6 +26,7 @@ pub(crate) struct Scale {
     pub(crate) rooms: Rooms,
     pub(crate) polling: Polling,
     pub(crate) jitter: Jitter,
+    pub(crate) deploy: Deploy,
     pub(crate) floods: Floods,
     pub(crate) endurance: Endurance,
 }
@@ -62,6 +66,16 @@ pub(crate) struct Jitter {
     pub(crate) messages: usize,
 }
 
+/// Two nodes behind a balancer.
+#[derive(Clone, Debug)]
+pub(crate) struct Deploy {
+    /// As many in each room.
+    pub(crate) clients: usize,
+    pub(crate) rooms: usize,
+    /// Before the first node is replaced, between the two, and after the second.
+    pub(crate) pause: Duration,
+}
+
 /// How often and how long clients are watched, for each flood.
 #[derive(Clone, Debug)]
 pub(crate) struct Floods {
@@ -95,6 +109,7 @@ impl Scale {
             rooms: Rooms { clients: 2_000, groups: vec![50, 100, 200, 400], deliveries: 60_000 },
             polling: Polling { clients: 2_000, messages: 25 },
             jitter: Jitter { clients: 1_000, messages: 120 },
+            deploy: Deploy { clients: 2_000, rooms: 20, pause: Duration::from_secs(5) },
             floods: Floods { turns: 3, alone: Duration::from_millis(400), beside: Duration::from_millis(1_100) },
             endurance: Endurance { churn: Duration::from_hours(1), returning: 20_000, restarts: 100 },
         }
@@ -112,6 +127,7 @@ impl Scale {
             rooms: Rooms { clients: 500, groups: vec![50, 200], deliveries: 10_000 },
             polling: Polling { clients: 500, messages: 8 },
             jitter: Jitter { clients: 300, messages: 20 },
+            deploy: Deploy { clients: 500, rooms: 10, pause: Duration::from_secs(2) },
             floods: Floods { turns: 1, alone: Duration::from_secs(1), beside: Duration::from_secs(1) },
             endurance: Endurance { churn: Duration::from_mins(2), returning: 2_000, restarts: 20 },
         }
@@ -120,7 +136,8 @@ impl Scale {
     /// Most connections that any process holds.
     pub(crate) fn most(&self, servers: usize) -> usize {
         let largest = |sizes: &[usize]| sizes.iter().copied().max().unwrap_or_default();
-        [self.fanout.clients, largest(&self.crowd), largest(&self.growth), self.jitter.clients * servers]
+        let deploy = self.deploy.clients * FILES_PER_CLIENT;
+        [self.fanout.clients, largest(&self.crowd), largest(&self.growth), self.jitter.clients * servers, deploy]
             .into_iter()
             .max()
             .unwrap_or_default()
@@ -139,6 +156,8 @@ impl Scale {
         self.rooms.clients = self.rooms.clients.min(most);
         self.polling.clients = self.polling.clients.min(most);
         self.jitter.clients = self.jitter.clients.min(most / 5);
+        let members = self.deploy.clients.min(most / FILES_PER_CLIENT) / self.deploy.rooms;
+        self.deploy.clients = members * self.deploy.rooms;
         for sizes in [&mut self.crowd, &mut self.growth] {
             sizes.retain(|&size| size <= most);
             if sizes.is_empty() {

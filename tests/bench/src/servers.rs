@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io,
     net::TcpListener,
+    ops::Range,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::Duration,
@@ -14,15 +15,29 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use rand::RngExt;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{procfs, redis::Rails};
 
 /// How long a server may take until it listens to its port and to Redis.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long a server that was told to end may take; Docker's.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How long a node may take to say whether it is ready.
+const CHECK: Duration = Duration::from_secs(2);
+
+/// What an answer begins with when a server takes no new clients.
+pub(crate) const UNAVAILABLE: &[u8; 12] = b"HTTP/1.1 503";
+
+/// Where servers listen; Linux gives connections ports from 32,768.
+const PORTS: Range<u16> = 20_000..32_000;
 
 /// Lines of a server's output shown when it does not start.
 const LAST_WORDS: usize = 10;
@@ -66,6 +81,11 @@ impl Kind {
         matches!(self, Self::Ours | Self::Before | Self::Node | Self::Bun)
     }
 
+    /// Whether several of its processes can serve the same clients.
+    pub(crate) fn has_nodes(self) -> bool {
+        matches!(self, Self::Ours | Self::Before | Self::Node | Self::Socketioxide)
+    }
+
     /// Whether it has HTTP long-polling, users and rooms; the probe only knows sockets.
     pub(crate) fn is_complete(self) -> bool {
         self != Self::Probe
@@ -102,6 +122,22 @@ impl Programs {
             Kind::Socketioxide => Command::new(self.peers.join("peer-socketioxide")),
             Kind::Probe => Command::new(self.peers.join("probe")),
         }
+    }
+
+    /// A process that is one of several.
+    fn node(&self, kind: Kind) -> Command {
+        let mut command = self.command(kind);
+        match kind {
+            Kind::Node => {
+                command = Command::new("node");
+                command.arg(self.root.join("tests/bench/node-cluster.js"));
+            }
+            Kind::Socketioxide => {
+                command.env("REDIS_ADAPTER", "1");
+            }
+            _ => {}
+        }
+        command
     }
 
     pub(crate) fn bun(&self) -> PathBuf {
@@ -172,8 +208,22 @@ impl Server {
                 return Err(io::Error::other(format!(
                     "{} did not start; its last words:\n{}",
                     kind.label(),
-                    last_words(&log_of(programs, kind))
+                    last_words(&log_of(programs, kind, server.port))
                 )));
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        Ok(server)
+    }
+
+    /// Starts one of several and waits until it is ready. `port` 0 takes a free one.
+    pub(crate) async fn start_node(kind: Kind, programs: &Programs, redis: u16, port: u16) -> io::Result<Self> {
+        let mut server = Self::launch(programs.node(kind), kind, programs, redis, port)?;
+        let started = Instant::now();
+        while !is_ready(server.port).await {
+            if server.process.has_ended() || started.elapsed() > PATIENCE {
+                let words = last_words(&log_of(programs, kind, server.port));
+                return Err(io::Error::other(format!("{} did not start; its last words:\n{words}", kind.label())));
             }
             sleep(Duration::from_millis(20)).await;
         }
@@ -182,9 +232,12 @@ impl Server {
 
     /// Starts it without waiting.
     pub(crate) fn spawn(kind: Kind, programs: &Programs, redis: u16, port: u16) -> io::Result<Self> {
+        Self::launch(programs.command(kind), kind, programs, redis, port)
+    }
+
+    fn launch(mut command: Command, kind: Kind, programs: &Programs, redis: u16, port: u16) -> io::Result<Self> {
         let port = if port == 0 { free_port()? } else { port };
-        let log = File::create(log_of(programs, kind))?;
-        let mut command = programs.command(kind);
+        let log = File::create(log_of(programs, kind, port))?;
         command
             .env("PORT", port.to_string())
             .env("REDIS_URL", format!("redis://127.0.0.1:{redis}/0"))
@@ -200,6 +253,17 @@ impl Server {
 
     /// Ends it at once and waits until it is gone, so that its port is free.
     pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Tells it to end and waits until it is gone, so that its port is free.
+    pub(crate) async fn end(&mut self) {
+        // It may be gone already.
+        let _ = kill(Pid::from_raw(self.process.pid() as i32), Signal::SIGTERM);
+        let told = Instant::now();
+        while !self.process.has_ended() && told.elapsed() < GRACE {
+            sleep(Duration::from_millis(10)).await;
+        }
         self.process.kill();
     }
 
@@ -232,13 +296,28 @@ impl Server {
     }
 }
 
-/// A port nobody listens to at the moment.
-pub(crate) fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+/// Whether a node takes new clients: it answers the question, and not with 503. Servers that do not know it answer 404.
+async fn is_ready(port: u16) -> bool {
+    let asked = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        stream.write_all(b"GET /health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+        let mut status = [0; UNAVAILABLE.len()];
+        stream.read_exact(&mut status).await?;
+        Ok::<_, io::Error>(status != *UNAVAILABLE)
+    };
+    matches!(timeout(CHECK, asked).await, Ok(Ok(true)))
 }
 
-fn log_of(programs: &Programs, kind: Kind) -> PathBuf {
-    programs.logs.join(format!("{kind:?}.log"))
+/// A port nobody listens to at the moment, below those that the kernel gives to connections: one of them would keep a
+/// server that is replaced from its port.
+pub(crate) fn free_port() -> io::Result<u16> {
+    let mut ports = std::iter::repeat_with(|| rand::rng().random_range(PORTS)).take(PORTS.len());
+    let free = ports.find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok());
+    free.ok_or_else(|| io::ErrorKind::AddrInUse.into())
+}
+
+fn log_of(programs: &Programs, kind: Kind, port: u16) -> PathBuf {
+    programs.logs.join(format!("{kind:?}-{port}.log"))
 }
 
 fn last_words(log: &Path) -> String {

@@ -61,7 +61,7 @@ pub(crate) enum Habit {
     Stay,
     /// Come back as the official client does, and ask for a message to their own room to see that they are in it.
     Return(mpsc::Sender<usize>),
-    /// Come back as the official client does, and ask for nothing.
+    /// Come back as the official client does, and ask for nothing; messages may come in any order.
     Insist,
     /// Be cut every now and then, and come back where they were.
     Jitter,
@@ -211,6 +211,9 @@ impl Shared {
         let jitters = matches!(self.options.habit, Habit::Jitter);
         let returns = !matches!(self.options.habit, Habit::Stay);
         let mut session = Session::new(returns, jitters || user.is_multiple_of(self.options.sample));
+        if let Habit::Insist = self.options.habit {
+            session = session.in_any_order();
+        }
         if user % 10 < self.options.polling_of_ten {
             self.poll(user, &mut session).await;
             return;
@@ -218,6 +221,7 @@ impl Shared {
         let mut backoff = Backoff::default();
         let mut first = self.gate.acquire().await.ok();
         let mut again = false;
+        let mut gone: Option<Instant> = None;
         loop {
             session.dialled = if jitters { now() } else { 0 };
             let joined = timeout(TIMEOUT, self.join(user, &mut session)).await;
@@ -226,11 +230,15 @@ impl Shared {
                 Ok(socket) => {
                     drop(permit);
                     backoff.reset();
+                    if let Some(gone) = gone.take() {
+                        self.tally.note_absence(gone.elapsed());
+                    }
                     if let End::Cut = self.stay(user, &mut session, socket, again).await {
                         again = true;
                         sleep(random(AWAY)).await;
                         continue;
                     }
+                    gone = Some(Instant::now());
                     self.tally.closed.fetch_add(1, Relaxed);
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {

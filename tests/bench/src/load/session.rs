@@ -1,6 +1,6 @@
 //! What a browser keeps between two connections, and what it makes of a packet. Without I/O.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::{collections::HashSet, sync::atomic::Ordering::Relaxed};
 
 use super::tally::Tally;
 use crate::redis::now;
@@ -24,6 +24,8 @@ pub(super) enum Answer {
 pub(super) struct Session {
     /// Number of the newest message.
     last: u64,
+    /// Numbers of all messages, where a newer one may come first.
+    seen: Option<HashSet<u64>>,
     pid: Option<String>,
     offset: Option<String>,
     /// Whether it keeps its place for recovery, as the official client does.
@@ -36,7 +38,12 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(recovers: bool, sampled: bool) -> Self {
-        Self { last: 0, pid: None, offset: None, recovers, sampled, dialled: 0 }
+        Self { last: 0, seen: None, pid: None, offset: None, recovers, sampled, dialled: 0 }
+    }
+
+    /// One that takes messages in any order, for memory of each.
+    pub(super) fn in_any_order(self) -> Self {
+        Self { seen: Some(HashSet::new()), ..self }
     }
 
     /// The CONNECT packet, without its Engine.IO type.
@@ -85,7 +92,8 @@ impl Session {
             return Answer::Nothing;
         };
         let number = after(record, br#""id":"#).map_or(0, number);
-        if number <= self.last {
+        let is_new = self.seen.as_mut().map_or(number > self.last, |seen| seen.insert(number));
+        if !is_new {
             tally.repeated.fetch_add(1, Relaxed);
             return Answer::Nothing;
         }
@@ -140,6 +148,14 @@ mod tests {
         assert_eq!(session.take(FIRST, &tally), Answer::Record);
         assert_eq!(session.take(FIRST, &tally), Answer::Nothing);
         assert_eq!((tally.repeated.load(Relaxed), tally.latency().len()), (1, 1));
+    }
+
+    #[test]
+    fn a_message_may_come_after_a_newer_one() {
+        let (mut session, tally) = (Session::new(true, false).in_any_order(), Tally::new());
+        let second = br#"42["records",{"room":"group-0","records":{"events":[{"id":8,"t":6}]}},"ab.2"]"#;
+        let answers = [&second[..], FIRST, second, FIRST].map(|message| session.take(message, &tally));
+        assert_eq!(answers, [Answer::Record, Answer::Record, Answer::Nothing, Answer::Nothing]);
     }
 
     #[test]

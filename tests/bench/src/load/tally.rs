@@ -51,6 +51,7 @@ pub(crate) struct Tally {
     beyond: AtomicUsize,
     latency: Mutex<Latencies>,
     replay: Mutex<Latencies>,
+    absences: Mutex<Latencies>,
     back: Mutex<Vec<Duration>>,
 }
 
@@ -71,6 +72,7 @@ impl Tally {
             beyond: AtomicUsize::new(0),
             latency: Mutex::new(latencies()),
             replay: Mutex::new(latencies()),
+            absences: Mutex::new(latencies()),
             back: Mutex::default(),
         }
     }
@@ -118,6 +120,11 @@ impl Tally {
         lock(&self.replay).saturating_record(microseconds.max(1));
     }
 
+    /// A client was without a connection for this long.
+    pub(super) fn note_absence(&self, away: Duration) {
+        lock(&self.absences).saturating_record(away.as_micros() as u64);
+    }
+
     /// A client is in its rooms again, this long after the restart.
     pub(super) fn note_back(&self, after: Duration) {
         lock(&self.back).push(after);
@@ -131,6 +138,11 @@ impl Tally {
     /// From a client's dialling to the receipt of what it had missed.
     pub(crate) fn replay(&self) -> Latencies {
         lock(&self.replay).clone()
+    }
+
+    /// From the end of a client's connection to the answer to its next CONNECT, of all that came back.
+    pub(crate) fn absences(&self) -> Latencies {
+        lock(&self.absences).clone()
     }
 
     /// Returns that were noted so far.

@@ -22,8 +22,22 @@ const RESULTS: &str = "tests/bench/results";
 const BEGIN: &str = "<!-- bench: begin; written by tests/bench/run -->";
 const END: &str = "<!-- bench: end -->";
 
+/// How a deploy is made, for people.
+const DEPLOY: &str = "\
+Deploy: a balancer gives each new connection to the next of two nodes, and to the other one when that refuses it, by \
+503 too (nginx: `proxy_next_upstream`). Each node is told to end (SIGTERM), killed if it takes longer than 10 s, and \
+started again; the other one follows after a pause. 100 messages a second of 1 kB go to rooms of 50 to 100 clients \
+each, which come back as the official client does: after 0.5 to 1.5 s. Delivered is what clients got of everything \
+published to their rooms from beginning to end. Every server gets the same plain `PUBLISH`. This server runs with its \
+defaults. Node runs with `@socket.io/redis-streams-adapter`, the adapter that can recover, keeps packets and sessions \
+in Redis, and closes its connections at SIGTERM so that sessions are kept. For each client that returns the adapter \
+reads from Redis all that was published to anyone since the client's last message, so that thousands wait for each \
+other; and whoever gives up after 20 s, as the official client does, has used up its session. socketioxide runs with \
+`socketioxide-redis`; it has no recovery. Both of their nodes read every message, and the one that first claims it in \
+Redis (`SET NX`) emits it to the clients of both through the adapter.";
+
 /// Pictures that the project's README shows.
-const SHOWN: [&str; 4] = ["cpu.svg", "memory.svg", "latency.svg", "growth.svg"];
+const SHOWN: [&str; 5] = ["cpu.svg", "memory.svg", "latency.svg", "growth.svg", "deploy.svg"];
 
 /// A run that is over.
 pub(crate) struct Run<'a> {
@@ -45,10 +59,11 @@ pub(crate) fn write(run: &Run<'_>) -> io::Result<()> {
     fs::create_dir_all(&directory)?;
     let pictures = plots::draw(run.results, &directory).map_err(io::Error::other)?;
     let (table, floods) = (table::markdown(run.results), floods::markdown(run.results));
+    let deploy = if run.results.presence().is_empty() { String::new() } else { format!("{DEPLOY}\n\n") };
     let targets = targets(run.results);
     let origin = origin(run);
-    println!("\n{table}\n{floods}{targets}\n{origin}");
-    let mut text = format!("# Side by side\n\n{origin}\n{table}\n{floods}{targets}\n");
+    println!("\n{table}\n{deploy}{floods}{targets}\n{origin}");
+    let mut text = format!("# Side by side\n\n{origin}\n{table}\n{deploy}{floods}{targets}\n");
     for picture in &pictures {
         let _ = writeln!(text, "![{}]({picture})\n", picture.trim_end_matches(".svg"));
     }
@@ -115,7 +130,8 @@ fn origin(run: &Run<'_>) -> String {
             Kind::Before => first_line(&run.programs.before, "--version").map(|version| format!("Before: {version}")),
             Kind::Node => first_line("node".as_ref(), "--version").map(|node| {
                 let socketio = version("tests/reference/node_modules/socket.io/package.json");
-                format!("Node {node} with socket.io {socketio}")
+                let adapter = version("tests/bench/node_modules/@socket.io/redis-streams-adapter/package.json");
+                format!("Node {node} with socket.io {socketio}, as one of several with redis-streams-adapter {adapter}")
             }),
             Kind::Bun => first_line(&run.programs.bun(), "--version").map(|bun| {
                 let engine = version("tests/bench/node_modules/@socket.io/bun-engine/package.json");
@@ -123,7 +139,9 @@ fn origin(run: &Run<'_>) -> String {
                 format!("Bun {bun} with bun-engine {engine} and socket.io {socketio}")
             }),
             Kind::Socketioxide => {
-                locked(&run.programs.root, "socketioxide").map(|version| format!("socketioxide {version}"))
+                let crates = ["socketioxide", "socketioxide-redis"].map(|name| locked(&run.programs.root, name));
+                let [Some(server), Some(adapter)] = crates else { continue };
+                Some(format!("socketioxide {server}, as one of several with socketioxide-redis {adapter}"))
             }
             Kind::Probe => None,
         };

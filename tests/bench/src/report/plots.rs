@@ -69,6 +69,7 @@ pub(super) fn draw(results: &Results, directory: &Path) -> Result<Vec<String>, F
         ),
         ("rooms.svg", growth(results, Figure::RoomsConnect, "CPU per connect as groups double", "groups of each user")),
         ("avalanche.svg", avalanche(results)),
+        ("deploy.svg", deploy(results)),
     ] {
         if !chart.lines.is_empty() {
             lines(&chart, &directory.join(name))?;
@@ -133,5 +134,25 @@ fn avalanche(results: &Results) -> Chart {
         y: "%",
         ticks: (0..=longest as usize).map(|second| second.to_string()).collect(),
         lines: results.returns().iter().map(line).collect(),
+    }
+}
+
+/// Seconds from one label below the deploy to the next.
+const DEPLOY_TICK: f64 = 5.0;
+
+fn deploy(results: &Results) -> Chart {
+    let ends = results.presence().values().filter_map(|presence| presence.last());
+    let longest = ends.map(|(end, _)| end.as_secs_f64()).fold(DEPLOY_TICK, f64::max);
+    let line = |(&kind, presence): (&Kind, &Vec<(std::time::Duration, f64)>)| {
+        let points = presence.iter().map(|&(at, share)| (at.as_secs_f64() / DEPLOY_TICK, share)).collect();
+        Line { kind, points, marks: false }
+    };
+    let ticks = 0..=(longest / DEPLOY_TICK).ceil() as usize;
+    Chart {
+        title: "Clients with a connection while two nodes are replaced one after the other",
+        x: "seconds",
+        y: "%",
+        ticks: ticks.map(|tick| (tick as f64 * DEPLOY_TICK).to_string()).collect(),
+        lines: results.presence().iter().map(line).collect(),
     }
 }

@@ -17,7 +17,7 @@ fn columns(results: &Results) -> Vec<Kind> {
 }
 
 /// Figures of the project's README, each at its largest size only.
-const MAIN: [Figure; 13] = [
+const MAIN: [Figure; 16] = [
     Figure::Idle,
     Figure::Memory,
     Figure::MemoryAfter,
@@ -31,6 +31,9 @@ const MAIN: [Figure; 13] = [
     Figure::AvalancheAll,
     Figure::JitterDelivered,
     Figure::JitterReplayP95,
+    Figure::DeployDelivered,
+    Figure::DeployRecovered,
+    Figure::DeployAwayP99,
 ];
 
 /// All figures in Markdown; medians, with the least and the most where there were several rounds.

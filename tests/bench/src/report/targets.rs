@@ -28,7 +28,7 @@ enum Bound {
 /// Growth that passes for none.
 const FLAT: f64 = 1.10;
 
-const PROMISES: [(Figure, Bound); 29] = [
+const PROMISES: [(Figure, Bound); 32] = [
     (Figure::Idle, Bound::AtMost(9.0)),
     (Figure::Memory, Bound::AtMost(3.0)),
     (Figure::MemoryAfter, Bound::AtMost(3.0)),
@@ -42,6 +42,9 @@ const PROMISES: [(Figure, Bound); 29] = [
     (Figure::Connects, Bound::TimesAtLeast(8.0, Kind::Node)),
     (Figure::JitterDelivered, Bound::AtLeast(100.0)),
     (Figure::JitterReplayP95, Bound::AtMost(500.0)),
+    (Figure::DeployDelivered, Bound::AtLeast(100.0)),
+    (Figure::DeployRecovered, Bound::AtLeast(100.0)),
+    (Figure::DeployAwayP99, Bound::AtMost(2.0)),
     (Figure::AvalancheAll, Bound::AtMost(5.0)),
     (Figure::AvalancheMissing, Bound::AtMost(0.0)),
     (Figure::AvalancheFailed, Bound::AtMost(0.0)),

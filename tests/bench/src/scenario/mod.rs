@@ -2,6 +2,7 @@
 
 mod churn;
 mod crowd;
+mod deploy;
 mod failover;
 mod fanout;
 mod floods;
@@ -50,6 +51,7 @@ pub(crate) fn plan(topics: &[Topic], kinds: &[Kind], rounds: Option<usize>, scal
     for &topic in topics {
         let fits = |kind: &Kind| match topic {
             Topic::Rooms | Topic::Polling | Topic::Jitter => kind.is_complete(),
+            Topic::Deploy => kind.has_nodes(),
             // What others promise nothing about need not be shown to break them.
             Topic::Floods | Topic::Churn | Topic::Failover | Topic::RedisRestarts => *kind == Kind::Ours,
             _ => true,
@@ -74,7 +76,7 @@ pub(crate) fn plan(topics: &[Topic], kinds: &[Kind], rounds: Option<usize>, scal
 }
 
 fn weight(topic: Topic, kind: Kind) -> f64 {
-    let slow = if kind == Kind::Node { 2.0 } else { 1.0 };
+    let slow = if kind == Kind::Node && topic != Topic::Deploy { 2.0 } else { 1.0 };
     slow * match topic {
         Topic::Fanout | Topic::Growth => 16.0,
         Topic::Crowd => 20.0,
@@ -83,7 +85,7 @@ fn weight(topic: Topic, kind: Kind) -> f64 {
         Topic::Jitter => 70.0,
         Topic::Floods => 105.0,
         Topic::Churn => 3_700.0,
-        Topic::Failover => 30.0,
+        Topic::Deploy | Topic::Failover => 30.0,
         Topic::RedisRestarts => 300.0,
     }
 }
@@ -100,6 +102,7 @@ impl Bench {
                 Topic::Growth => self.growth(kind).await?,
                 Topic::Rooms => self.rooms(kind).await?,
                 Topic::Polling => self.polling(kind).await?,
+                Topic::Deploy => self.deploy(kind).await?,
                 Topic::Floods => self.floods(kind).await?,
                 Topic::Churn => self.churn(kind).await?,
                 Topic::Failover => self.failover(kind).await?,
