@@ -14,7 +14,7 @@ async fn node(redis: &Redis) -> Running {
 }
 
 /// Waits until the stream has this message.
-async fn kept(redis: &Redis, message: &str) {
+pub(crate) async fn kept(redis: &Redis, message: &str) {
     fn holds(value: &redis::Value, text: &[u8]) -> bool {
         match value {
             redis::Value::Array(values) => values.iter().any(|value| holds(value, text)),

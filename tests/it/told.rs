@@ -1,6 +1,11 @@
 //! A page that comes back and may have missed something is told so, once; no other page is.
 
-use crate::harness::{Browser, Event, Redis, Running, Session, large_record, numbers, publish, record, start_with};
+use crate::{
+    harness::{
+        Browser, Event, Proxy, Redis, Running, Server, Session, large_record, numbers, publish, record, start_with,
+    },
+    history::kept,
+};
 
 const TOLD: (&str, &str) = ("GAP_NOTICE", "Please reload");
 const NOTICE: &str = r#"{"notice":"Please reload","reload":true}"#;
@@ -117,7 +122,8 @@ async fn what_was_published_before_a_start_comes_to_no_page_that_joins_meanwhile
     redis.records(record("user-1", 2)).await;
     assert_eq!(away.number().await, 2);
     let away = away.session;
-    // It has the lease and does not write what comes now.
+    // After its gap, it has the lease again. It does not write what comes now.
+    kept(&redis, &record("user-1", 2)).await;
     first.signal("STOP");
     redis.records(record("user-1", 3)).await;
     let second = Running::start(&["serve"], &[("REDIS_URL", &redis.url()), TOLD]).await;
@@ -133,4 +139,27 @@ async fn what_was_published_before_a_start_comes_to_no_page_that_joins_meanwhile
     let late = Browser::resume(&second, "ada", &away).await;
     assert!(late.recovered);
     assert!(!arguments(&late.missed).contains(&NOTICE));
+}
+
+#[tokio::test]
+async fn the_notice_of_one_node_is_no_place_in_the_log_of_another_whose_gap_was_longer() {
+    let redis = Redis::start().await;
+    redis.user("ada", 1, &[]).await;
+    let proxy = Proxy::to(redis.port()).await;
+    let settings = [TOLD, ("RECOVERY_STREAM", "off")];
+    let (shorter, longer) =
+        (Server::start(&redis.url(), &settings).await, Server::start(&proxy.url(), &settings).await);
+    shorter.ready().await;
+    longer.ready().await;
+    proxy.hold();
+    redis.kill_subscribers_and_publish(record("user-1", 1)).await;
+    shorter.resubscribed(1).await;
+    let away = Browser::connect(&shorter, "ada").await;
+    redis.records(record("user-1", 2)).await;
+    proxy.release();
+    longer.resubscribed(1).await;
+    assert!(
+        !Browser::resume(&longer, "ada", &away.cut()).await.recovered,
+        "this node never heard of the second record"
+    );
 }
