@@ -212,7 +212,6 @@ impl Dispatch {
         }
     }
 
-    /// Browsers that come back learn then what they missed.
     fn resume_after_start(&mut self, complete: bool, is_early: bool) {
         self.sequence = self.hub.resume(complete);
         if is_early {
