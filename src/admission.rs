@@ -193,12 +193,10 @@ impl<C: Send + Sync> Admission<C> {
         (arrival, Some(settled.boxed()))
     }
 
-    /// What Redis says of the token. Configured so, an absent key means that it is no user's.
+    /// What Redis says of the token.
     async fn lookup(&self, token: Option<Token>) -> Found {
-        match self.users.lookup(token).await {
-            Found::Absent if self.reauth.strict => Found::Unreadable,
-            found => found,
-        }
+        let found = self.users.lookup(token).await;
+        if self.reauth.strict { found.strictly() } else { found }
     }
 
     /// Gives a browser that has joined the hub its session. Called in the shard before anything live, and while the
@@ -252,7 +250,6 @@ impl<C: Send + Sync> Admission<C> {
         let Some((ticket, sealed)) = ticket.filter(|(ticket, _)| ticket.owner == owner) else {
             return (Since::Return(Return { started: None, served }), None);
         };
-        let within = |since: u64, most: Duration| Clock::now().unix.saturating_sub(since) <= most.as_secs();
         let known = self.sessions.known(&ticket.session, Instant::now());
         let last_here = served.map_or(0, |offset| u64::from(offset.at)).max(ticket.issued);
         let is_back_in_time = known.is_some() || within(last_here, self.window);
@@ -286,6 +283,11 @@ impl<C: Send + Sync> Admission<C> {
         let continues = !lost && !is_changed && rooms.gained.is_empty();
         Arrival { rooms, since, owner, token: None, user, vouched, provisional, returning, continues, _permit: None }
     }
+}
+
+/// Whether it is not longer than `most` since this time, in seconds since 1970.
+fn within(since: u64, most: Duration) -> bool {
+    Clock::now().unix.saturating_sub(since) <= most.as_secs()
 }
 
 fn rooms(user: Option<&User>) -> Vec<String> {

@@ -24,7 +24,7 @@ use crate::{
     collab_auth,
     config::{AllowedOrigin, Config, RecoveryConfig},
     demo,
-    dispatch::Dispatch,
+    dispatch::{Dispatch, loss_notice},
     engineio::{CloseReason, Cors, Engine, Options, Unproven},
     history::History,
     hub::{Clock, Epoch, Hub, HubOptions, LogBounds, OffsetKey, Shards},
@@ -158,6 +158,7 @@ impl App {
             bounds: LogBounds { window, bytes, undelivered: UNDELIVERED_BYTES, replay },
             shards: config.shards,
             clock: Clock::now(),
+            notice: loss_notice(&config.recovery.gap_notice),
         };
         let started = Hub::start(hub, || lifecycle.critical("shard"));
         let (hub, shards) = started.map_err(system("cannot start a shard"))?;
@@ -173,8 +174,7 @@ impl App {
             }
             _ => None,
         };
-        let dispatch =
-            Dispatch::new(hub.clone(), history.clone(), is_begun, &config.recovery.gap_notice, metrics.clone());
+        let dispatch = Dispatch::new(hub.clone(), history.clone(), is_begun, metrics.clone());
         let (dispatch, answers, demo) = match mode {
             Mode::Serve => {
                 let answers = || Ok(Answers::Redis(Link::new(connector()?)));

@@ -20,7 +20,7 @@ use crate::{
     bus::{Gap, Inbound, Position, Rejected, Source, decode},
     config::GapNotice,
     history::{History, Loaded},
-    hub::{Hub, Kind, Past},
+    hub::{Hub, Kind, LossNotice, Past},
     lifecycle::Readiness,
     metrics::{Counter, Metrics},
     telemetry::Throttle,
@@ -51,29 +51,16 @@ pub struct Dispatch {
     /// Whether what came before the start has been read.
     is_begun: Readiness,
     metrics: Metrics,
-    /// What browsers are told of a gap, written as Loomio's own system notices are; `None` to tell nothing.
-    notice: Option<String>,
-    /// When they were last told.
+    /// When browsers were last told of a gap.
     notified: Option<Instant>,
     /// When they are to be told of a gap that followed too soon.
     due: Option<Instant>,
 }
 
 impl Dispatch {
-    /// To `hub`, which gets what was published before the start from `history`; after that it `is_begun`. Browsers are told
-    /// of gaps as `notice` says.
-    pub fn new(
-        hub: Hub,
-        history: Option<Arc<History>>,
-        is_begun: Readiness,
-        notice: &GapNotice,
-        metrics: Metrics,
-    ) -> Self {
-        let notice = match notice {
-            GapNotice::Off => None,
-            GapNotice::Reload(text) => Some(serde_json::json!({ "notice": text, "reload": true }).to_string()),
-        };
-        Self { hub, history, loaded: None, sequence: 0, is_begun, metrics, notice, notified: None, due: None }
+    /// To `hub`, which gets what was published before the start from `history`; after that it `is_begun`.
+    pub fn new(hub: Hub, history: Option<Arc<History>>, is_begun: Readiness, metrics: Metrics) -> Self {
+        Self { hub, history, loaded: None, sequence: 0, is_begun, metrics, notified: None, due: None }
     }
 
     /// Takes messages from `source` until `stop`, and then all that Redis had accepted by that time.
@@ -107,16 +94,20 @@ impl Dispatch {
     /// Reads what was published before this node listened, and keeps what the bus brings meanwhile until that is in the
     /// log.
     async fn begin(&mut self, source: &mut impl Source, before: Option<Position>) {
+        // Browsers that were welcomed before, when Redis was not there in time, may have missed what was published since. They
+        // are told, and what was restored is not delivered to them.
+        let is_early = self.hub.has_listeners(EVERYONE);
         let Some(history) = self.history.clone() else {
             self.is_begun.set(true);
-            return self.resume_after_start(false);
+            return self.resume_after_start(false, is_early);
         };
         let (mut loaded, waiting) = wait_for(history.load(before), source).await;
         self.overlap(&mut loaded, before, &waiting);
         let Loaded { entries, position, gap, complete } = loaded;
+        let complete = complete && !is_early;
         tracing::info!(events = entries.len(), complete, "read what was published before the start");
         self.sequence = self.hub.restore(entries, gap, std::time::Instant::now());
-        self.resume_after_start(complete);
+        self.resume_after_start(complete, is_early);
         // A gap counts as much as what was lost in it.
         self.note(if complete { position } else { before });
         history.restored();
@@ -206,7 +197,7 @@ impl Dispatch {
             }
             Inbound::Moved(position) => self.note(Some(position)),
             Inbound::Lost => self.hub.interrupt(),
-            Inbound::Subscribed { gap: Gap::Start, .. } => self.resume_after_start(false),
+            Inbound::Subscribed { gap: Gap::Start, .. } => self.resume_after_start(false, true),
             Inbound::Subscribed { gap: Gap::Empty, .. } => {
                 self.metrics.count(Counter::GapsEmpty);
                 self.hub.resume(true);
@@ -221,10 +212,9 @@ impl Dispatch {
         }
     }
 
-    /// Browsers that were welcomed before, when Redis was not there in time, missed what was published since.
-    fn resume_after_start(&mut self, complete: bool) {
+    fn resume_after_start(&mut self, complete: bool, is_early: bool) {
         self.sequence = self.hub.resume(complete);
-        if !complete && self.hub.has_listeners(EVERYONE) {
+        if is_early {
             self.notify();
         }
     }
@@ -278,11 +268,16 @@ impl Dispatch {
         self.due = self.notified.map(|last| last + NOTICE_PAUSE).filter(|&next| next > now);
         if self.due.is_none() {
             self.notified = Some(now);
-            if let Some(notice) = self.notice.clone() {
-                self.publish(Kind::GapNotice, EVERYONE, notice.into());
-            }
+            self.sequence = self.hub.tell_gap(now.into_std()).unwrap_or(self.sequence);
         }
     }
+}
+
+/// What browsers are told of a gap, written as Loomio's own system notices are.
+pub fn loss_notice(notice: &GapNotice) -> Option<LossNotice> {
+    let GapNotice::Reload(text) = notice else { return None };
+    let payload = serde_json::json!({ "notice": text, "reload": true }).to_string().into();
+    Some(LossNotice { room: EVERYONE, payload })
 }
 
 /// Waits, and keeps what the bus brings meanwhile.
@@ -319,9 +314,10 @@ mod tests {
             bounds: LogBounds { window: Duration::from_hours(1), bytes: 10_000, undelivered: 0, replay: 10_000 },
             shards: 1,
             clock: Clock { at: std::time::Instant::now(), unix: 0 },
+            notice: loss_notice(notice),
         };
         let (hub, shards) = Hub::start(options, || ()).unwrap();
-        (Dispatch::new(hub, None, Readiness::default(), notice, Metrics::default()), shards)
+        (Dispatch::new(hub, None, Readiness::default(), Metrics::default()), shards)
     }
 
     #[tokio::test(start_paused = true)]
@@ -345,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_notice_is_as_loomio_writes_it() {
-        let payload = |notice| dispatch(&notice).0.notice;
+        let payload = |notice| loss_notice(&notice).map(|notice| String::from_utf8(notice.payload.to_vec()).unwrap());
         assert_eq!(payload(GapNotice::Off), None);
         assert_eq!(payload(GapNotice::Reload(None)).as_deref(), Some(r#"{"notice":null,"reload":true}"#));
         let text = GapNotice::Reload(Some("\"Reload\", please".to_owned()));

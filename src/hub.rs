@@ -75,7 +75,8 @@ pub trait Subscriber: Send + 'static {
     fn lagged(&self);
 }
 
-/// The time of day at some moment, so that offsets can say when they were told.
+/// The time of day at some moment, so that offsets can say when they were told. Nodes' clocks must not differ by more than
+/// [`SKEW`](log::SKEW) seconds: otherwise one node may not find the places that another has told.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     /// The moment.
@@ -111,6 +112,17 @@ pub struct HubOptions {
     pub shards: usize,
     /// For the time in offsets.
     pub clock: Clock,
+    /// What subscribers are told when they may have missed something; `None` to tell nothing.
+    pub notice: Option<LossNotice>,
+}
+
+/// Tells subscribers that they may have missed something.
+#[derive(Clone, Debug)]
+pub struct LossNotice {
+    /// The room that all subscribers are in.
+    pub room: &'static str,
+    /// The message.
+    pub payload: Bytes,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -123,11 +135,19 @@ struct HubState {
     /// For each shard the sequence up to which it has delivered.
     delivered: Box<[AtomicU64]>,
     key: OffsetKey,
-    clock: Clock,
+    clock: Mutex<Clock>,
+    notice: Option<LossNotice>,
     next_member: AtomicU64,
     /// Wakes the [`Tail`] that waits, if one does.
     news: Notify,
     is_followed: AtomicBool,
+}
+
+impl HubState {
+    /// The time at `now`, in seconds since 1970.
+    fn unix(&self, now: Instant) -> u32 {
+        self.clock.lock().unix(now)
+    }
 }
 
 /// How to reach a shard.
@@ -178,14 +198,15 @@ impl Hub {
     /// # Errors
     /// When the system gives no thread.
     pub fn start<G: Send + 'static>(options: HubOptions, guard: impl Fn() -> G) -> io::Result<(Self, Shards)> {
-        let HubOptions { epoch, key, bounds, shards, clock } = options;
+        let HubOptions { epoch, key, bounds, shards, clock, notice } = options;
         let count = shards.clamp(1, MAX_SHARDS);
         let shared = Arc::new(HubState {
             log: Mutex::new(EventLog::new(epoch, bounds, clock.unix(clock.at))),
             index: FingerprintIndex::default(),
             delivered: (0..count).map(|_| AtomicU64::new(0)).collect(),
             key,
-            clock,
+            clock: Mutex::new(clock),
+            notice,
             next_member: AtomicU64::new(0),
             news: Notify::new(),
             is_followed: AtomicBool::new(false),
@@ -207,12 +228,19 @@ impl Hub {
     /// Sends a message to the subscribers of `room`, now or when they come back; returns its place in the log. Nodes
     /// recognise a message by its payload.
     pub fn publish(&self, kind: Kind, room: &str, payload: Bytes, now: Instant) -> Offset {
-        let (fingerprint, at) = (self.shared.key.fingerprint(&payload), self.shared.clock.unix(now));
+        let (fingerprint, at) = (self.shared.key.fingerprint(&payload), self.shared.unix(now));
         let (offset, listeners) = self.shared.log.lock().append(kind, room, payload, fingerprint, now, at);
         self.wake(listeners);
         self.shared.wake_tail();
         self.expire(now);
         offset
+    }
+
+    /// Tells all subscribers that joined before the newest gap that they may have missed something. Returns the sequence of
+    /// the notice; `None` if there is none to tell.
+    pub fn tell_gap(&self, now: Instant) -> Option<u64> {
+        let LossNotice { room, payload } = self.shared.notice.clone()?;
+        Some(self.publish(Kind::GapNotice, room, payload, now).sequence)
     }
 
     /// Until [`Hub::resume`], messages may be lost before they reach the hub, and no subscriber is told that it missed
@@ -226,9 +254,10 @@ impl Hub {
     pub fn resume(&self, lost_nothing: bool) -> u64 {
         let now = Instant::now();
         let mut log = self.shared.log.lock();
-        log.interrupted = false;
+        (log.interrupted, log.is_begun) = (false, true);
         if !lost_nothing {
-            log.append_gap(rand::random(), now, self.shared.clock.unix(now));
+            log.gap_is_own = log.head() > 0;
+            log.append_gap(rand::random(), now, self.shared.unix(now));
         }
         let head = log.head();
         drop(log);
@@ -289,6 +318,8 @@ impl Hub {
             self.expire(now);
             if now.saturating_duration_since(reminded) >= REMINDER_TICK {
                 reminded += REMINDER_TICK;
+                // It may have been set, or the machine may have slept.
+                *self.shared.clock.lock() = Clock::now();
                 let part = parts.next().unwrap_or_default();
                 self.shards.iter().for_each(|shard| shard.send(ShardCommand::Remind { part, of, now }));
             }

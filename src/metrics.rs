@@ -39,7 +39,7 @@ metrics! {
         LookupsRefused: "Token lookups that the rights of the Redis user do not allow",
         Reauthorized: "Times the key of a connected user was read again",
         RoomsChanged: "Times the rooms of a connected browser changed",
-        RoomsKept: "Times a connected user kept its rooms since its key could not be read or understood",
+        RoomsKept: "Times the key of a connected user could not be read or understood",
         Compressed: "Messages compressed for browsers that poll",
         SlowClosed: "Browsers closed because they read too slowly",
         MalformedClosed: "Browsers closed because they broke a protocol",

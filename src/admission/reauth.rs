@@ -5,6 +5,8 @@
 //! the browsers came. One part is asked for at a time: a Redis that is slow or down delays the round, and no lookups
 //! pile up.
 
+use std::time::Instant;
+
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +14,7 @@ use super::{
     Admission, PackedUser, SessionId, Token, rooms,
     sessions::{PARTS, Recheck},
     users::Found,
+    within,
 };
 use crate::{
     hub::{Clock, Rooms},
@@ -46,17 +49,24 @@ impl<C: Send + Sync> Admission<C> {
         }
     }
 
-    /// Lets the sessions with a token follow what was found for it. An answer that names nobody changes nothing: a full
-    /// Redis evicts keys.
+    /// Lets the sessions with a token follow what was found for it. An answer that does not say whose it is changes nothing
+    /// for some time: a full Redis evicts keys.
     fn follow(&self, recheck: &Recheck<C>, found: Found, set_rooms: &impl Fn(&C, &SessionId, Rooms) -> bool) {
-        let (user, vouched) = match found {
-            Found::User(user) => (Some(user), Some(Clock::now().unix)),
-            Found::Absent if self.reauth.strict => (None, None),
-            Found::Absent => return,
-            Found::Unreadable | Found::Refused(_) => return self.metrics.count(Counter::RoomsKept),
+        let found = if self.reauth.strict { found.strictly() } else { found };
+        if matches!(found, Found::Unreadable | Found::Refused(_)) {
+            self.metrics.count(Counter::RoomsKept);
+        }
+        let is_vouched = |id: &SessionId| {
+            let known = self.sessions.known(id, Instant::now());
+            known.is_some_and(|known| within(known.vouched, self.unvouched_max))
         };
+        let vouched = matches!(found, Found::User(_) | Found::Nobody).then(|| Clock::now().unix);
+        let user = found.or(None);
         let packed = PackedUser::new(user.as_ref());
         for (id, connection) in &recheck.sessions {
+            if vouched.is_none() && is_vouched(id) {
+                continue;
+            }
             if !self.sessions.learn(id, connection, &packed, vouched) {
                 continue;
             }

@@ -32,6 +32,9 @@ pub const EVERYONE: &str = "notice";
 const MAX_TOKEN: usize = 512;
 const MAX_ID: usize = 64;
 
+/// Most groups of a user; of more, the first count. A ticket with so many has a third of the length that it may have.
+const MAX_GROUPS: usize = 10_000;
+
 /// A `channel_token` that may be asked for: 1 to 512 bytes without control characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token(Secret);
@@ -60,11 +63,11 @@ pub struct User {
 }
 
 impl User {
-    /// Reads what Rails wrote, as far as it can be read. `None` when it is not JSON or says nothing of use.
+    /// Reads what Rails wrote, as far as it can be read. `None` when it is not JSON or names no user.
     pub fn parse(json: &[u8]) -> Option<Self> {
         let value: Value = serde_json::from_slice(json).ok()?;
         let groups = value.get("group_ids").and_then(Value::as_array);
-        let groups: Vec<String> = groups.into_iter().flatten().filter_map(id).collect();
+        let groups: Vec<String> = groups.into_iter().flatten().filter_map(id).take(MAX_GROUPS).collect();
         let id = value.get("id").and_then(id);
         (id.is_some() || !groups.is_empty()).then_some(Self { id, groups })
     }
@@ -127,8 +130,8 @@ impl Answers {
 fn understand(answer: Result<Option<Vec<u8>>, ConnectionError>) -> Result<Found, ConnectionError> {
     match answer {
         Ok(None) => Ok(Found::Absent),
-        Ok(Some(json)) => Ok(User::parse(&json).map_or(Found::Unreadable, Found::User)),
-        // A key of another type is no user.
+        Ok(Some(json)) => Ok(User::parse(&json).map_or_else(|| Found::without_user(&json), Found::User)),
+        // A key of another type.
         Err(ConnectionError::Redis(error)) if error.code() == Some("WRONGTYPE") => Ok(Found::Unreadable),
         Err(ConnectionError::Denied(denial)) => Ok(Found::Refused(denial)),
         Err(error) => Err(error),
@@ -162,7 +165,7 @@ impl Users {
     /// What Redis says of the token, as soon as it answers. Without a token Redis is not asked.
     pub(super) async fn lookup(&self, token: Option<Token>) -> Found {
         static REFUSALS: Throttle = Throttle::new();
-        let Some(token) = token else { return Found::Unreadable };
+        let Some(token) = token else { return Found::Nobody };
         let found = self.ask(token.expose()).await;
         if let Found::Refused(denial) = found {
             self.metrics.count(Counter::LookupsRefused);
@@ -235,20 +238,33 @@ pub(super) enum Found {
     User(User),
     /// The key does not exist. It may have existed: keys expire, and a full Redis evicts them.
     Absent,
-    /// The key names no user.
+    /// The key says that the token is no user's.
+    Nobody,
+    /// The key says nothing that can be understood. It counts as if it did not exist.
     Unreadable,
     /// Redis does not let this server ask, now or soon; nothing is known of the token.
     Refused(Denial),
 }
 
 impl Found {
-    /// The user; when the key is absent or may not be read, the user that is vouched for otherwise.
+    /// What a text says that names no user.
+    fn without_user(json: &[u8]) -> Self {
+        let is_nobody = |value: Value| value.is_null() || value.get("id").is_some_and(Value::is_null);
+        if serde_json::from_slice(json).is_ok_and(is_nobody) { Self::Nobody } else { Self::Unreadable }
+    }
+
+    /// The user; when the key does not say it, the user that is vouched for otherwise.
     pub(super) fn or(self, vouched: Option<User>) -> Option<User> {
         match self {
             Self::User(user) => Some(user),
-            Self::Absent | Self::Refused(_) => vouched,
-            Self::Unreadable => None,
+            Self::Absent | Self::Unreadable | Self::Refused(_) => vouched,
+            Self::Nobody => None,
         }
+    }
+
+    /// The same, if a key that names nobody means that the token is no user's.
+    pub(super) fn strictly(self) -> Self {
+        if matches!(self, Self::Absent | Self::Unreadable) { Self::Nobody } else { self }
     }
 }
 
@@ -278,6 +294,10 @@ mod tests {
         assert_eq!(rooms(r#"{"group_ids":[1]}"#), some(&["group-1"]));
         for none in ["", "nonsense", "null", "[]", "{}", r#"{"id":null}"#, r#"{"id":""}"#, r#"{"id":[1]}"#] {
             assert_eq!(rooms(none), None, "{none}");
+            let is_nobody = ["null", r#"{"id":null}"#].contains(&none);
+            assert_eq!(Found::without_user(none.as_bytes()) == Found::Nobody, is_nobody, "{none}");
         }
+        let many = format!(r#"{{"group_ids":[{}1]}}"#, "1,".repeat(MAX_GROUPS));
+        assert_eq!(rooms(&many).map(|rooms| rooms.len()), Some(MAX_GROUPS));
     }
 }

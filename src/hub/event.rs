@@ -18,7 +18,7 @@ pub enum Kind {
     /// A notice of the site's operators.
     Notice,
     /// A notice that messages may have been lost, for subscribers that joined before the log's newest gap, and for those
-    /// that come back and missed something.
+    /// that come back and may have missed something.
     GapNotice,
 }
 

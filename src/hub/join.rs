@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Event, HubState, Offset,
-    log::{ENTRY_OVERHEAD, SKEW},
+    log::{ENTRY_OVERHEAD, EventLog, SKEW},
     rooms::RoomId,
 };
 
@@ -59,7 +59,7 @@ pub struct Joined {
     pub complete: bool,
 }
 
-/// Sequences after which a subscriber needs the events of its rooms.
+/// Sequences after which a subscriber needs the events of its rooms, and what it knows of gaps.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bases {
     /// Of rooms it had.
@@ -68,14 +68,22 @@ pub(super) struct Bases {
     pub(super) started: u64,
     /// Whether nothing else is known to be lost since then.
     pub(super) whole: bool,
+    /// Whether it comes back to a known session and may have lost something since it was last served, of which it was not
+    /// told.
+    pub(super) has_hole: bool,
+    /// When the newest gap was that need not be told to it any more.
+    pub(super) gap: u32,
 }
 
 impl Bases {
+    /// Of a subscriber that needs only what comes after the sequence `cursor`.
+    pub(super) fn at(cursor: u64, log: &EventLog) -> Self {
+        Self { served: cursor, started: cursor, whole: true, has_hole: false, gap: log.gap_at }
+    }
+
     /// Of a subscriber that joins at the sequence `cursor`.
     pub(super) fn new(since: Since, cursor: u64, shared: &HubState) -> Self {
-        let Since::Return(Return { started, served }) = since else {
-            return Self { served: cursor, started: cursor, whole: true };
-        };
+        let Since::Return(Return { started, served }) = since else { return Self::at(cursor, &shared.log.lock()) };
         // That it was served after a gap does not say what it missed in the gap, of whichever log.
         let is_continuous = started
             .zip(served)
@@ -83,12 +91,19 @@ impl Bases {
         let known = |offset: Option<Offset>| offset.and_then(|offset| shared.index.known(&offset, &shared.log));
         let (first, last) = (known(started), known(served));
         let log = shared.log.lock();
+        let is_whole_since = |offset: Option<Offset>, place: Option<u64>| {
+            offset.zip(place).is_some_and(|(offset, place)| log.is_whole_since(&offset, place))
+        };
+        let has_all = if last.is_some() { is_whole_since(served, last) } else { is_whole_since(started, first) };
         let (served, whole) = match (first, last) {
-            (_, Some(last)) if is_continuous && log.is_whole_since(last) => (last.max(first.unwrap_or(0)), true),
-            (Some(first), None) if log.is_whole_since(first) => (first, true),
+            (_, Some(last)) if is_continuous && has_all => (last.max(first.unwrap_or(0)), true),
+            (Some(first), None) if has_all => (first, true),
             _ => (last.max(first).unwrap_or(0), false),
         };
-        Self { served, started: first.unwrap_or(0), whole }
+        // An interruption is told when it has ended. Before the beginning the log may lack what is restored.
+        let has_hole = started.is_some() && !(has_all && log.is_begun);
+        let gap = started.filter(|_| has_all && !whole).map_or(log.gap_at, |started| started.gap);
+        Self { served, started: first.unwrap_or(0), whole: whole && !log.interrupted, has_hole, gap }
     }
 }
 

@@ -80,6 +80,12 @@ pub(super) struct EventLog {
     gap: u64,
     /// When that was, in seconds since 1970. No two gaps have the same time.
     pub(super) gap_at: u32,
+    /// Whether that is a gap of this node after messages that it had heard, which other nodes do not share.
+    pub(super) gap_is_own: bool,
+    /// Sequence of the newest entry that was restored: it was published before this node listened.
+    pub(super) restored: u64,
+    /// Whether messages have ever come: until then, entries may still be restored.
+    pub(super) is_begun: bool,
     /// Whether messages may be lost at this moment before they reach the hub.
     pub(super) interrupted: bool,
     pub(super) rooms: RoomTable,
@@ -97,6 +103,9 @@ impl EventLog {
             fingerprint: 0,
             gap: 0,
             gap_at: at,
+            gap_is_own: false,
+            restored: 0,
+            is_begun: false,
             interrupted: true,
             rooms: RoomTable::default(),
         }
@@ -122,7 +131,8 @@ impl EventLog {
         self.entry(sequence)?.kept.as_ref()
     }
 
-    /// Appends an event with the next sequence; returns its offset and the shards that listen to the room.
+    /// Appends an event with the next sequence; returns its offset and the shards that listen to the room. Each node has its
+    /// own notices of gaps, which are all alike: such a notice is no place, and is told as the entry before it.
     pub(super) fn append(
         &mut self,
         kind: Kind,
@@ -132,6 +142,7 @@ impl EventLog {
         published: Instant,
         at: u32,
     ) -> (Offset, ShardSet) {
+        let fingerprint = if kind == Kind::GapNotice { self.offset(self.head(), at).fingerprint } else { fingerprint };
         let offset = Offset { epoch: self.epoch, sequence: self.head() + 1, fingerprint, at, gap: self.gap_at };
         let weight = payload.len() + ENTRY_OVERHEAD;
         self.bytes += weight;
@@ -151,9 +162,15 @@ impl EventLog {
         self.gap_at = at.max(self.gap_at.saturating_add(1));
     }
 
-    /// Whether no gap is known since `sequence`.
-    pub(super) fn is_whole_since(&self, sequence: u64) -> bool {
-        sequence >= self.gap && !self.interrupted
+    /// Whether no gap is known since `offset`, of which `sequence` is the place in this log.
+    ///
+    /// What another node published at about the time of the gap may have been lost in it, and an equal message that came
+    /// after the gap would pass for it. That is excluded if both nodes have the same gap, or the offset is of the gap itself.
+    pub(super) fn is_whole_since(&self, offset: &Offset, sequence: u64) -> bool {
+        let is_gap = || self.entry(self.gap).is_some_and(|gap| gap.fingerprint == offset.fingerprint);
+        let is_shared = !self.gap_is_own && offset.gap == self.gap_at;
+        let is_later = offset.at > self.gap_at.saturating_add(SKEW);
+        sequence >= self.gap && (offset.epoch == self.epoch || is_later || is_shared || is_gap())
     }
 
     /// Drops the oldest entry if it is too old or the log too large; the newest always stays. `delivered` is the sequence
@@ -223,7 +240,9 @@ impl EventLog {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use parking_lot::Mutex;
+
+    use super::{super::index::FingerprintIndex, *};
 
     const WEIGHT: usize = 1_000 + ENTRY_OVERHEAD;
 
@@ -295,16 +314,42 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_ends_what_is_whole_unless_nothing_was_lost_in_it() {
+    fn a_gap_ends_what_is_whole() {
         let (mut log, now) = (log(1 << 20, 0), Instant::now());
         append(&mut log, "a", 1, now, 0);
-        assert!(log.is_whole_since(1));
-        log.interrupted = true;
-        assert!(!log.is_whole_since(1), "nobody knows yet");
-        log.interrupted = false;
-        assert!(log.is_whole_since(0));
+        let is_whole = |log: &EventLog, sequence| log.is_whole_since(&log.offset(sequence, 0), sequence);
+        assert!(is_whole(&log, 0) && is_whole(&log, 1));
         log.append_gap(9, now, 0);
-        assert!(!log.is_whole_since(1) && log.is_whole_since(2));
+        assert!(!is_whole(&log, 1) && is_whole(&log, 2));
+    }
+
+    #[test]
+    fn a_place_that_another_node_told_at_the_time_of_a_gap_may_be_in_the_gap() {
+        let (mut log, now) = (log(1 << 20, 0), Instant::now());
+        log.append_gap(9, now, 200);
+        append(&mut log, "a", 1, now, 0);
+        let own = log.offset(2, 200);
+        let other = Offset { epoch: Epoch(8), gap: 199, ..own };
+        let is_whole = |log: &EventLog, offset| log.is_whole_since(&offset, 2);
+        let later = Offset { at: 200 + SKEW + 1, ..other };
+        let of_the_gap = Offset { fingerprint: 9, ..other };
+        for is_own in [false, true] {
+            log.gap_is_own = is_own;
+            assert_eq!([own, other, later, of_the_gap].map(|at| is_whole(&log, at)), [true, false, true, true]);
+            assert_eq!(is_whole(&log, Offset { gap: 200, ..other }), !is_own, "the same gap, or another one by chance");
+        }
+    }
+
+    #[test]
+    fn a_notice_of_a_gap_is_no_place() {
+        let (mut log, now) = (log(1 << 20, 0), Instant::now());
+        log.append_gap(9, now, 0);
+        let (notice, _) = log.append(Kind::GapNotice, "a", "{}".into(), 7, now, 0);
+        assert_eq!((notice.sequence, notice.fingerprint), (2, 9));
+        append(&mut log, "a", 1, now, 0);
+        let (log, index) = (Mutex::new(log), FingerprintIndex::default());
+        let at = |fingerprint| index.known(&Offset { epoch: Epoch(8), sequence: 0, fingerprint, at: 0, gap: 0 }, &log);
+        assert_eq!([at(7), at(9), at(1)], [None, Some(1), Some(3)], "what other nodes tell with theirs");
     }
 
     #[test]

@@ -54,16 +54,22 @@ impl Hub {
     /// what they missed of it. `gap` is when the newest gap was, in seconds since 1970; 0 if that is not
     /// known. Returns the sequence of the last entry. To be called before [`Hub::resume`].
     pub fn restore(&self, entries: impl IntoIterator<Item = Past>, gap: u32, now: Instant) -> u64 {
-        let unix = self.shared.clock.unix(now);
+        let unix = self.shared.unix(now);
         for entry in entries {
             let (Past::Event { at, .. } | Past::Gap { at, .. }) = entry;
             let published = now.checked_sub(Duration::from_secs(unix.saturating_sub(at).into())).unwrap_or(now);
             match entry {
                 Past::Event { kind, room, payload, at } => {
                     let fingerprint = self.fingerprint(&payload);
-                    self.shared.log.lock().append(kind, &room, payload, fingerprint, published, at);
+                    let mut log = self.shared.log.lock();
+                    log.append(kind, &room, payload, fingerprint, published, at);
+                    log.restored = log.head();
                 }
-                Past::Gap { fingerprint, at } => self.shared.log.lock().append_gap(fingerprint, published, at),
+                Past::Gap { fingerprint, at } => {
+                    let mut log = self.shared.log.lock();
+                    log.append_gap(fingerprint, published, at);
+                    log.restored = log.head();
+                }
             }
         }
         if gap > 0 {
@@ -101,7 +107,7 @@ impl Hub {
 
     /// The time of day, in seconds since 1970.
     pub fn unix(&self) -> u32 {
-        self.shared.clock.unix(Instant::now())
+        self.shared.unix(Instant::now())
     }
 
     /// By which nodes recognise a message.

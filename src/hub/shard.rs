@@ -9,7 +9,9 @@ use std::{
 
 use slab::Slab;
 
-use super::{Event, HubState, Joined, Kind, MemberId, Rooms, Since, Subscriber, join::Bases, rooms::RoomId};
+use super::{
+    Event, HubState, Joined, Kind, LossNotice, MemberId, Return, Rooms, Since, Subscriber, join::Bases, rooms::RoomId,
+};
 
 /// Events taken from the log at a time: enough to coalesce a burst into one write per subscriber, few enough that they
 /// stay in the processor's cache.
@@ -54,7 +56,7 @@ struct Member {
     bases: Bases,
     /// Whether it was told that it missed nothing.
     complete: bool,
-    /// When the newest gap was when it joined: it is told of later ones.
+    /// When the newest gap was that it knows of: it is told of others.
     gap: u32,
     /// Index in [`Shard::due`] of the last event it gets from the current batch.
     due: Option<u32>,
@@ -123,31 +125,38 @@ impl Shard {
     /// The newcomer gets what it missed up to the cursor; what comes after that is delivered to it with the next batches.
     fn join(&mut self, newcomer: Newcomer) {
         let Newcomer { id, subscriber, rooms, since, now, welcome } = newcomer;
+        let is_known = matches!(since, Since::Return(Return { started: Some(_), .. }));
         // All that is published by now counts as missed. What comes during this does not, or a flood would never end it.
         let head = self.shared.log.lock().head();
         while self.cursor < head {
             self.deliver();
         }
-let mut bases = Bases::new(since, self.cursor, &self.shared);
-        let gap = self.shared.log.lock().gap_at;
+        let mut bases = Bases::new(since, self.cursor, &self.shared);
         let rooms = self.shared.listen(&rooms, bases, self.index);
         let missed = self.shared.missed(&rooms, self.cursor);
         if missed.is_none() {
             // It starts over from here, also in rooms that it gets later.
-            bases = Bases { served: self.cursor, started: self.cursor, whole: false };
+            bases = Bases { served: self.cursor, started: self.cursor, whole: false, ..bases };
         }
-        let (mut missed, complete) = missed.unwrap_or_default();
-        let complete = complete && bases.whole;
-        if complete {
-            // They tell of gaps before its session.
+        let (mut missed, has_all) = missed.unwrap_or_default();
+        let complete = has_all && bases.whole;
+        let is_lost = bases.has_hole || (!has_all && is_known);
+        if complete || is_lost {
+            // They tell of gaps before its session, or of what it is told below.
             missed.retain(|event| event.kind != Kind::GapNotice);
+        }
+        let log = self.shared.log.lock();
+        let at = log.offset(self.cursor, self.shared.unix(now));
+        let gap = if is_lost { log.gap_at } else { bases.gap };
+        drop(log);
+        if let Some(LossNotice { room, payload }) = self.shared.notice.clone().filter(|_| is_lost) {
+            missed.push(Arc::new(Event::new(Kind::GapNotice, room.into(), at, payload)));
         }
         #[expect(clippy::cast_possible_truncation, reason = "members are bounded by the caller")]
         let slot =
             self.members.insert(Member { subscriber, rooms: Vec::new(), bases, complete, gap, due: None }) as Slot;
         self.by_id.insert(id, slot);
         self.enter(slot, rooms.into_iter().map(|(room, _)| room));
-        let at = self.shared.log.lock().offset(self.cursor, self.shared.clock.unix(now));
         welcome(Joined { at, missed, complete });
     }
 
@@ -169,7 +178,7 @@ let mut bases = Bases::new(since, self.cursor, &self.shared);
         } else if !missed.is_empty() {
             member.subscriber.deliver(&missed.iter().map(|event| &**event).collect::<Vec<_>>());
             // The last of these is older than what it got before, and it would come back as if it had not got that.
-            let at = self.shared.log.lock().offset(self.cursor, self.shared.clock.unix(now));
+            let at = self.shared.log.lock().offset(self.cursor, self.shared.unix(now));
             member.subscriber.remind(&self.shared.key.seal(&at));
         }
     }
@@ -183,7 +192,7 @@ let mut bases = Bases::new(since, self.cursor, &self.shared);
 
     /// Tells members how far they have been served, which is what they come back with.
     fn remind(&self, part: usize, of: usize, now: Instant) {
-        let at = self.shared.log.lock().offset(self.cursor, self.shared.clock.unix(now));
+        let at = self.shared.log.lock().offset(self.cursor, self.shared.unix(now));
         let offset = self.shared.key.seal(&at);
         for slot in (part..self.members.capacity()).step_by(of) {
             if let Some(member) = self.members.get(slot) {
@@ -192,19 +201,22 @@ let mut bases = Bases::new(since, self.cursor, &self.shared);
         }
     }
 
-    /// The member is in these rooms from now on; the shard listens to them.
+    /// The member is in these rooms too, which it was not in; the shard listens to them.
     fn enter(&mut self, slot: Slot, rooms: impl Iterator<Item = RoomId>) {
         let Some(member) = self.members.get_mut(slot as usize) else { return };
         for room in rooms {
-            insert(&mut member.rooms, room);
+            member.rooms.push(room);
             insert(self.rooms.entry(room).or_default(), slot);
         }
+        member.rooms.sort();
     }
 
+    /// The member is in these rooms, which are sorted, no more.
     fn exit(&mut self, slot: Slot, mut rooms: Vec<RoomId>) {
         let Some(member) = self.members.get_mut(slot as usize) else { return };
+        member.rooms.retain(|room| rooms.binary_search(room).is_err());
+        member.rooms.shrink_to_fit();
         rooms.retain(|room| {
-            remove(&mut member.rooms, room);
             let Some(members) = self.rooms.get_mut(room) else { return false };
             remove(members, &slot);
             let emptied = members.is_empty();
@@ -219,7 +231,14 @@ let mut bases = Bases::new(since, self.cursor, &self.shared);
     /// Delivers one batch from the log; returns whether the cursor moved.
     fn deliver(&mut self) -> bool {
         let log = self.shared.log.lock();
-        let dropped = log.dropped();
+        let (dropped, restored) = (log.dropped(), log.restored);
+        if restored > self.cursor {
+            // What was published before this node listened is for those that come back.
+            self.cursor = restored;
+            for (_, Member { bases, .. }) in &mut self.members {
+                *bases = Bases { served: bases.served.max(restored), started: bases.started.max(restored), ..*bases };
+            }
+        }
         let cursor = log.read(self.cursor.max(dropped), self.index, BATCH, &mut self.batch);
         drop(log);
         if dropped > self.cursor {

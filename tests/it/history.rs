@@ -41,7 +41,7 @@ fn holds(value: &redis::Value, text: &[u8]) -> bool {
 }
 
 /// Waits until the stream has this message.
-async fn kept(redis: &Redis, message: &str) {
+pub(crate) async fn kept(redis: &Redis, message: &str) {
     until("the stream to have a message", async || {
         holds(&redis.command(&["XRANGE", STREAM, "-", "+"]).await, message.as_bytes())
     })

@@ -30,5 +30,6 @@ mod slow_return;
 mod stop;
 mod stress;
 mod tickets;
+mod told;
 mod updates;
 mod wires;

@@ -182,7 +182,47 @@ async fn what_cannot_be_read_keeps_the_rooms() {
     until("more answers", async || server.count(Counter::RoomsKept) >= seen).await;
     publish(&redis, &server, "group-2", [1]).await;
     assert_eq!(numbers(&browser.rest(&redis).await), [1]);
+    assert!(Browser::resume(&server, "ada", &browser.cut()).await.recovered);
     assert_eq!(server.count(Counter::RoomsChanged), 0);
+}
+
+/// What the key says, or that it is gone, makes a visitor of Ada, be she connected or come back.
+async fn makes_a_visitor(json: Option<&str>, settings: &[(&str, &str)]) {
+    let (redis, server, mut browser) = start_with_ada(&[2], settings).await;
+    let away = Browser::connect(&server, "ada").await.cut();
+    match json {
+        Some(json) => redis.user_json("ada", json).await,
+        None => redis.forget("ada").await,
+    }
+    server.counted(Counter::RoomsChanged, 1).await;
+    let mut returned = Browser::resume(&server, "ada", &away).await;
+    assert!(!returned.recovered);
+    publish_to(&redis, &server, &["group-2", "user-1"]).await;
+    redis.fence("end").await;
+    for browser in [&mut browser, &mut returned] {
+        assert_eq!(browser.upto("end").await, [], "{json:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_is_no_users_makes_a_visitor() {
+    for json in ["null", r#"{"id":null,"group_ids":[]}"#] {
+        makes_a_visitor(Some(json), &[]).await;
+    }
+}
+
+#[tokio::test]
+async fn strictly_what_cannot_be_read_makes_a_visitor() {
+    for json in ["nonsense", "{}"] {
+        makes_a_visitor(Some(json), &[("REAUTH_STRICT", "1")]).await;
+    }
+}
+
+#[tokio::test]
+async fn rooms_that_nobody_vouches_for_are_kept_for_a_limited_time() {
+    for json in [None, Some("nonsense")] {
+        makes_a_visitor(json, &[("UNVOUCHED_MAX", "2s")]).await;
+    }
 }
 
 #[tokio::test]

@@ -55,7 +55,7 @@ impl Subscriber for Screen {
 /// A hub of this epoch that is not interrupted.
 pub(crate) fn hub(epoch: Epoch, bounds: LogBounds, shards: usize) -> (Hub, Shards) {
     let clock = Clock { at: Instant::now(), unix: 1_700_000_000 };
-    let options = HubOptions { epoch, key: OffsetKey::new(&[7; 32]), bounds, shards, clock };
+    let options = HubOptions { epoch, key: OffsetKey::new(&[7; 32]), bounds, shards, clock, notice: None };
     let (hub, shards) = Hub::start(options, || ()).unwrap();
     hub.resume(true);
     (hub, shards)

@@ -53,7 +53,7 @@ fn hub(messages: usize) -> (Hub, Shards) {
     let bounds =
         LogBounds { window: Duration::from_mins(30), bytes: messages * 1_320, undelivered: 0, replay: usize::MAX };
     let clock = Clock { at: Instant::now(), unix: 1_700_000_000 };
-    let options = HubOptions { epoch: Epoch(1), key: OffsetKey::new(&[7; 32]), bounds, shards: 1, clock };
+    let options = HubOptions { epoch: Epoch(1), key: OffsetKey::new(&[7; 32]), bounds, shards: 1, clock, notice: None };
     let (hub, shards) = Hub::start(options, || ()).expect("a thread");
     hub.resume(true);
     (hub, shards)
