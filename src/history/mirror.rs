@@ -25,8 +25,11 @@ const LINGER: Duration = Duration::from_millis(10);
 /// Estimated memory of an entry in Redis beside its batch.
 const ENTRY_OVERHEAD: usize = 128;
 
-/// How often the lease is renewed, or tried for.
+/// How often the lease is renewed.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How often the other nodes try for it. After a gap of the holder its live updates wait for that.
+pub(super) const ATTEMPT: Duration = Duration::from_millis(250);
 
 /// A batch in the stream.
 struct Written {
@@ -63,12 +66,14 @@ impl Mirror<'_> {
     /// When it cannot go on; a new generation must begin.
     pub(super) async fn run(&self, stop: &CancellationToken) -> Result<(), StreamError> {
         while !self.stream.hold().await? {
-            if stop.run_until_cancelled(sleep(TICK)).await.is_none() {
+            if stop.run_until_cancelled(sleep(ATTEMPT)).await.is_none() {
                 return Ok(());
             }
         }
-        let mut generation = self.begin().await?;
         let mut renewed = Instant::now();
+        let mut generation = self.begin().await?;
+        tracing::debug!(after_ms = renewed.elapsed().as_millis(), "this node writes the recovery log to redis");
+        renewed = Instant::now();
         while !stop.is_cancelled() {
             if renewed.elapsed() >= TICK {
                 if !self.stream.hold().await? {
