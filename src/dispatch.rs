@@ -3,18 +3,16 @@
 //! Never waits for anything but the bus. A message that cannot be used is counted, logged once a minute for each reason,
 //! and dropped.
 
-use std::{
-    collections::{HashSet, VecDeque},
-    pin::pin,
-    sync::Arc,
-    time::Duration,
-};
+mod overlap;
+
+use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::OptionFuture;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use self::overlap::Overlap;
 use crate::{
     admission::EVERYONE,
     bus::{Gap, Inbound, Position, Rejected, Source, decode},
@@ -33,9 +31,6 @@ const NOTICE_PAUSE: Duration = Duration::from_secs(10);
 /// Bytes of messages that are kept while what came before them is read.
 const WAITING_BYTES: usize = 64 << 20;
 
-/// Messages that a batch of the stream may have beyond the position it names: what is published while it is made.
-const MOST_UNSAID: usize = 64;
-
 /// How long Redis may take to yield what it had accepted when the stop came.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -44,8 +39,10 @@ pub struct Dispatch {
     hub: Hub,
     /// Where what came before is read, and what comes is kept; `None` for nowhere.
     history: Option<Arc<History>>,
-    /// What the bus brings up to this position is in the log already, if it has one of these fingerprints.
-    loaded: Option<(Position, VecDeque<u64>)>,
+    /// What the bus brought while something was read that comes before it.
+    waiting: VecDeque<Inbound>,
+    /// What the bus may still bring and the log has from the stream.
+    overlap: Option<Overlap>,
     /// Sequence of the last message in the log.
     sequence: u64,
     /// Whether what came before the start has been read.
@@ -60,7 +57,17 @@ pub struct Dispatch {
 impl Dispatch {
     /// To `hub`, which gets what was published before the start from `history`; after that it `is_begun`.
     pub fn new(hub: Hub, history: Option<Arc<History>>, is_begun: Readiness, metrics: Metrics) -> Self {
-        Self { hub, history, loaded: None, sequence: 0, is_begun, metrics, notified: None, due: None }
+        Self {
+            hub,
+            history,
+            waiting: VecDeque::new(),
+            overlap: None,
+            sequence: 0,
+            is_begun,
+            metrics,
+            notified: None,
+            due: None,
+        }
     }
 
     /// Takes messages from `source` until `stop`, and then all that Redis had accepted by that time.
@@ -73,6 +80,13 @@ impl Dispatch {
     /// Takes messages until the source is drained.
     async fn follow(&mut self, source: &mut impl Source) {
         loop {
+            let waiting = &mut self.waiting;
+            let next = async {
+                match waiting.pop_front() {
+                    Some(inbound) => inbound,
+                    None => source.next().await,
+                }
+            };
             let inbound = tokio::select! {
                 biased;
                 // First: while messages come without a pause, no later branch has its turn.
@@ -80,7 +94,7 @@ impl Dispatch {
                     self.notify();
                     continue;
                 }
-                inbound = source.next() => inbound,
+                inbound = next => inbound,
             };
             match inbound {
                 Inbound::Subscribed { gap: Gap::Start, before } => self.begin(source, before).await,
@@ -101,8 +115,8 @@ impl Dispatch {
             self.is_begun.set(true);
             return self.resume_after_start(false, is_early);
         };
-        let (mut loaded, waiting) = wait_for(history.load(before), source).await;
-        self.overlap(&mut loaded, before, &waiting);
+        let mut loaded = self.wait_for(history.load(before), source).await;
+        self.overlap = self.cut(&mut loaded, before);
         let Loaded { entries, position, gap, complete } = loaded;
         let complete = complete && !is_early;
         tracing::info!(events = entries.len(), complete, "read what was published before the start");
@@ -111,9 +125,6 @@ impl Dispatch {
         // A gap counts as much as what was lost in it.
         self.note(if complete { position } else { before });
         history.restored();
-        for inbound in waiting {
-            self.act(inbound);
-        }
         self.is_begun.set(true);
     }
 
@@ -121,70 +132,52 @@ impl Dispatch {
     async fn fill(&mut self, source: &mut impl Source, before: Option<Position>) {
         let gap = Inbound::Subscribed { gap: Gap::Possible, before };
         let (Some(history), Some(end)) = (self.history.clone(), before) else { return self.act(gap) };
-        let (mut loaded, waiting) = wait_for(history.fill(end), source).await;
-        let place = self.hub.place_in(&loaded.entries).filter(|_| loaded.complete);
-        let missed = place.map(|place| loaded.entries.split_off(place));
-        match missed.filter(|missed| missed.iter().all(|entry| matches!(entry, Past::Event { .. }))) {
-            Some(missed) => {
-                tracing::info!(events = missed.len(), "read what was published in the gap from another node's log");
-                self.metrics.count(Counter::GapsFilled);
-                loaded.entries = missed;
-                self.overlap(&mut loaded, before, &waiting);
-                for entry in loaded.entries {
-                    if let Past::Event { kind, room, payload, .. } = entry {
-                        self.publish(kind, &room, payload);
-                    }
-                }
-                self.hub.resume(true);
-                self.note(loaded.position);
-            }
-            None => self.act(gap),
+        let mut loaded = self.wait_for(history.fill(end), source).await;
+        let overlap = self.cut(&mut loaded, before);
+        if !loaded.complete {
+            return self.act(gap);
         }
-        for inbound in waiting {
-            self.act(inbound);
+        tracing::info!(events = loaded.entries.len(), "read what was published in the gap from another node's log");
+        self.metrics.count(Counter::GapsFilled);
+        // A second gap may have followed at once, and the first was filled beyond it.
+        self.overlap = overlap.map(|overlap| overlap.after(self.overlap.take()));
+        for entry in loaded.entries {
+            if let Past::Event { kind, room, payload, .. } = entry {
+                self.publish(kind, &room, payload);
+            }
+        }
+        self.hub.resume(true);
+        self.note(loaded.position);
+    }
+
+    /// Waits, and keeps what the bus brings meanwhile.
+    async fn wait_for<T>(&mut self, answer: impl Future<Output = T>, source: &mut impl Source) -> T {
+        let size = |inbound: &Inbound| match inbound {
+            Inbound::Message { payload: Some(payload), .. } => size_of::<Inbound>() + payload.len(),
+            _ => size_of::<Inbound>(),
+        };
+        let (mut answer, mut bytes) = (pin!(answer), self.waiting.iter().map(size).sum::<usize>());
+        loop {
+            tokio::select! {
+                // What has come before the answer belongs to what is kept. More than this waits in Redis.
+                biased;
+                inbound = source.next(), if bytes < WAITING_BYTES => {
+                    bytes += size(&inbound);
+                    self.waiting.push_back(inbound);
+                }
+                answer = &mut answer => return answer,
+            }
         }
     }
 
-    /// What the bus brings after `before` may be among what was loaded. The node that wrote that may have heard less, so
-    /// what is `waiting` is taken from the bus, in its order; the rest is known by its fingerprint when it comes.
-    fn overlap(&mut self, loaded: &mut Loaded, before: Option<Position>, waiting: &[Inbound]) {
-        let Loaded { entries, .. } = loaded;
-        let heard: Vec<_> = waiting
-            .iter()
-            .filter_map(|inbound| match inbound {
-                Inbound::Message { payload, .. } => payload.as_ref(),
-                _ => None,
-            })
-            .collect();
-        let known: HashSet<_> = heard.iter().copied().collect();
-        let is_heard = |entry: &Past| matches!(entry, Past::Event { payload, .. } if known.contains(payload));
-        let (true, Some(position), Some(before)) = (loaded.complete, loaded.position, before) else {
-            return entries.retain(|entry| !is_heard(entry));
+    /// Takes out of `loaded` what the bus has brought, after `before`.
+    fn cut(&self, loaded: &mut Loaded, before: Option<Position>) -> Option<Overlap> {
+        let payload = |inbound: &Inbound| match inbound {
+            Inbound::Message { payload, .. } => payload.clone(),
+            _ => None,
         };
-        let (mut first, mut left) = (entries.len(), position.count - before.count);
-        while let Some(entry) = first.checked_sub(1).and_then(|index| entries.get(index)) {
-            let is_message = !matches!(entry, Past::Gap { .. } | Past::Event { kind: Kind::GapNotice, .. });
-            match left.checked_sub(u64::from(is_message)) {
-                Some(rest) => (first, left) = (first - 1, rest),
-                None => break,
-            }
-        }
-        // A batch may have some more than it says: then these are the first that were heard, all of them in order.
-        let is_heard_from = |from: &usize| {
-            let same =
-                |(entry, heard): (&Past, &&Bytes)| matches!(entry, Past::Event { payload, .. } if payload == *heard);
-            entries.len() - from <= heard.len() && entries.range(*from..).zip(&heard).all(same)
-        };
-        first = (first.saturating_sub(MOST_UNSAID)..first).rev().find(is_heard_from).unwrap_or(first);
-        if let Some(index) = entries.range(first..).position(is_heard) {
-            entries.truncate(first + index);
-            first = first.min(entries.len());
-        }
-        let fingerprints = entries.range(first..).filter_map(|entry| match entry {
-            Past::Event { payload, .. } => Some(self.hub.fingerprint(payload)),
-            Past::Gap { .. } => None,
-        });
-        self.loaded = Some((position, fingerprints.collect()));
+        let heard: Vec<_> = self.waiting.iter().filter_map(payload).collect();
+        Overlap::cut(loaded, before, &heard, |payload| self.hub.fingerprint(payload))
     }
 
     fn act(&mut self, inbound: Inbound) {
@@ -221,15 +214,12 @@ impl Dispatch {
 
     /// Whether a message is in the log already.
     fn has(&mut self, position: Option<Position>, payload: Option<&[u8]>) -> bool {
-        let Some((until, loaded)) = &mut self.loaded else { return false };
-        let is_before = position.is_some_and(|position| position.run == until.run && position.count <= until.count);
-        if !is_before || loaded.is_empty() {
-            self.loaded = None;
-            return false;
+        let Some(overlap) = &mut self.overlap else { return false };
+        let has = overlap.has(position, payload.map(|payload| self.hub.fingerprint(payload)));
+        if has.is_none() {
+            self.overlap = None;
         }
-        let fingerprint = payload.map(|payload| self.hub.fingerprint(payload));
-        let index = loaded.iter().position(|&loaded| Some(loaded) == fingerprint);
-        index.map(|index| loaded.drain(..=index)).is_some()
+        has.unwrap_or(false)
     }
 
     fn note(&self, position: Option<Position>) {
@@ -278,26 +268,6 @@ pub fn loss_notice(notice: &GapNotice) -> Option<LossNotice> {
     let GapNotice::Reload(text) = notice else { return None };
     let payload = serde_json::json!({ "notice": text, "reload": true }).to_string().into();
     Some(LossNotice { room: EVERYONE, payload })
-}
-
-/// Waits, and keeps what the bus brings meanwhile.
-async fn wait_for<T>(answer: impl Future<Output = T>, source: &mut impl Source) -> (T, Vec<Inbound>) {
-    let mut answer = pin!(answer);
-    let (mut waiting, mut bytes) = (Vec::new(), 0);
-    loop {
-        tokio::select! {
-            // What has come before the answer belongs to what is kept. More than this waits in Redis.
-            biased;
-            inbound = source.next(), if bytes < WAITING_BYTES => {
-                if let Inbound::Message { payload: Some(payload), .. } = &inbound {
-                    bytes += payload.len();
-                }
-                bytes += size_of::<Inbound>();
-                waiting.push(inbound);
-            }
-            answer = &mut answer => return (answer, waiting),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
-//! The recovery log's copy in a Redis Stream, for nodes that start: what was published before they listened.
+//! The recovery log's copy in a Redis Stream, for nodes that start: what was published before they listened. A node that
+//! lost its subscription reads there what it missed.
 //!
-//! Every node hears every message from the bus and keeps its own log; live updates never wait for the stream. One node, the
-//! holder of a lease, writes its log to the stream in batches, each with the position on the bus that it reaches: Redis'
-//! own count of `PUBLISH` calls. A starting node subscribes first and then reads the stream. When the stream reaches the
-//! position of the subscription, nothing is missing between the two, however the nodes before it ended.
+//! Every node hears every message from the bus and keeps its own log; live updates wait for the stream only after such a
+//! gap, for [`FILL_PATIENCE`] at most. One node, the holder of a lease, writes its log to the stream in batches, each with
+//! the position on the bus that it reaches: Redis' own count of `PUBLISH` calls. A starting node subscribes first and then
+//! reads the stream. When the stream reaches the position of the subscription, nothing is missing between the two, however
+//! the nodes before it ended.
 //!
 //! After any error, and after a change of the stream that is not its own, the holder writes its whole log anew and puts it
 //! in place of the stream at once. So the first start, the death of a holder, eviction, truncation and a failover that
@@ -38,7 +40,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const LAST_WRITE: Duration = Duration::from_millis(500);
 
 /// How long a gap may wait for the node that writes the stream, or takes that over. Live updates wait as long.
-const FILL_PATIENCE: Duration = Duration::from_secs(3);
+const FILL_PATIENCE: Duration = Duration::from_millis(1_500);
 
 /// How often Redis is asked again meanwhile, when it did not answer.
 const FILL_PAUSE: Duration = Duration::from_millis(25);
@@ -109,24 +111,37 @@ impl History {
         }
     }
 
-    /// What other nodes heard up to `before`, for a gap of this node that ends there. This node leaves the stream to them,
-    /// so that one which heard everything writes it. Incomplete at once when that cannot be, and after some seconds in any
-    /// case.
+    /// What other nodes heard up to `before` after the newest event of this node, for a gap that ends there. This node
+    /// leaves the stream to them, so that one which heard everything writes it. Incomplete at once when that cannot be, and
+    /// after [`FILL_PATIENCE`] in any case.
     pub async fn fill(&self, before: Position) -> Loaded {
         if self.progress.get().is_none_or(|(_, position)| position.run != before.run) {
             return Loaded::default();
         }
         let fill = async {
             loop {
-                match self.stream.cede().await {
-                    Ok(true) => return self.load(Some(before)).await,
+                match self.catch_up(before).await {
+                    Ok(loaded) => return loaded,
                     // The link may have broken with the subscription.
                     Err(StreamError::Redis(_)) => sleep(FILL_PAUSE).await,
-                    _ => return Loaded::default(),
+                    Err(error) => {
+                        self.told.failed(&error);
+                        return Loaded::default();
+                    }
                 }
             }
         };
-        timeout(FILL_PATIENCE, fill).await.unwrap_or_default()
+        let loaded = timeout(FILL_PATIENCE, fill).await.unwrap_or_default();
+        // Another node may have a gap next, and wait for this one to write.
+        self.stream.compete();
+        loaded
+    }
+
+    async fn catch_up(&self, before: Position) -> Result<Loaded, StreamError> {
+        if !self.stream.cede().await? {
+            return Ok(Loaded::default());
+        }
+        load::catch_up(&self.stream, before, |entries, are_all| self.hub.place_in(entries, are_all)).await
     }
 
     /// The log has what was loaded. Before that it is not written, as the stream would lose what it has.

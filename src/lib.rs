@@ -42,7 +42,8 @@
 //! token, asks Redis for the user's rooms as they are now, and says from where to serve; the shard replays what is missing
 //! before it acknowledges. The session is recovered only if its rooms are the same and nothing was lost: neither dropped
 //! from the log nor published while the bus was not subscribed. [`bus`] proves from Redis' own count of `PUBLISH` calls
-//! that a gap was empty; where it cannot, every session of that time is incomplete, and pages are asked to reload.
+//! that a gap was empty. What was published in one is read from another node's log, which [`history`] keeps in Redis; where
+//! none has it, every session of that time is incomplete, and pages are asked to reload.
 //!
 //! # Bounds
 //!

@@ -1,4 +1,4 @@
-//! What a starting node reads: all that was published before it listened.
+//! What a starting node reads, all that was published before it listened; and a running one, what it missed in a gap.
 
 use std::{
     collections::VecDeque,
@@ -9,7 +9,8 @@ use tokio::time::sleep;
 
 use super::{
     batch::Batch,
-    stream::{EntryId, Stream, StreamError},
+    mirror::ATTEMPT,
+    stream::{EntryId, PAGE, Stream, StreamError},
 };
 use crate::{bus::Position, hub::Past};
 
@@ -21,6 +22,9 @@ const LONGEST: Duration = Duration::from_mins(1);
 
 /// How often it looks for more.
 const GLANCE: Duration = Duration::from_millis(25);
+
+/// How long a gap waits while no node has the lease: each that heard everything has tried for it three times then.
+const UNHELD: Duration = ATTEMPT.saturating_mul(3);
 
 /// A start that takes longer is told of in the log.
 const SILENCE: Duration = Duration::from_secs(1);
@@ -76,9 +80,18 @@ impl Loading {
 
     /// Whether all is there that was published up to `before`.
     fn reaches(&self, before: Option<Position>) -> bool {
-        let (Some(before), Some(position)) = (before, self.loaded.position) else { return false };
-        position.run == before.run && position.count >= before.count
+        before.is_some_and(|before| reaches(self.loaded.position, before))
     }
+}
+
+fn reaches(position: Option<Position>, before: Position) -> bool {
+    position.is_some_and(|position| position.run == before.run && position.count >= before.count)
+}
+
+fn decode(batch: &[u8]) -> Result<Batch, StreamError> {
+    Batch::decode(batch).ok_or(StreamError::Refused(
+        "another version of this program, or another program, wrote it; it is written anew",
+    ))
 }
 
 /// Reads the stream until it has all that was published up to `before`, or that cannot be.
@@ -103,10 +116,7 @@ pub(super) async fn load(
             page => page?,
         };
         for (id, batch) in &page {
-            let batch = Batch::decode(batch).ok_or(StreamError::Refused(
-                "another version of this program, or another program, wrote it; it is written anew",
-            ))?;
-            loading.take(*id, batch, most, now);
+            loading.take(*id, decode(batch)?, most, now);
         }
         if started.elapsed() > SILENCE && !told {
             told = true;
@@ -126,6 +136,53 @@ pub(super) async fn load(
         is_last = is_over || !stream.has_writer(loading.last.is_some()).await?;
         if !is_last {
             sleep(GLANCE).await;
+        }
+    }
+}
+
+/// What was published up to `before`, after the place that `place_in` finds among the newest entries, or all of them.
+/// Incomplete when it is not found, when something was lost after it, or when no node writes the stream.
+///
+/// Reads backwards: a gap is short, and the stream may be long.
+pub(super) async fn catch_up(
+    stream: &Stream,
+    before: Position,
+    place_in: impl Fn(&VecDeque<Past>, bool) -> Option<usize>,
+) -> Result<Loaded, StreamError> {
+    let mut held = Instant::now();
+    let (mut next, position) = loop {
+        if let [(id, batch)] = &stream.read_back(None, 1).await?[..] {
+            let position = decode(batch)?.position;
+            if reaches(position, before) {
+                break (*id, position);
+            }
+        }
+        if stream.holder().await?.is_some() {
+            held = Instant::now();
+        } else if held.elapsed() > UNHELD {
+            return Ok(Loaded::default());
+        }
+        sleep(GLANCE).await;
+    };
+    let mut entries = VecDeque::new();
+    loop {
+        let page = stream.read_back(Some(next), PAGE).await?;
+        let are_all = page.len() < PAGE;
+        for (id, batch) in page {
+            if id != next {
+                return Ok(Loaded::default());
+            }
+            decode(&batch)?.entries.into_iter().rev().for_each(|entry| entries.push_front(entry));
+            next.number -= 1;
+        }
+        match place_in(&entries, are_all) {
+            Some(place) => {
+                drop(entries.drain(..place));
+                let complete = entries.iter().all(|entry| matches!(entry, Past::Event { .. }));
+                return Ok(Loaded { entries, position, gap: 0, complete });
+            }
+            None if are_all => return Ok(Loaded::default()),
+            None => {}
         }
     }
 }

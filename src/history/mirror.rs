@@ -30,8 +30,11 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Estimated memory of an entry in Redis beside its batch.
 const ENTRY_OVERHEAD: usize = 128;
 
-/// How often the lease is renewed, or tried for.
+/// How often the lease is renewed.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How often the other nodes try for it. After a gap of the holder its live updates wait for that.
+pub(super) const ATTEMPT: Duration = Duration::from_millis(250);
 
 /// A batch in the stream.
 struct Written {
@@ -69,16 +72,24 @@ impl Mirror<'_> {
     /// When it cannot go on; a new generation must begin.
     pub(super) async fn run(&self, stop: &CancellationToken) -> Result<(), StreamError> {
         let waiting = Instant::now();
-        while !self.stream.hold().await? {
+        loop {
+            match self.stream.hold().await {
+                Ok(true) => break,
+                // The link may have broken with the subscription of the holder.
+                Ok(false) | Err(StreamError::Redis(_)) => {}
+                Err(error) => return Err(error),
+            }
             // A holder that is refused gives the lease back.
             if waiting.elapsed() > 2 * LEASE {
                 self.told.kept();
             }
-            if stop.run_until_cancelled(sleep(TICK)).await.is_none() {
+            if stop.run_until_cancelled(sleep(ATTEMPT)).await.is_none() {
                 return Ok(());
             }
         }
+        let begun = Instant::now();
         let mut generation = self.begin().await?;
+        tracing::debug!(after_ms = begun.elapsed().as_millis(), "this node writes the recovery log to redis");
         self.told.kept();
         let mut renewed = Instant::now();
         let mut next = renewed;

@@ -20,14 +20,14 @@ use crate::{
 /// How long a holder that died keeps the lease.
 pub(super) const LEASE: Duration = Duration::from_secs(3);
 
-/// How long a node that lacks messages takes no lease, so that another does.
+/// How long a node that lacks messages takes no lease at most, so that another does.
 const REST: Duration = Duration::from_secs(4);
 
 /// How long a new generation is kept that is not finished.
 const PREPARATION: Duration = Duration::from_mins(1);
 
 /// Entries read at a time, each of a batch's size.
-const PAGE: usize = 16;
+pub(super) const PAGE: usize = 16;
 
 /// The field of an entry that holds the batch.
 const FIELD: &str = "b";
@@ -151,7 +151,7 @@ impl Stream {
     }
 
     /// The node that has the lease.
-    async fn holder(&self) -> Result<Option<Vec<u8>>, StreamError> {
+    pub(super) async fn holder(&self) -> Result<Option<Vec<u8>>, StreamError> {
         Ok(self.link.call(cmd("GET").arg(self.lease())).await?)
     }
 
@@ -172,11 +172,12 @@ impl Stream {
     pub(super) async fn cede(&self) -> Result<bool, StreamError> {
         *self.rests.lock() = Some(Instant::now() + REST);
         self.release().await?;
-        let has_others = self.has_writer(true).await?;
-        if !has_others {
-            *self.rests.lock() = None;
-        }
-        Ok(has_others)
+        self.has_writer(true).await
+    }
+
+    /// Takes the lease again when no other node has it.
+    pub(super) fn compete(&self) {
+        *self.rests.lock() = None;
     }
 
     /// Gives the lease back, if this node has it.
@@ -198,6 +199,17 @@ impl Stream {
     pub(super) async fn read(&self, last: Option<EntryId>) -> Result<Vec<(EntryId, Vec<u8>)>, StreamError> {
         let from = last.map_or_else(|| "-".to_owned(), |last| format!("({last}"));
         let range = cmd("XRANGE").arg(&self.key).arg(from).arg("+").arg("COUNT").arg(PAGE).to_owned();
+        batches(self.link.call(&range).await?)
+    }
+
+    /// Up to `count` entries from `newest` backwards, or from the end of the stream.
+    pub(super) async fn read_back(
+        &self,
+        newest: Option<EntryId>,
+        count: usize,
+    ) -> Result<Vec<(EntryId, Vec<u8>)>, StreamError> {
+        let from = newest.map_or_else(|| "+".to_owned(), |newest| newest.to_string());
+        let range = cmd("XREVRANGE").arg(&self.key).arg(from).arg("-").arg("COUNT").arg(count).to_owned();
         batches(self.link.call(&range).await?)
     }
 
@@ -246,9 +258,7 @@ impl Stream {
     /// # Errors
     /// [`StreamError::Refused`] also when another program writes the stream, which must not be replaced then.
     pub(super) async fn generation(&self) -> Result<u64, StreamError> {
-        let last = cmd("XREVRANGE").arg(&self.key).arg("+").arg("-").arg("COUNT").arg(1).to_owned();
-        let last = batches(self.link.call(&last).await?)?;
-        Ok(last.first().map_or(0, |(id, _)| id.generation))
+        Ok(self.read_back(None, 1).await?.first().map_or(0, |(id, _)| id.generation))
     }
 
     /// Lets Redis drop the stream when no node has kept it for so long.

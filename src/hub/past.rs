@@ -79,10 +79,11 @@ impl Hub {
         self.shared.log.lock().head()
     }
 
-    /// Of `entries` of another node's log, the number of those up to the newest event of this log: those after it are what
-    /// this log lacks. `None` when they do not have that event, or this log has none since its newest gap. Where the place
-    /// is ambiguous it is the first one, as what is sent twice does no harm.
-    pub fn place_in(&self, entries: &VecDeque<Past>) -> Option<usize> {
+    /// Of the newest `entries` of another node's log, or all of them, the number of those up to the newest event of this log:
+    /// those after it are what this log lacks. `None` when they do not have that event with what came before it, or this
+    /// log has none since its newest gap. Where the place is ambiguous it is the first one, as what is sent twice does no
+    /// harm.
+    pub fn place_in(&self, entries: &VecDeque<Past>, are_all: bool) -> Option<usize> {
         // Notices of gaps are each node's own.
         let theirs: Vec<_> = (1..)
             .zip(entries)
@@ -99,8 +100,9 @@ impl Hub {
         drop(log);
         let last = ours.first()?;
         let is_place = |index: &usize| {
+            let is_clear = are_all || *index + 1 >= ours.len();
             let before = theirs[..=*index].iter().rev().map_while(|&(_, fingerprint)| fingerprint);
-            theirs[*index].1 == Some(*last) && before.zip(&ours).all(|(theirs, ours)| theirs == *ours)
+            is_clear && theirs[*index].1 == Some(*last) && before.zip(&ours).all(|(theirs, ours)| theirs == *ours)
         };
         (0..theirs.len()).find(is_place).map(|index| theirs[index].0)
     }
@@ -177,5 +179,73 @@ impl HubState {
         if self.is_followed.load(Ordering::Relaxed) && self.is_followed.swap(false, Ordering::Relaxed) {
             self.news.notify_waiters();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::{Clock, Epoch, HubOptions, LogBounds, OffsetKey, Shards};
+
+    /// A hub with a log of messages, one for each letter; `-` is a gap, and `!` its notice.
+    fn hub(log: &str) -> (Hub, Shards) {
+        let options = HubOptions {
+            epoch: Epoch(1),
+            key: OffsetKey::new(&[7; 32]),
+            bounds: LogBounds { window: Duration::from_hours(1), bytes: 1 << 20, undelivered: 0, replay: 1 << 20 },
+            shards: 1,
+            notice: None,
+            clock: Clock::now(),
+        };
+        let (hub, shards) = Hub::start(options, || ()).unwrap();
+        for letter in log.chars() {
+            match letter {
+                '-' => _ = hub.resume(false),
+                _ => _ = hub.publish(kind(letter), "a", letter.to_string().into(), Instant::now()),
+            }
+        }
+        (hub, shards)
+    }
+
+    fn kind(letter: char) -> Kind {
+        if letter == '!' { Kind::GapNotice } else { Kind::Records }
+    }
+
+    /// What `theirs` has after the newest event of `ours`.
+    fn lacks(ours: &str, theirs: &str, are_all: bool) -> Option<String> {
+        let entry = |letter: char| match letter {
+            '-' => Past::Gap { fingerprint: 1, at: 0 },
+            _ => Past::Event { kind: kind(letter), room: "a".into(), payload: letter.to_string().into(), at: 0 },
+        };
+        let place = hub(ours).0.place_in(&theirs.chars().map(entry).collect(), are_all)?;
+        Some(theirs[place..].to_owned())
+    }
+
+    #[test]
+    fn a_log_lacks_what_another_has_after_its_newest_event() {
+        let lacks = |ours, theirs| lacks(ours, theirs, true);
+        assert_eq!(lacks("abc", "abcde").as_deref(), Some("de"));
+        assert_eq!(lacks("abc", "abc").as_deref(), Some(""));
+        assert_eq!(lacks("abc", "c-de").as_deref(), Some("-de"), "the other log began later");
+        assert_eq!(lacks("abc!", "ab!cd").as_deref(), Some("d"), "notices of gaps are each node's own");
+        assert_eq!(lacks("a-bc", "abcd").as_deref(), Some("d"), "what is before a gap says nothing");
+        for (ours, theirs) in [("abc", "abde"), ("abc", ""), ("", "abc"), ("ab-", "abc"), ("abc!-!", "abcd")] {
+            assert_eq!(lacks(ours, theirs), None, "{ours} {theirs}");
+        }
+    }
+
+    #[test]
+    fn of_places_with_the_same_message_the_one_counts_that_has_the_same_before_it() {
+        let lacks = |ours, theirs| lacks(ours, theirs, true);
+        assert_eq!(lacks("abcb", "abcbd").as_deref(), Some("d"));
+        assert_eq!(lacks("ab", "abcbd").as_deref(), Some("cbd"));
+        assert_eq!(lacks("bb", "bbbd").as_deref(), Some("bbd"), "the first, where both may be it");
+    }
+
+    #[test]
+    fn a_place_is_not_clear_while_less_is_known_before_it() {
+        assert_eq!(lacks("aba", "axy", false), None);
+        assert_eq!(lacks("aba", "abaxaxy", false).as_deref(), Some("xaxy"));
+        assert_eq!(lacks("aba", "axy", true).as_deref(), Some("xy"));
     }
 }

@@ -21,6 +21,8 @@ struct State {
     running: Option<Running>,
     /// What went wrong.
     complaints: Vec<String>,
+    /// What its processes logged.
+    log: Vec<String>,
 }
 
 impl Node {
@@ -44,6 +46,7 @@ impl Node {
             // So small that a client which does not read soon exceeds it.
             ("OUTBOX_BYTES", "64KiB"),
             ("PING_INTERVAL_MS", "5000"),
+            ("RUST_LOG", "info,loomio_channels::history=debug"),
         ];
         self.state.lock().await.running = Some(Running::start(&[], &environment).await);
     }
@@ -79,13 +82,14 @@ impl Node {
         if code != Some(0) {
             state.complaints.push(format!("SIGTERM was answered with {code:?}"));
         }
-        state.complaints.extend(panics(&running));
+        state.note(&running);
     }
 
-    /// Ends it; returns what went wrong.
-    pub(crate) async fn end(&self) -> Vec<String> {
+    /// Ends it; returns what went wrong, and its log.
+    pub(crate) async fn end(&self) -> (Vec<String>, Vec<String>) {
         self.kill().await;
-        std::mem::take(&mut self.state.lock().await.complaints)
+        let State { complaints, log, .. } = std::mem::take(&mut *self.state.lock().await);
+        (complaints, log)
     }
 }
 
@@ -95,10 +99,12 @@ impl State {
         if running.has_ended() {
             self.complaints.push(format!("it ended by itself: {:?}", running.log()));
         }
-        self.complaints.extend(panics(running));
+        self.note(running);
     }
-}
 
-fn panics(running: &Running) -> Option<String> {
-    running.said("panicked")
+    /// After it has ended, or right before.
+    fn note(&mut self, running: &Running) {
+        self.complaints.extend(running.said("panicked"));
+        self.log.extend(running.log());
+    }
 }

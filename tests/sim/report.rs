@@ -21,6 +21,8 @@ pub(crate) struct Report {
     verdicts: Vec<Verdict>,
     broken: Vec<Finding>,
     transcripts: Vec<Vec<Noted>>,
+    /// Of each node.
+    pub(crate) logs: Vec<Vec<String>>,
 }
 
 impl Report {
@@ -46,6 +48,7 @@ impl Report {
             verdicts,
             broken: broken.into_iter().map(Finding::Broken).collect(),
             transcripts,
+            logs: Vec::new(),
         }
     }
 
@@ -72,6 +75,11 @@ impl Report {
         }
         for finding in &self.broken {
             let _ = writeln!(text, "  {finding}");
+        }
+        for (node, log) in self.logs.iter().enumerate() {
+            for line in log {
+                let _ = writeln!(text, "  node {node}: {line}");
+            }
         }
         let clients = self.verdicts.iter().zip(&self.transcripts).enumerate();
         let concerned = |verdict: &Verdict| !verdict.findings.is_empty() || alarms && !verdict.alarms.is_empty();

@@ -85,12 +85,18 @@ pub(crate) async fn run(plan: &Plan) -> Report {
     }
     drop(clients);
     let mut broken: Vec<String> = stuck.iter().map(|client| format!("client {client} is stuck")).collect();
+    let mut logs = Vec::new();
     for (number, node) in world.nodes.iter().enumerate() {
-        broken.extend(node.end().await.iter().map(|complaint| format!("node {number}: {complaint}")));
+        let (complaints, log) = node.end().await;
+        broken.extend(complaints.iter().map(|complaint| format!("node {number}: {complaint}")));
+        logs.push(log);
     }
     let publisher = world.publisher.lock().await;
     let coverage = world.coverage.lock().unwrap().clone();
-    Report::new(plan, &publisher, coverage, verdicts, broken, world.transcripts.iter().map(read).collect())
+    let transcripts = world.transcripts.iter().map(read).collect();
+    let mut report = Report::new(plan, &publisher, coverage, verdicts, broken, transcripts);
+    report.logs = logs;
+    report
 }
 
 fn start_clients(

@@ -69,16 +69,17 @@ impl Stay {
         self.arrivals.iter().copied().find(|&(_, number)| number > missing && is_own(number))
     }
 
-    /// What comes for the first time was published after everything of its room that came before, unless that comes again:
-    /// a return to another node may bring what was lost on the first, and all that followed it.
+    /// What comes for the first time was published after everything of its room that came before, unless all of that which
+    /// was published later comes again: a return to another node may bring what was lost on the first, and all that followed
+    /// it, so that the newest state of each record still comes last.
     fn judge_order(&self, case: &Case<'_>, verdict: &mut Verdict) {
         let mut seen = BTreeSet::new();
         for (index, &(_, number)) in self.arrivals.iter().enumerate() {
             let Some(published) = case.publications.get(number) else { continue };
             let of_room = |&&seen: &&usize| case.publications[seen].room == published.room;
-            let after = seen.iter().rev().take_while(|&&seen| seen > number).find(of_room);
-            let comes_again = |after: &&usize| self.arrivals[index..].iter().any(|(_, number)| number == *after);
-            if let Some(&after) = after.filter(|after| !seen.contains(&number) && !comes_again(after)) {
+            let comes_again = |after: usize| self.arrivals[index..].iter().any(|&(_, number)| number == after);
+            let after = seen.range(number + 1..).rev().filter(of_room).find(|&&after| !comes_again(after));
+            if let Some(&after) = after.filter(|_| !seen.contains(&number)) {
                 verdict.findings.push(Finding::Swapped { number, after });
             }
             seen.insert(number);

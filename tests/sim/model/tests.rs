@@ -109,6 +109,21 @@ fn a_swap_is_found_in_a_connection_and_over_a_return() {
 }
 
 #[test]
+fn what_comes_late_passes_if_all_that_followed_it_comes_again() {
+    let rooms = ["group-7"; 4];
+    let first = [1, 2].map(|number| (100, got(number, "group-7")));
+    let returns = [(110, Entry::Ended), (111, dialled(true))];
+    let judged = |again: &[usize]| {
+        let again: Vec<_> = again.iter().map(|&number| (112, got(number, "group-7"))).collect();
+        let entries = [&first[..], &returns, &again, &[(113, welcome(true)), (120, got(3, "group-7"))]].concat();
+        judged(&rooms, &[], &entries).findings
+    };
+    assert_eq!(judged(&[0, 1, 2]), []);
+    assert_eq!(judged(&[0]), [Finding::Swapped { number: 0, after: 2 }]);
+    assert_eq!(judged(&[0, 2]), [Finding::Swapped { number: 0, after: 1 }], "the state of 0 would come last");
+}
+
+#[test]
 fn an_alien_message_is_found() {
     let is_alien = |rooms: &[&str], entry| {
         let findings = judged(rooms, &[], &[(100, entry)]).findings;
