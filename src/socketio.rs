@@ -183,6 +183,8 @@ impl SocketIo {
         }
         let left = self.stop.child_token();
         *phase = Phase::Connecting(left.clone().drop_guard());
+        // Not in `welcome`: that Redis or this node is slow is no fault of the browser, which must not be cut for it.
+        session.prove();
         let session = Arc::clone(session);
         self.tasks.spawn(async move {
             // Pinned here, or the task has room for it twice.
@@ -285,7 +287,6 @@ fn welcome(socket: &Arc<Session<SocketIo>>, joined: &Joined, arrival: Arrival) {
         Phase::Joining(membership, asking) => (membership, asking),
         other => return *phase = other,
     };
-    socket.prove();
     let Admitted { session, ticket, offset, replaced } = admission.welcome(&wire.0, joined, arrival, socket);
     let connect = wire::connect(session.as_str(), &ticket);
     *phase = Phase::Connected(membership, session, asking);

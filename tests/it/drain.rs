@@ -1,28 +1,13 @@
 //! The drain: before the stop browsers leave a few at a time, while messages go on to those that are left.
 
 use crate::harness::{
-    Browser, Connection, Ended, POLLING, Polling, Redis, Running, Server, WEBSOCKET, WebSocket, get, handshake,
-    large_record, publish, record, start_with,
+    Browser, Connection, Ended, POLLING, Polling, Redis, WEBSOCKET, WebSocket, get, handshake, publish, record,
+    start_program, start_with, start_with_polling_ada, start_with_slow_reader,
 };
 
-/// Longer than any test waits: what ends sooner has not waited for the end of the drain.
+/// Longer than any test waits: what ends sooner has not waited for the end of the drain. A browser
+/// that polls holds it up, as it is between two requests.
 const LONG: (&str, &str) = ("DRAIN_SECONDS", "300");
-
-/// A server with a browser that polls and holds up the drain, as it is between two requests.
-async fn start_with_polling_ada() -> (Redis, Server, Polling) {
-    let (redis, server) = start_with(&[LONG]).await;
-    redis.user("ada", 1, &[]).await;
-    let polling = Polling::connect(&server, "ada").await;
-    (redis, server, polling)
-}
-
-/// A program with a drain of so many seconds behind a Redis with Ada.
-async fn program(redis: &Redis, settings: &[(&str, &str)]) -> Running {
-    redis.user("ada", 1, &[]).await;
-    let program = Running::start(&[], &[&[("REDIS_URL", &*redis.url())], settings].concat()).await;
-    program.becomes(200).await;
-    program
-}
 
 #[tokio::test]
 async fn browsers_leave_a_few_at_a_time_and_get_all_that_is_published_before() {
@@ -60,7 +45,7 @@ async fn browsers_leave_a_few_at_a_time_and_get_all_that_is_published_before() {
 
 #[tokio::test]
 async fn a_browser_that_polls_gets_what_was_sent_and_then_the_close() {
-    let (redis, mut server, polling) = start_with_polling_ada().await;
+    let (redis, mut server, polling) = start_with_polling_ada(&[LONG]).await;
     publish(&redis, &server, "user-1", [1]).await;
     server.begin_drain();
     assert_eq!(server.readiness().await, 503);
@@ -72,7 +57,7 @@ async fn a_browser_that_polls_gets_what_was_sent_and_then_the_close() {
 
 #[tokio::test]
 async fn new_browsers_are_refused_and_others_served() {
-    let (_redis, mut server, polling) = start_with_polling_ada().await;
+    let (_redis, mut server, polling) = start_with_polling_ada(&[LONG]).await;
     server.begin_drain();
     let refused = get(&server, POLLING).await;
     assert!(refused.status == 503 && refused.header("retry-after").is_some(), "{refused:?}");
@@ -101,7 +86,7 @@ async fn without_time_all_leave_with_the_stop() {
 
 #[tokio::test]
 async fn a_part_that_ends_by_itself_ends_the_drain() {
-    let (_redis, mut server, _polling) = start_with_polling_ada().await;
+    let (_redis, mut server, _polling) = start_with_polling_ada(&[LONG]).await;
     server.begin_drain();
     assert_eq!(server.readiness().await, 503);
     server.begin_stop();
@@ -111,7 +96,7 @@ async fn a_part_that_ends_by_itself_ends_the_drain() {
 #[tokio::test]
 async fn a_signal_drains_a_program_which_then_ends_by_itself() {
     let redis = Redis::start().await;
-    let mut program = program(&redis, &[("DRAIN_SECONDS", "2")]).await;
+    let mut program = start_program(&redis, &redis.url(), &[("DRAIN_SECONDS", "2")]).await;
     let mut sockets = Vec::new();
     for _ in 0..10 {
         sockets.push(WebSocket::connected(&program).await);
@@ -127,14 +112,7 @@ async fn a_signal_drains_a_program_which_then_ends_by_itself() {
 
 #[tokio::test]
 async fn a_browser_that_does_not_read_does_not_hold_up_the_end() {
-    let redis = Redis::start().await;
-    let mut program = program(&redis, &[("DRAIN_SECONDS", "1"), ("OUTBOX_BYTES", "1GiB")]).await;
-    let socket = WebSocket::narrow(&program, "&channel_token=ada").await;
-    let _slow = Browser::over(socket, "40").await;
-    let mut witness = Browser::connect(&program, "ada").await;
-    redis.many_records((0..200).map(|number| large_record("user-1", number, 100_000))).await;
-    redis.fence("end").await;
-    witness.upto("end").await;
+    let (_redis, mut program, _slow, mut witness) = start_with_slow_reader(&[("DRAIN_SECONDS", "1")]).await;
     program.signal("TERM");
     assert_eq!(witness.end().await, Ended::Closed(Some(1001)));
     assert_eq!(program.exit().await.code(), Some(0));
@@ -145,7 +123,7 @@ async fn a_browser_that_does_not_read_does_not_hold_up_the_end() {
 #[tokio::test]
 async fn a_second_signal_ends_the_drain_and_the_program() {
     let redis = Redis::start().await;
-    let mut program = program(&redis, &[LONG]).await;
+    let mut program = start_program(&redis, &redis.url(), &[LONG]).await;
     let _polling = Polling::connect(&program, "ada").await;
     program.signal("TERM");
     program.becomes(503).await;

@@ -56,12 +56,34 @@ pub(crate) async fn start_with_ada(groups: &[usize]) -> (Redis, Server, Browser)
     (redis, server, browser)
 }
 
-/// As [`start_with_ada`], with a browser that polls and no groups.
-pub(crate) async fn start_with_polling_ada() -> (Redis, Server, Polling) {
-    let (redis, server) = start().await;
+/// As [`start_with`], with a browser of Ada that polls.
+pub(crate) async fn start_with_polling_ada(settings: &[(&str, &str)]) -> (Redis, Server, Polling) {
+    let (redis, server) = start_with(settings).await;
     redis.user("ada", 1, &[]).await;
     let polling = Polling::connect(&server, "ada").await;
     (redis, server, polling)
+}
+
+/// A program that is ready, with a Redis that knows Ada and that it reaches by this URL.
+pub(crate) async fn start_program(redis: &Redis, url: &str, settings: &[(&str, &str)]) -> Running {
+    redis.user("ada", 1, &[]).await;
+    let program = Running::start(&[], &[&[("REDIS_URL", url)], settings].concat()).await;
+    program.becomes(200).await;
+    program
+}
+
+/// A program with these settings, and two browsers of Ada with the same 20 MB: for the first, which does not read, they
+/// wait in its outbox; the second has them.
+pub(crate) async fn start_with_slow_reader(settings: &[(&str, &str)]) -> (Redis, Running, Browser, Browser) {
+    let redis = Redis::start().await;
+    let program = start_program(&redis, &redis.url(), &[&[("OUTBOX_BYTES", "1GiB")], settings].concat()).await;
+    let socket = WebSocket::narrow(&program, "&channel_token=ada").await;
+    let slow = Browser::over(socket, "40").await;
+    let mut witness = Browser::connect(&program, "ada").await;
+    redis.many_records((0..200).map(|number| large_record("user-1", number, 100_000))).await;
+    redis.fence("end").await;
+    witness.upto("end").await;
+    (redis, program, slow, witness)
 }
 
 /// As [`start`], with a proxy between the two and Ada in these groups, who is not connected.

@@ -10,87 +10,13 @@ use std::{
 use loomio_channels::hub::{Epoch, Hub, Joined, Kind, LogBounds, Membership, Offset, Return, Rooms, Shards, Since};
 use proptest::prelude::*;
 
+use self::steps::{BROWSERS, Step, With, steps};
 use crate::screen::{self, Seen, obeyed, room, served};
 
+mod steps;
+
 const EPOCH: u32 = 7;
-const ROOMS: usize = 5;
-const BROWSERS: usize = 4;
 const WINDOW: Duration = Duration::from_mins(1);
-
-#[derive(Clone, Debug)]
-enum Step {
-    Publish {
-        room: usize,
-        weight: usize,
-    },
-    /// More than a shard reads at a time.
-    Burst {
-        room: usize,
-        count: usize,
-    },
-    Join {
-        who: usize,
-        rooms: Vec<usize>,
-    },
-    Cut {
-        who: usize,
-    },
-    Resume {
-        who: usize,
-        with: With,
-        /// Rooms it has beside those it had, of which it gets all since its session began.
-        gains: Vec<usize>,
-    },
-    /// The rooms that the subscriber has from now on; `gained` if its session did not have the new ones before.
-    SetRooms {
-        who: usize,
-        rooms: Vec<usize>,
-        gained: bool,
-    },
-    Gap {
-        lost_nothing: bool,
-    },
-    Pass {
-        seconds: u64,
-    },
-    /// Waits until every shard has done all there is to do.
-    Settle,
-}
-
-/// What a browser comes back with.
-#[derive(Clone, Copy, Debug)]
-enum With {
-    Last,
-    /// Where its session began, and no more.
-    NoOffset,
-    NoSession,
-    SessionOfAnotherLog,
-    OffsetFromTheFuture,
-}
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let rooms = || prop::collection::vec(0..ROOMS, 0..ROOMS + 2);
-    let who = || 0..BROWSERS;
-    let with = prop_oneof![
-        6 => Just(With::Last),
-        1 => Just(With::NoOffset),
-        1 => Just(With::NoSession),
-        1 => Just(With::SessionOfAnotherLog),
-        1 => Just(With::OffsetFromTheFuture),
-    ];
-    let step = prop_oneof![
-        12 => (0..ROOMS, 0..3_000_usize).prop_map(|(room, weight)| Step::Publish { room, weight }),
-        1 => (0..ROOMS, 1..700_usize).prop_map(|(room, count)| Step::Burst { room, count }),
-        5 => (who(), rooms()).prop_map(|(who, rooms)| Step::Join { who, rooms }),
-        3 => who().prop_map(|who| Step::Cut { who }),
-        6 => (who(), with, rooms()).prop_map(|(who, with, gains)| Step::Resume { who, with, gains }),
-        2 => (who(), rooms(), any::<bool>()).prop_map(|(who, rooms, gained)| Step::SetRooms { who, rooms, gained }),
-        1 => any::<bool>().prop_map(|lost_nothing| Step::Gap { lost_nothing }),
-        1 => (1..90_u64).prop_map(|seconds| Step::Pass { seconds }),
-        3 => Just(Step::Settle),
-    ];
-    prop::collection::vec(step, 1..80)
-}
 
 /// The log as it should be: the last messages within both bounds.
 struct Log {

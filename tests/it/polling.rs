@@ -19,7 +19,7 @@ async fn unpacked(exchange: Exchange) -> Vec<String> {
 
 #[tokio::test]
 async fn a_session_from_handshake_to_close() {
-    let (redis, server, polling) = start_with_polling_ada().await;
+    let (redis, server, polling) = start_with_polling_ada(&[]).await;
 
     let waiting = polling.get_later().await;
     let payload = r#"{"room":"user-1", "records":{"n":1.0,"é":"\u00e9"}}"#;
@@ -121,7 +121,7 @@ async fn a_connect_may_be_answered_after_the_upgrade() {
 
 #[tokio::test]
 async fn once_moved_to_a_websocket_the_session_no_longer_polls() {
-    let (redis, server, polling) = start_with_polling_ada().await;
+    let (redis, server, polling) = start_with_polling_ada(&[]).await;
     let mut socket = polling.probed().await;
     socket.send("5").await;
     redis.records(record("user-1", 1)).await;
@@ -134,7 +134,7 @@ async fn once_moved_to_a_websocket_the_session_no_longer_polls() {
 
 #[tokio::test]
 async fn a_probe_that_fails_leaves_polling_alive() {
-    let (redis, _server, polling) = start_with_polling_ada().await;
+    let (redis, _server, polling) = start_with_polling_ada(&[]).await;
     for (count, probe) in [None, Some("2"), Some("5"), Some("2probe"), Some("nonsense")].into_iter().enumerate() {
         let mut socket = polling.websocket().await;
         if let Some(probe) = probe {
@@ -170,7 +170,7 @@ async fn a_get_that_is_aborted_ends_the_session_and_nothing_is_lost() {
 
 #[tokio::test]
 async fn a_second_get_ends_the_session() {
-    let (_redis, _server, polling) = start_with_polling_ada().await;
+    let (_redis, _server, polling) = start_with_polling_ada(&[]).await;
     let (first, second) = (polling.get_later().await, polling.get_later().await);
     let mut answers = [first.response().await, second.response().await].map(|answer| (answer.status, answer.body));
     answers.sort();

@@ -3,17 +3,9 @@
 use tokio::net::TcpStream;
 
 use crate::harness::{
-    Browser, Connection, Ended, POLLING, Proxy, Redis, Running, WEBSOCKET, WebSocket, get, handshake, large_record,
-    publish, record, start_with_ada, start_with_polling_ada, within,
+    Browser, Connection, Ended, POLLING, Proxy, Redis, Running, WEBSOCKET, WebSocket, get, handshake, publish, record,
+    start_program, start_with_ada, start_with_polling_ada, start_with_slow_reader, within,
 };
-
-/// A program behind a Redis with Ada.
-async fn program(url: &str, redis: &Redis, settings: &[(&str, &str)]) -> Running {
-    redis.user("ada", 1, &[]).await;
-    let program = Running::start(&[], &[&[("REDIS_URL", url)], settings].concat()).await;
-    program.becomes(200).await;
-    program
-}
 
 /// The end of a program that was told to stop: all its tasks ended by themselves, before they were given up.
 async fn ends_by_itself(mut program: Running) {
@@ -42,7 +34,7 @@ async fn websockets_are_closed_as_by_a_server_that_goes_away() {
 
 #[tokio::test]
 async fn a_get_that_waits_is_answered_with_the_close_packet() {
-    let (_redis, mut server, polling) = start_with_polling_ada().await;
+    let (_redis, mut server, polling) = start_with_polling_ada(&[]).await;
     let waiting = polling.get_later().await;
     // The same connection order as the server's: this one is answered after the GET has been read.
     assert_eq!(get(&server, "/health/live").await.status, 200);
@@ -55,7 +47,7 @@ async fn a_get_that_waits_is_answered_with_the_close_packet() {
 async fn an_idle_program_stops_by_itself_with_redis_and_without() {
     let mut redis = Redis::start().await;
     for redis_is_away in [false, true] {
-        let program = program(&redis.url(), &redis, &[]).await;
+        let program = start_program(&redis, &redis.url(), &[]).await;
         if redis_is_away {
             redis.kill();
             program.becomes(503).await;
@@ -66,14 +58,7 @@ async fn an_idle_program_stops_by_itself_with_redis_and_without() {
 
 #[tokio::test]
 async fn a_browser_that_does_not_read_does_not_hold_up_the_stop() {
-    let redis = Redis::start().await;
-    let program = program(&redis.url(), &redis, &[("OUTBOX_BYTES", "1GiB")]).await;
-    let socket = WebSocket::narrow(&program, "&channel_token=ada").await;
-    let _slow = Browser::over(socket, "40").await;
-    let mut witness = Browser::connect(&program, "ada").await;
-    redis.many_records((0..200).map(|number| large_record("user-1", number, 100_000))).await;
-    redis.fence("end").await;
-    witness.upto("end").await;
+    let (_redis, program, _slow, _witness) = start_with_slow_reader(&[]).await;
     stops_by_itself(program).await;
 }
 
@@ -81,7 +66,7 @@ async fn a_browser_that_does_not_read_does_not_hold_up_the_stop() {
 async fn a_lookup_that_hangs_does_not_hold_up_the_stop() {
     let redis = Redis::start().await;
     let proxy = Proxy::to(redis.port()).await;
-    let program = program(&proxy.url(), &redis, &[]).await;
+    let program = start_program(&redis, &proxy.url(), &[]).await;
     let mut known = Browser::connect(&program, "ada").await;
     proxy.hang();
     let mut waiting = WebSocket::connect(&program, &format!("{WEBSOCKET}&channel_token=ada")).await;
@@ -96,7 +81,7 @@ async fn a_lookup_that_hangs_does_not_hold_up_the_stop() {
 #[tokio::test]
 async fn a_handshake_in_the_middle_of_the_stop_does_not_hold_it_up() {
     let redis = Redis::start().await;
-    let program = program(&redis.url(), &redis, &[]).await;
+    let program = start_program(&redis, &redis.url(), &[]).await;
     let request = handshake(WEBSOCKET);
     let (half, rest) = request.split_at(request.len() / 2);
     let mut connection = Connection::begin(&program, half).await;
@@ -114,7 +99,7 @@ async fn what_redis_has_accepted_when_sigterm_comes_is_delivered() {
     const BROWSERS: usize = 200;
     const MESSAGES: usize = 50;
     let redis = Redis::start().await;
-    let program = program(&redis.url(), &redis, &[]).await;
+    let program = start_program(&redis, &redis.url(), &[]).await;
     let mut sockets = Vec::new();
     for _ in 0..BROWSERS {
         sockets.push(WebSocket::connected(&program).await);
@@ -138,7 +123,7 @@ async fn what_redis_has_accepted_when_sigterm_comes_is_delivered() {
 
 #[tokio::test]
 async fn a_browser_between_two_requests_gets_what_was_accepted_too() {
-    let (redis, mut server, polling) = start_with_polling_ada().await;
+    let (redis, mut server, polling) = start_with_polling_ada(&[]).await;
     publish(&redis, &server, "user-1", [7]).await;
     server.begin_stop();
     server.unready().await;
@@ -151,7 +136,7 @@ async fn a_browser_between_two_requests_gets_what_was_accepted_too() {
 #[tokio::test]
 async fn a_second_signal_ends_the_program_before_its_tasks_have_ended() {
     let redis = Redis::start().await;
-    let mut program = program(&redis.url(), &redis, &[]).await;
+    let mut program = start_program(&redis, &redis.url(), &[]).await;
     // A request that does not end holds up the soft stop.
     let _request = Connection::begin(&program, format!("POST {POLLING} HTTP/1.1\r\nhost: test\r\ncontent-len")).await;
     assert_eq!(get(&program, "/health/live").await.status, 200);

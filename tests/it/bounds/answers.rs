@@ -28,7 +28,7 @@ async fn a_stranger_is_refused_few_namespaces() {
 
 #[tokio::test]
 async fn a_client_that_asks_again_before_it_has_read_is_closed() {
-    let (redis, server, polling) = start_with_polling_ada().await;
+    let (redis, server, polling) = start_with_polling_ada(&[]).await;
     // More than the kernel takes.
     redis.records(large_record("user-1", 1, 7_500_000)).await;
     server.counted(Counter::MessagesReceived, 1).await;

@@ -78,6 +78,23 @@ async fn of_a_flood_through_many_connections_the_oldest_sessions_go_and_a_browse
 }
 
 #[tokio::test]
+async fn a_browser_whose_connect_has_come_makes_no_room_while_redis_is_slow() {
+    let (redis, server) = start_with(&[("MAX_SESSIONS", "2")]).await;
+    redis.freeze();
+    let mut browser = WebSocket::connect(&server, &format!("{WEBSOCKET}&channel_token=ada")).await;
+    assert!(browser.text().await.starts_with("0{"));
+    browser.send("40").await;
+    browser.send("40/other,").await;
+    assert!(browser.text().await.starts_with("44/other,"), "refused after the CONNECT has been read");
+    for _ in 0..3 {
+        Polling::open(&server, "").await;
+    }
+    redis.thaw();
+    assert!(browser.text().await.starts_with("40{"));
+    assert_eq!(server.count(Counter::UnprovenClosed), 2, "the polling sessions that came before the last");
+}
+
+#[tokio::test]
 async fn a_full_server_refuses_sessions_and_says_when_to_try_again() {
     let (_redis, server) = start_with(&[("MAX_SESSIONS", "2"), ("CANONICAL_HOST", "loomio.example.org")]).await;
     let browser = Browser::anonymous(&server).await;
