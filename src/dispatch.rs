@@ -48,6 +48,8 @@ pub struct Dispatch {
     loaded: Option<(Position, VecDeque<u64>)>,
     /// Sequence of the last message in the log.
     sequence: u64,
+    /// Up to where the log reaches on the bus.
+    noted: Option<Position>,
     /// Whether what came before the start has been read.
     is_begun: Readiness,
     metrics: Metrics,
@@ -73,7 +75,18 @@ impl Dispatch {
             GapNotice::Off => None,
             GapNotice::Reload(text) => Some(serde_json::json!({ "notice": text, "reload": true }).to_string()),
         };
-        Self { hub, history, loaded: None, sequence: 0, is_begun, metrics, notice, notified: None, due: None }
+        Self {
+            hub,
+            history,
+            loaded: None,
+            sequence: 0,
+            noted: None,
+            is_begun,
+            metrics,
+            notice,
+            notified: None,
+            due: None,
+        }
     }
 
     /// Takes messages from `source` until `stop`, and then all that Redis had accepted by that time.
@@ -91,6 +104,7 @@ impl Dispatch {
                 // First: while messages come without a pause, no later branch has its turn.
                 Some(()) = OptionFuture::from(self.due.map(sleep_until)) => {
                     self.notify();
+                    self.note(self.noted);
                     continue;
                 }
                 inbound = source.next() => inbound,
@@ -211,11 +225,12 @@ impl Dispatch {
                 self.metrics.count(Counter::GapsEmpty);
                 self.hub.resume(true);
             }
-            Inbound::Subscribed { gap: Gap::Possible, .. } => {
+            Inbound::Subscribed { gap: Gap::Possible, before } => {
                 self.metrics.count(Counter::Gaps);
                 // The stream must not say that it reaches a place after the gap before it has the gap.
                 self.sequence = self.hub.resume(false);
                 self.notify();
+                self.note(before);
             }
             Inbound::Drained => {}
         }
@@ -242,8 +257,9 @@ impl Dispatch {
         index.map(|index| loaded.drain(..=index)).is_some()
     }
 
-    fn note(&self, position: Option<Position>) {
-        if let (Some(history), Some(position)) = (&self.history, position) {
+    fn note(&mut self, position: Option<Position>) {
+        self.noted = position;
+        if let Some(history) = &self.history {
             history.note(self.sequence, position);
         }
     }

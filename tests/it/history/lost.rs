@@ -203,7 +203,7 @@ async fn entries_that_no_node_wrote_are_replaced() {
     {
         let redis = redis_with_ada().await;
         for id in [MOST, LAST] {
-            redis.command(&["XADD", STREAM, id, "b", garbage]).await;
+            redis.command(&["XADD", STREAM, id, "loomio-channels", garbage]).await;
         }
         let first = node(&redis).await;
         let mut browser = Browser::connect(&first, "ada").await;
