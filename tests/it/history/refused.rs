@@ -69,6 +69,8 @@ async fn a_redis_whose_memory_is_full() {
     // Another time is another change.
     redis.command(&["CONFIG", "SET", "maxmemory", "1"]).await;
     until("the second refusal", async || times(&node, REFUSED) == 2).await;
+    until("the end of the stream", async || redis.command(&["EXISTS", super::STREAM]).await == ::redis::Value::Int(0))
+        .await;
     works(&redis, &node, 3).await;
     redis.command(&["CONFIG", "SET", "maxmemory", "0"]).await;
     until("the second end", async || times(&node, KEPT) == 2).await;
@@ -88,6 +90,22 @@ async fn something_else_at_the_key() {
     let redis = redis_with_ada().await;
     redis.command(&["SET", super::STREAM, "something else"]).await;
     refuses_until(&redis, &redis.url(), &["RECOVERY_STREAM"], &[&["DEL", super::STREAM]]).await;
+}
+
+#[tokio::test]
+async fn something_else_at_the_key_of_the_lease() {
+    const LEASE: &str = "loomio-channels:recovery:lease";
+    let redis = redis_with_ada().await;
+    redis.command(&["SET", LEASE, "theirs"]).await;
+    refuses_until(&redis, &redis.url(), &["RECOVERY_STREAM"], &[&["DEL", LEASE]]).await;
+}
+
+#[tokio::test]
+async fn too_few_replicas() {
+    let redis = redis_with_ada().await;
+    redis.command(&["CONFIG", "SET", "min-replicas-to-write", "1"]).await;
+    let allow: &[&str] = &["CONFIG", "SET", "min-replicas-to-write", "0"];
+    refuses_until(&redis, &redis.url(), &["NOREPLICAS"], &[allow]).await;
 }
 
 #[tokio::test]
