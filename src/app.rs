@@ -50,6 +50,12 @@ const FLUSH_TICK: Duration = Duration::from_millis(5);
 const KEY_PATIENCE: Duration = Duration::from_secs(2);
 const KEY_PAUSE: Duration = Duration::from_millis(100);
 
+/// The same for a Redis that reads its keys from disk.
+const KEY_LOADING_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often a node looks whether Redis still has the key.
+const KEY_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Memory beyond the recovery log's for messages that a busy shard has not delivered yet: some seconds of the largest
 /// bursts. Messages beyond it are dropped; browsers that have not got them are disconnected and come back.
 const UNDELIVERED_BYTES: usize = 64 << 20;
@@ -148,7 +154,13 @@ impl App {
             (Some(secret), _) => {
                 Key::derive(secret).map_err(|error| AppError::Config(format!("ticket key: {error}")))?
             }
-            (None, Mode::Serve) => shared_key(&Link::new(connector()?)).await,
+            (None, Mode::Serve) => {
+                let link = Link::new(connector()?);
+                let key = shared_key(&link).await;
+                let keep = stop.clone().run_until_cancelled_owned(keep_key(link, key.clone()));
+                lifecycle.tasks().spawn(keep.map(drop));
+                key
+            }
             (None, Mode::Demo) => Key::random(),
         };
         let RecoveryConfig { window, log_bytes: bytes, replay_bytes: replay, .. } = config.recovery;
@@ -270,28 +282,44 @@ impl App {
 /// process' own.
 async fn shared_key(link: &Link) -> Key {
     let mut reason = "redis does not answer".to_owned();
-    let key = timeout(KEY_PATIENCE, async {
-        loop {
-            match Key::shared(link).await {
-                Ok(key) => return Ok(key),
-                Err(error @ (ConnectionError::Denied(_) | ConnectionError::Foreign(_))) => return Err(error),
-                // The error before it says more.
-                Err(ConnectionError::Down) => {}
-                Err(error) => reason = chain(&error),
+    let (started, mut patience) = (Instant::now(), KEY_PATIENCE);
+    while started.elapsed() < patience {
+        match timeout(patience.saturating_sub(started.elapsed()), Key::shared(link)).await {
+            Ok(Ok(key)) => return key,
+            // The error before it says more.
+            Ok(Err(ConnectionError::Down)) | Err(_) => {}
+            Ok(Err(error)) => {
+                reason = chain(&error);
+                match error {
+                    ConnectionError::Denied(_) | ConnectionError::Foreign(_) => break,
+                    ConnectionError::Redis(error) if error.code() == Some("LOADING") => patience = KEY_LOADING_PATIENCE,
+                    _ => {}
+                }
             }
-            sleep(KEY_PAUSE).await;
         }
-    });
-    match key.await {
-        Ok(Ok(key)) => return key,
-        Ok(Err(error)) => reason = chain(&error),
-        Err(_) => {}
+        sleep(KEY_PAUSE).await;
     }
     tracing::warn!(
         "tickets are sealed with a key of this process alone, so that browsers are not recovered by other nodes or after a \
          restart; set CHANNELS_SECRET: {reason}"
     );
     Key::random()
+}
+
+/// Gives the key back to a Redis that lost it, and tells when other nodes have another one.
+async fn keep_key(link: Link, key: Key) {
+    let mut told = false;
+    loop {
+        sleep(KEY_INTERVAL).await;
+        match key.share(&link).await {
+            Ok(false) if !std::mem::replace(&mut told, true) => tracing::warn!(
+                "redis has another key for tickets than this process, so that browsers are not recovered by other nodes or \
+                 after a restart; restart this node, or set CHANNELS_SECRET"
+            ),
+            Err(ConnectionError::Denied(_)) => return,
+            _ => {}
+        }
+    }
 }
 
 fn engine_routes(engine: Arc<Engine<SocketIo>>) -> Router {

@@ -45,6 +45,8 @@ pub struct Dispatch {
     overlap: Option<Overlap>,
     /// Sequence of the last message in the log.
     sequence: u64,
+    /// Up to where the log reaches on the bus.
+    noted: Option<Position>,
     /// Whether what came before the start has been read.
     is_begun: Readiness,
     metrics: Metrics,
@@ -63,6 +65,7 @@ impl Dispatch {
             waiting: VecDeque::new(),
             overlap: None,
             sequence: 0,
+            noted: None,
             is_begun,
             metrics,
             notified: None,
@@ -92,6 +95,7 @@ impl Dispatch {
                 // First: while messages come without a pause, no later branch has its turn.
                 Some(()) = OptionFuture::from(self.due.map(sleep_until)) => {
                     self.notify();
+                    self.note(self.noted);
                     continue;
                 }
                 inbound = next => inbound,
@@ -195,11 +199,12 @@ impl Dispatch {
                 self.metrics.count(Counter::GapsEmpty);
                 self.hub.resume(true);
             }
-            Inbound::Subscribed { gap: Gap::Possible, .. } => {
+            Inbound::Subscribed { gap: Gap::Possible, before } => {
                 self.metrics.count(Counter::Gaps);
                 // The stream must not say that it reaches a place after the gap before it has the gap.
                 self.sequence = self.hub.resume(false);
                 self.notify();
+                self.note(before);
             }
             Inbound::Drained => {}
         }
@@ -222,8 +227,9 @@ impl Dispatch {
         has.unwrap_or(false)
     }
 
-    fn note(&self, position: Option<Position>) {
-        if let (Some(history), Some(position)) = (&self.history, position) {
+    fn note(&mut self, position: Option<Position>) {
+        self.noted = position;
+        if let Some(history) = &self.history {
             history.note(self.sequence, position);
         }
     }

@@ -22,7 +22,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 pub use self::load::Loaded;
@@ -45,25 +48,30 @@ const FILL_PATIENCE: Duration = Duration::from_millis(1_500);
 /// How often Redis is asked again meanwhile, when it did not answer.
 const FILL_PAUSE: Duration = Duration::from_millis(25);
 
-/// Up to where the log reaches on the bus: the sequence of a message, and the position after it.
+/// Up to where the log reaches on the bus: the sequence of its last entry, and the position if that is known.
 #[derive(Debug, Default)]
-struct Progress(Mutex<Option<(u64, Position)>>);
+struct Progress {
+    noted: Mutex<Option<(u64, Option<Position>)>>,
+    /// The position has changed, and the log has not.
+    moved: Notify,
+}
 
 impl Progress {
-    fn get(&self) -> Option<(u64, Position)> {
-        *self.0.lock()
+    fn get(&self) -> Option<(u64, Option<Position>)> {
+        *self.noted.lock()
     }
 }
 
 /// What the log said last of the stream. A state that stays the same is said once.
 #[derive(Debug, Default)]
-struct Told(Mutex<Option<&'static str>>);
+struct Told(Mutex<Option<String>>);
 
 impl Told {
     /// Says what has to be changed. An outage is told by the subscription.
     fn failed(&self, error: &StreamError) {
-        let StreamError::Refused(mend) = error else { return };
-        if self.0.lock().replace(mend) != Some(*mend) {
+        let (StreamError::Refused(_) | StreamError::Full) = error else { return };
+        let mend = error.to_string();
+        if self.0.lock().replace(mend.clone()).as_ref() != Some(&mend) {
             tracing::warn!(
                 "the recovery log is not kept in redis, so that it ends with this process; live updates are not concerned: \
                  {mend}"
@@ -99,23 +107,21 @@ impl History {
         Self { stream, hub, progress, restored, told: Told::default(), bytes, window }
     }
 
-    /// What was published up to `before`, where the subscription begins, as far as the stream has it. Nothing when Redis
-    /// does not let this node read it. Takes up to five seconds where another node still has to write it.
+    /// What was published up to `before`, where the subscription begins, as far as the stream has it and Redis lets this
+    /// node read it. Takes some seconds where another node still has to write it, and some more for a long log.
     pub async fn load(&self, before: Option<Position>) -> Loaded {
-        match load::load(&self.stream, before, self.bytes, self.hub.unix()).await {
-            Ok(loaded) => loaded,
-            Err(error) => {
-                self.told.failed(&error);
-                Loaded::default()
-            }
+        let (loaded, read) = load::load(&self.stream, before, self.bytes, self.hub.unix()).await;
+        if let Err(error) = read {
+            self.told.failed(&error);
         }
+        loaded
     }
 
     /// What other nodes heard up to `before` after the newest event of this node, for a gap that ends there. This node
     /// leaves the stream to them, so that one which heard everything writes it. Incomplete at once when that cannot be, and
     /// after [`FILL_PATIENCE`] in any case.
     pub async fn fill(&self, before: Position) -> Loaded {
-        if self.progress.get().is_none_or(|(_, position)| position.run != before.run) {
+        if self.progress.get().is_none_or(|(_, position)| position.is_none_or(|last| last.run != before.run)) {
             return Loaded::default();
         }
         let fill = async {
@@ -149,9 +155,13 @@ impl History {
         self.restored.cancel();
     }
 
-    /// The log reaches `position` with the message of this sequence. To be called after that was published.
-    pub fn note(&self, sequence: u64, position: Position) {
-        *self.progress.0.lock() = Some((sequence, position));
+    /// The log reaches `position`, if that is known, with the entry of this sequence. To be called after each publication:
+    /// what is beyond the sequence is not written.
+    pub fn note(&self, sequence: u64, position: Option<Position>) {
+        let last = self.progress.noted.lock().replace((sequence, position));
+        if last.is_some_and(|(last, _)| last == sequence) {
+            self.progress.moved.notify_one();
+        }
     }
 
     /// Writes the stream while this node has the lease, until `stop`, and then what is left.
@@ -161,7 +171,7 @@ impl History {
             return;
         }
         let mirror = Mirror { stream, hub, progress, told, bytes: *bytes, window: *window };
-        let mut pause = FIRST_PAUSE;
+        let (mut pause, mut was_full) = (FIRST_PAUSE, false);
         let late = async {
             stop.cancelled().await;
             sleep(LAST_WRITE).await;
@@ -170,20 +180,23 @@ impl History {
         loop {
             let begun = Instant::now();
             let error = tokio::select! {
-                written = mirror.run(&stop) => match written {
+                written = mirror.run(&stop, was_full) => match written {
                     Ok(()) => return,
                     Err(error) => error,
                 },
                 () = &mut late => return,
             };
+            let is_full = matches!(error, StreamError::Full);
+            let is_refused = is_full || matches!(error, StreamError::Refused(_));
+            was_full = is_full || was_full && begun.elapsed() < LONGEST_PAUSE;
             // Only what a person has to change is not tried again soon: another node may wait for this one to write.
-            if begun.elapsed() > LONGEST_PAUSE || !matches!(error, StreamError::Refused(_)) {
+            if begun.elapsed() > LONGEST_PAUSE || !is_refused {
                 pause = FIRST_PAUSE;
             }
             told.failed(&error);
             let rest = async {
-                if matches!(error, StreamError::Refused(_)) {
-                    stream.abandon().await;
+                if is_refused {
+                    stream.abandon(is_full).await;
                 }
                 sleep(pause).await;
             };

@@ -61,6 +61,18 @@ impl Key {
         key.map(Self).ok_or(ConnectionError::Foreign(SHARED_KEY))
     }
 
+    /// Gives this key to a Redis that has none, as when it lost its keys; returns whether nodes that start share this key.
+    ///
+    /// # Errors
+    /// As for [`Key::shared`].
+    pub async fn share(&self, link: &Link) -> Result<bool, ConnectionError> {
+        let own = URL_SAFE_NO_PAD.encode(self.0);
+        let Some(text) = link.get(SHARED_KEY).await? else {
+            return link.set_absent(SHARED_KEY, &own).await.map(|()| true);
+        };
+        Ok(text == own.as_bytes())
+    }
+
     /// A key that no other process has.
     pub fn random() -> Self {
         Self(rand::random())

@@ -5,20 +5,32 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{
     batch::Batch,
     mirror::ATTEMPT,
-    stream::{EntryId, PAGE, Stream, StreamError},
+    stream::{EntryId, Stream, StreamError},
 };
 use crate::{bus::Position, hub::Past};
 
-/// How long a start waits for the node that writes the stream, which may be some milliseconds behind.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a start waits for the node that writes the stream. What others publish, that node learns after five seconds at
+/// the latest.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// How long a start without a stream leaves the lease to running nodes, one of which may pause before it writes anew.
+const PRECEDENCE: Duration = Duration::from_secs(3);
 
 /// How long it reads at most. What it has by then is served, and everyone is told of a gap.
-const LONGEST: Duration = Duration::from_mins(1);
+const LONGEST: Duration = Duration::from_secs(20);
+
+/// Bytes of a page, about: then the next one has fewer entries. And most entries, so that those after many small ones are
+/// not too large together.
+const PAGE: usize = 1 << 20;
+const PAGE_ENTRIES: usize = 256;
+
+/// Entries read backwards at a time: a gap is short.
+const BACK_ENTRIES: usize = 4;
 
 /// How often it looks for more.
 const GLANCE: Duration = Duration::from_millis(25);
@@ -89,51 +101,65 @@ fn reaches(position: Option<Position>, before: Position) -> bool {
 }
 
 fn decode(batch: &[u8]) -> Result<Batch, StreamError> {
-    Batch::decode(batch).ok_or(StreamError::Refused(
-        "another version of this program, or another program, wrote it; it is written anew",
-    ))
+    Batch::decode(batch)
+        .ok_or(StreamError::Refused("another version of this program wrote it; it is written anew".into()))
 }
 
-/// Reads the stream until it has all that was published up to `before`, or that cannot be.
-///
-/// The node with the lease may be some milliseconds behind. When it has died, a node that is running takes the lease, and
-/// what that node knows is not to be lost: a starting node takes it only where no stream is.
+/// Reads the stream until it has all that was published up to `before`, or that cannot be. With an error there is what was
+/// read before it.
 pub(super) async fn load(
     stream: &Stream,
     before: Option<Position>,
     most: usize,
     now: u32,
-) -> Result<Loaded, StreamError> {
-    let (started, mut told, mut is_last) = (Instant::now(), false, false);
+) -> (Loaded, Result<(), StreamError>) {
     let mut loading = Loading::default();
+    let read = timeout(LONGEST, read(stream, &mut loading, before, most, now)).await;
+    (Loaded { complete: loading.reaches(before), ..loading.loaded }, read.unwrap_or(Ok(())))
+}
+
+/// The node with the lease may be some seconds behind. When it has died, a node that is running takes the lease, and what
+/// that node knows is not to be lost: a starting node takes it only where no stream is.
+async fn read(
+    stream: &Stream,
+    loading: &mut Loading,
+    before: Option<Position>,
+    most: usize,
+    now: u32,
+) -> Result<(), StreamError> {
+    let (started, mut told, mut is_last, mut count) = (Instant::now(), false, false, 1);
     loop {
-        let page = match stream.read(loading.last).await {
+        let page = match stream.read(loading.last, count).await {
             // As while it loads its own keys.
-            Err(StreamError::Redis(_)) if started.elapsed() < PATIENCE => {
+            Err(StreamError::Redis(_)) => {
                 sleep(GLANCE).await;
                 continue;
             }
             page => page?,
         };
-        for (id, batch) in &page {
-            loading.take(*id, decode(batch)?, most, now);
+        let is_end = page.len() < count;
+        let bytes: usize = page.iter().map(|(_, batch)| batch.len()).sum();
+        count = if bytes < PAGE { (count * 2).min(PAGE_ENTRIES) } else { count.div_ceil(4) };
+        for (id, batch) in page {
+            loading.take(id, decode(&batch)?, most, now);
+        }
+        if loading.reaches(before) {
+            return Ok(());
         }
         if started.elapsed() > SILENCE && !told {
             told = true;
             tracing::info!(bytes = loading.bytes, "reading what was published before the start");
         }
-        let is_late = started.elapsed() > LONGEST;
-        if !page.is_empty() && !is_late {
+        if !is_end {
             continue;
         }
-        let complete = page.is_empty() && loading.reaches(before);
-        is_last |= is_late;
-        if complete || is_last {
-            return Ok(Loaded { complete, ..loading.loaded });
-        }
         let is_over = before.is_none() || started.elapsed() > PATIENCE;
+        if is_last || is_over {
+            return Ok(());
+        }
         // What was written before the lease was given back is read once more.
-        is_last = is_over || !stream.has_writer(loading.last.is_some()).await?;
+        let may_take = loading.last.is_none() && started.elapsed() > PRECEDENCE;
+        is_last = !stream.has_writer(may_take).await?;
         if !is_last {
             sleep(GLANCE).await;
         }
@@ -166,8 +192,8 @@ pub(super) async fn catch_up(
     };
     let mut entries = VecDeque::new();
     loop {
-        let page = stream.read_back(Some(next), PAGE).await?;
-        let are_all = page.len() < PAGE;
+        let page = stream.read_back(Some(next), BACK_ENTRIES).await?;
+        let are_all = page.len() < BACK_ENTRIES;
         for (id, batch) in page {
             if id != next {
                 return Ok(Loaded::default());

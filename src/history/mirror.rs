@@ -13,7 +13,10 @@ use super::{
     batch::Batch,
     stream::{EntryId, LEASE, Stream, StreamError},
 };
-use crate::hub::{Hub, Tail};
+use crate::{
+    bus::Position,
+    hub::{Hub, Past, Tail},
+};
 
 /// Payload bytes of a batch, at most, unless a single event has more.
 const BATCH: usize = 256 << 10;
@@ -27,7 +30,10 @@ const LINGER: Duration = Duration::from_millis(10);
 /// each, a pause of 50 ms takes 13 % more processor time than this one, as measured by `schedstat`.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Estimated memory of an entry in Redis beside its batch.
+/// Estimated memory of a batch in Redis: what the allocator rounds up to beside it, and what an entry takes.
+const fn memory(bytes: usize) -> usize {
+    bytes + bytes / 8 + ENTRY_OVERHEAD
+}
 const ENTRY_OVERHEAD: usize = 128;
 
 /// How often the lease is renewed.
@@ -40,7 +46,9 @@ pub(super) const ATTEMPT: Duration = Duration::from_millis(250);
 struct Written {
     id: EntryId,
     bytes: usize,
-    at: Instant,
+    /// Of its newest entry, in seconds since 1970; when it was written if it has none.
+    at: u32,
+    is_empty: bool,
 }
 
 /// Writes the log.
@@ -62,15 +70,16 @@ struct Generation {
     written: VecDeque<Written>,
     held: usize,
     /// The position that was written last.
-    position: Option<crate::bus::Position>,
+    position: Option<Position>,
 }
 
 impl Mirror<'_> {
-    /// Writes until `stop`, and then what is left.
+    /// Writes until `stop`, and then what is left. When Redis `was_full`, only while it has room for all and, when another
+    /// node takes over, for all once more.
     ///
     /// # Errors
     /// When it cannot go on; a new generation must begin.
-    pub(super) async fn run(&self, stop: &CancellationToken) -> Result<(), StreamError> {
+    pub(super) async fn run(&self, stop: &CancellationToken, was_full: bool) -> Result<(), StreamError> {
         let waiting = Instant::now();
         loop {
             match self.stream.hold().await {
@@ -87,6 +96,9 @@ impl Mirror<'_> {
                 return Ok(());
             }
         }
+        if was_full && !self.stream.has_room(2 * self.bytes).await? {
+            return Err(StreamError::Full);
+        }
         let begun = Instant::now();
         let mut generation = self.begin().await?;
         tracing::debug!(after_ms = begun.elapsed().as_millis(), "this node writes the recovery log to redis");
@@ -100,14 +112,15 @@ impl Mirror<'_> {
                 }
                 renewed = Instant::now();
                 self.stream.keep(2 * self.window).await?;
+                self.expire(&mut generation).await?;
             }
-            // A position is noted right after its message.
-            let is_behind = self.progress.get().is_some_and(|(_, position)| Some(position) != generation.position);
-            let has_news = is_behind || {
-                let news = timeout(TICK, generation.tail.changed());
-                stop.run_until_cancelled(news).await.is_some_and(|news| news.is_ok())
+            let news = async {
+                tokio::select! {
+                    () = generation.tail.changed() => {}
+                    () = self.progress.moved.notified() => {}
+                }
             };
-            if has_news {
+            if stop.run_until_cancelled(timeout(TICK, news)).await.is_some_and(|news| news.is_ok()) {
                 let due = next.max(Instant::now() + LINGER);
                 let _ = stop.run_until_cancelled(sleep_until(due.into())).await;
             }
@@ -133,10 +146,10 @@ impl Mirror<'_> {
             position: None,
         };
         // Empty: a Redis that does not know the command repeats the batch in its answer, which must be text to be read.
-        let id = generation.take_id(ENTRY_OVERHEAD);
-        self.stream.prepare(id, &Batch::default().encode()).await?;
+        let (id, batch) = self.number(&mut generation, Vec::new());
+        self.stream.prepare(id, &batch).await?;
         let mut renewed = Instant::now();
-        while let Some((id, bytes, _)) = self.next(&mut generation)? {
+        while let Some((id, bytes)) = self.next(&mut generation)? {
             self.stream.prepare(id, &bytes).await?;
             if renewed.elapsed() >= LEASE / 3 {
                 renewed = Instant::now();
@@ -150,51 +163,64 @@ impl Mirror<'_> {
     /// Appends what is new; returns its size in bytes.
     async fn write(&self, generation: &mut Generation) -> Result<usize, StreamError> {
         let mut written = 0;
-        while let Some((id, bytes, oldest)) = self.next(generation)? {
-            self.stream.append(id, oldest, &bytes).await?;
+        while let Some((id, bytes)) = self.next(generation)? {
+            self.stream.append(id, self.oldest(generation), &bytes).await?;
             written += bytes.len();
         }
         Ok(written)
     }
 
-    /// The next batch with its id, and the id of the oldest batch to keep. `None` when nothing is new.
-    fn next(&self, generation: &mut Generation) -> Result<Option<(EntryId, Vec<u8>, EntryId)>, StreamError> {
-        // Noted after its message was published, so the log has that.
-        let progress = self.progress.get();
-        let entries = generation.tail.take(BATCH).ok_or(StreamError::Changed)?;
-        let reached = progress.filter(|&(sequence, _)| sequence <= generation.tail.sequence());
-        let position = reached.map(|(_, position)| position);
+    /// Drops what is too old, when nothing is appended. The newest batch says how far the log reaches, so that an empty one
+    /// takes its place.
+    async fn expire(&self, generation: &mut Generation) -> Result<(), StreamError> {
+        let first = generation.written.front().map(|first| first.id);
+        if generation.written.back().is_some_and(|newest| !newest.is_empty && self.is_old(newest)) {
+            let (id, batch) = self.number(generation, Vec::new());
+            return self.stream.append(id, self.oldest(generation), &batch).await;
+        }
+        let oldest = self.oldest(generation);
+        if first == Some(oldest) { Ok(()) } else { self.stream.trim(oldest).await }
+    }
+
+    /// The next batch with its id. `None` when nothing is new.
+    fn next(&self, generation: &mut Generation) -> Result<Option<(EntryId, Vec<u8>)>, StreamError> {
+        // A batch has nothing beyond its position.
+        let Some((until, position)) = self.progress.get() else { return Ok(None) };
+        let entries = generation.tail.take(BATCH, until).ok_or(StreamError::Changed)?;
+        let position = position.filter(|_| generation.tail.sequence() >= until);
         if entries.is_empty() && (position.is_none() || position == generation.position) {
             return Ok(None);
         }
-        if position.is_some() {
-            generation.position = position;
-        }
-        let bytes = Batch { entries, position, gap: generation.tail.gap() }.encode();
-        let id = generation.take_id(bytes.len() + ENTRY_OVERHEAD);
-        Ok(Some((id, bytes, generation.oldest(self.bytes, self.window))))
+        generation.position = position.or(generation.position);
+        Ok(Some(self.number(generation, entries)))
     }
-}
 
-impl Generation {
-    fn take_id(&mut self, bytes: usize) -> EntryId {
-        let id = self.next;
-        self.next.number += 1;
-        self.held += bytes;
-        self.written.push_back(Written { id, bytes, at: Instant::now() });
-        id
+    /// These entries as the next batch, with its id.
+    fn number(&self, generation: &mut Generation, entries: Vec<Past>) -> (EntryId, Vec<u8>) {
+        let id = generation.next;
+        let (is_empty, at) = (entries.is_empty(), entries.last().map_or_else(|| self.hub.unix(), Past::at));
+        let batch = Batch { entries, position: generation.position, gap: generation.tail.gap() }.encode();
+        let bytes = memory(batch.len());
+        generation.next.number += 1;
+        generation.held += bytes;
+        generation.written.push_back(Written { id, bytes, at, is_empty });
+        (id, batch)
+    }
+
+    fn is_old(&self, written: &Written) -> bool {
+        u64::from(self.hub.unix().saturating_sub(written.at)) > self.window.as_secs()
     }
 
     /// The oldest batch that fits the bounds. The newest always stays.
-    fn oldest(&mut self, bytes: usize, window: Duration) -> EntryId {
-        let mut oldest = self.next;
-        while let Some(first) = self.written.front() {
+    fn oldest(&self, generation: &mut Generation) -> EntryId {
+        let mut oldest = generation.next;
+        while let Some(first) = generation.written.front() {
             oldest = first.id;
-            if self.written.len() == 1 || (self.held <= bytes && first.at.elapsed() <= window) {
+            if generation.written.len() == 1 || (generation.held <= self.bytes && !self.is_old(first)) {
                 break;
             }
-            self.held -= first.bytes;
-            self.written.pop_front();
+            generation.held -= first.bytes;
+            generation.written.pop_front();
         }
         oldest
     }

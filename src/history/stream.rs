@@ -4,13 +4,14 @@
 //! without a hole. A later holder's generation is greater, so that Redis refuses what an earlier one still writes.
 
 use std::{
+    borrow::Cow,
     fmt,
     str::FromStr,
     time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
-use redis::{Value, cmd};
+use redis::{Cmd, FromRedisValue, Value, cmd};
 
 use crate::{
     bus::RECORDS,
@@ -26,11 +27,15 @@ const REST: Duration = Duration::from_secs(4);
 /// How long a new generation is kept that is not finished.
 const PREPARATION: Duration = Duration::from_mins(1);
 
-/// Entries read at a time, each of a batch's size.
-pub(super) const PAGE: usize = 16;
+/// The field of an entry that holds the batch. Tells the stream from one of another program; Redis stores the name once for
+/// many entries.
+const FIELD: &str = "loomio-channels";
 
-/// The field of an entry that holds the batch.
-const FIELD: &str = "b";
+/// What the default keys begin with.
+const KEYS: &str = "loomio-channels:";
+
+/// Hexadecimal digits of what a node writes to the lease.
+const NODE: usize = 16;
 
 /// Names and values.
 type Fields = Vec<(Vec<u8>, Vec<u8>)>;
@@ -70,42 +75,67 @@ pub(super) enum StreamError {
     Redis(#[source] ConnectionError),
     /// A person has to change something; the text says what.
     #[error("{0}")]
-    Refused(&'static str),
+    Refused(Cow<'static, str>),
+    /// The memory of Redis is full.
+    #[error("its memory is full; raise maxmemory, or lower RECOVERY_LOG_BYTES")]
+    Full,
     /// Another holder has begun, or the stream is gone: evicted, deleted, or lost in a failover.
     #[error("the stream has changed")]
     Changed,
 }
 
-impl From<ConnectionError> for StreamError {
-    fn from(error: ConnectionError) -> Self {
-        let text = match &error {
+impl StreamError {
+    /// What Redis answered to a command for the stream at `key`.
+    fn of(error: ConnectionError, key: &str) -> Self {
+        let error = match error {
             ConnectionError::Denied(Denial::Rights) => {
-                "the user of REDIS_URL may not use the stream; run ACL SETUSER <user> +set +get +del +rename +pexpire \
-                 +pubsub|numsub +xadd +xrange +xrevrange ~loomio-channels:* (or ~<RECOVERY_STREAM>* where that is set), or \
-                 set RECOVERY_STREAM=off"
+                let keys = if key.starts_with(KEYS) { KEYS } else { key };
+                return Self::Refused(
+                    format!(
+                        "the user of REDIS_URL may not use the stream; run ACL SETUSER <user> +set +get +del +rename \
+                         +pexpire +info +pubsub|numsub +xadd +xtrim +xrange ~{keys}*, or set RECOVERY_STREAM=off"
+                    )
+                    .into(),
+                );
             }
             ConnectionError::Denied(Denial::Command) => {
-                "it does not know a command for streams; they need Redis 6.2 or later, in which none of set, get, del, \
-                 rename, pexpire, pubsub, xadd, xrange and xrevrange is renamed; or set RECOVERY_STREAM=off"
+                return Self::Refused(
+                    "it does not know a command for streams; they need Redis 6.2 or later, in which none of set, get, del, \
+                     rename, pexpire, info, pubsub, xadd, xtrim and xrange is renamed; or set RECOVERY_STREAM=off"
+                        .into(),
+                );
             }
-            ConnectionError::Denied(_) => "it cannot be used for commands; see the line about lookups",
-            ConnectionError::Redis(error) => match (error.code(), error.detail().unwrap_or_default()) {
-                (Some("WRONGTYPE"), _) => {
-                    "another program keeps something else at the key; give RECOVERY_STREAM a name of its own"
-                }
-                (Some("OOM"), _) => "its memory is full; raise maxmemory, or lower RECOVERY_LOG_BYTES",
-                (Some("READONLY"), _) => "it is a replica; let REDIS_URL lead to the primary, which Rails writes to",
-                (_, detail) if detail.contains("equal or smaller") => return Self::Changed,
-                (_, detail) if detail.contains("syntax") || detail.contains("MINID") => {
-                    "it is too old; Redis 6.2 or later is needed"
-                }
-                _ => return Self::Redis(ConnectionError::Down),
-            },
-            _ => return Self::Redis(error),
+            ConnectionError::Denied(_) => {
+                return Self::Refused("it cannot be used for commands; see the line about lookups".into());
+            }
+            ConnectionError::Redis(error) => error,
+            error => return Self::Redis(error),
         };
-        Self::Refused(text)
+        let detail = error.detail().unwrap_or_default();
+        let has = |texts: &[&str]| texts.iter().any(|text| detail.contains(text));
+        let mend = match error.code() {
+            // It passes by itself.
+            None | Some("LOADING" | "BUSY" | "MASTERDOWN" | "TRYAGAIN" | "ASK" | "CLUSTERDOWN") => {
+                return Self::Redis(error.into());
+            }
+            Some("OOM") => return Self::Full,
+            Some("WRONGTYPE") => FOREIGN,
+            Some("READONLY") => "it is a replica; let REDIS_URL lead to the primary, which Rails writes to",
+            _ if has(&["equal or smaller", "no such key"]) => return Self::Changed,
+            _ if has(&["syntax", "MINID", "Invalid stream ID"]) => "it is too old; Redis 6.2 or later is needed",
+            _ if has(&["max number of clients"]) => "it has too many clients; raise maxclients",
+            // A code is Redis' own word.
+            Some(code) if code.len() <= 20 && code.bytes().all(|byte| byte.is_ascii_uppercase()) => {
+                return Self::Refused(format!("it refuses a command with {code}").into());
+            }
+            _ => "it refuses a command",
+        };
+        Self::Refused(mend.into())
     }
 }
+
+/// What to do about a key that another program uses.
+const FOREIGN: &str = "another program keeps something else at the key; give RECOVERY_STREAM a name of its own";
 
 /// The stream.
 pub(super) struct Stream {
@@ -120,7 +150,11 @@ pub(super) struct Stream {
 impl Stream {
     /// The stream at `key`.
     pub(super) fn new(link: Link, key: String) -> Self {
-        Self { link, key, node: format!("{:016x}", rand::random::<u64>()), rests: Mutex::default() }
+        Self { link, key, node: format!("{:0NODE$x}", rand::random::<u64>()), rests: Mutex::default() }
+    }
+
+    async fn call<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StreamError> {
+        self.link.call(command).await.map_err(|error| StreamError::of(error, &self.key))
     }
 
     fn lease(&self) -> String {
@@ -134,7 +168,7 @@ impl Stream {
         }
         let (lease, term) = (self.lease(), LEASE.as_millis());
         let set = cmd("SET").arg(&lease).arg(&self.node).arg("NX").arg("PX").arg(term).to_owned();
-        let taken: Option<String> = self.link.call(&set).await?;
+        let taken: Option<String> = self.call(&set).await?;
         if taken.is_some() {
             return Ok(true);
         }
@@ -142,7 +176,7 @@ impl Stream {
             return Ok(false);
         }
         // Another node may have taken it between the two. Then its lease is longer, and Redis refuses what is written here.
-        let _: i64 = self.link.call(cmd("PEXPIRE").arg(&lease).arg(term)).await?;
+        let _: i64 = self.call(cmd("PEXPIRE").arg(&lease).arg(term)).await?;
         Ok(true)
     }
 
@@ -152,19 +186,21 @@ impl Stream {
 
     /// The node that has the lease.
     pub(super) async fn holder(&self) -> Result<Option<Vec<u8>>, StreamError> {
-        Ok(self.link.call(cmd("GET").arg(self.lease())).await?)
+        let holder: Option<Vec<u8>> = self.call(cmd("GET").arg(self.lease())).await?;
+        let is_foreign = holder.as_ref().is_some_and(|holder| holder.len() != NODE);
+        if is_foreign { Err(StreamError::Refused(FOREIGN.into())) } else { Ok(holder) }
     }
 
-    /// Whether another node writes the stream, or will take the lease soon. Where no stream `exists`, this node takes the
-    /// lease if no other has it.
-    pub(super) async fn has_writer(&self, exists: bool) -> Result<bool, StreamError> {
-        if !exists {
+    /// Whether another node writes the stream, or will take the lease soon. Where none has the lease this node
+    /// `may_take` it.
+    pub(super) async fn has_writer(&self, may_take: bool) -> Result<bool, StreamError> {
+        if may_take {
             return Ok(!self.hold().await?);
         }
         if let Some(holder) = self.holder().await? {
             return Ok(holder != self.node.as_bytes());
         }
-        let subscribers: (String, i64) = self.link.call(cmd("PUBSUB").arg("NUMSUB").arg(RECORDS)).await?;
+        let subscribers: (String, i64) = self.call(cmd("PUBSUB").arg("NUMSUB").arg(RECORDS)).await?;
         Ok(subscribers.1 > 1)
     }
 
@@ -172,7 +208,7 @@ impl Stream {
     pub(super) async fn cede(&self) -> Result<bool, StreamError> {
         *self.rests.lock() = Some(Instant::now() + REST);
         self.release().await?;
-        self.has_writer(true).await
+        self.has_writer(false).await
     }
 
     /// Takes the lease again when no other node has it.
@@ -183,23 +219,42 @@ impl Stream {
     /// Gives the lease back, if this node has it.
     pub(super) async fn release(&self) -> Result<(), StreamError> {
         if self.is_holder().await? {
-            let _: i64 = self.link.call(cmd("DEL").arg(self.lease())).await?;
+            let _: i64 = self.call(cmd("DEL").arg(self.lease())).await?;
         }
         Ok(())
     }
 
-    /// After a refusal: lets another node try, and leaves no unfinished generation in a memory that may be full.
-    pub(super) async fn abandon(&self) {
-        // What refused the rest may refuse this as well; then both end by themselves.
-        let _: Result<i64, _> = self.link.call(cmd("DEL").arg(self.fresh())).await;
+    /// After a refusal: lets another node try, and leaves no unfinished generation. In a memory that is full it leaves
+    /// nothing, as Redis refuses the writes of Rails as well; it deletes even then.
+    pub(super) async fn abandon(&self, is_full: bool) {
+        let mut delete = cmd("DEL");
+        delete.arg(self.fresh());
+        if is_full {
+            delete.arg(&self.key);
+        }
+        // What refused the rest may refuse this as well; then all but the stream end by themselves.
+        let _: Result<i64, _> = self.call(&delete).await;
         let _ = self.release().await;
     }
 
-    /// The next entries after `last`, the oldest first, each with its batch; the first ones without it. None at the end.
-    pub(super) async fn read(&self, last: Option<EntryId>) -> Result<Vec<(EntryId, Vec<u8>)>, StreamError> {
+    /// Whether Redis has memory for so many bytes.
+    pub(super) async fn has_room(&self, bytes: usize) -> Result<bool, StreamError> {
+        let info: String = self.call(cmd("INFO").arg("memory")).await?;
+        let number = |name| info.lines().find_map(|line| line.strip_prefix(name)?.parse::<usize>().ok());
+        let (used, most) = (number("used_memory:").unwrap_or(0), number("maxmemory:").unwrap_or(0));
+        Ok(most == 0 || used.saturating_add(bytes) <= most)
+    }
+
+    /// The next `count` entries after `last`, the oldest first, each with its batch; the first ones without it. Fewer at
+    /// the end.
+    pub(super) async fn read(
+        &self,
+        last: Option<EntryId>,
+        count: usize,
+    ) -> Result<Vec<(EntryId, Vec<u8>)>, StreamError> {
         let from = last.map_or_else(|| "-".to_owned(), |last| format!("({last}"));
-        let range = cmd("XRANGE").arg(&self.key).arg(from).arg("+").arg("COUNT").arg(PAGE).to_owned();
-        batches(self.link.call(&range).await?)
+        let range = cmd("XRANGE").arg(&self.key).arg(from).arg("+").arg("COUNT").arg(count).to_owned();
+        batches(self.call(&range).await?)
     }
 
     /// Up to `count` entries from `newest` backwards, or from the end of the stream.
@@ -210,7 +265,7 @@ impl Stream {
     ) -> Result<Vec<(EntryId, Vec<u8>)>, StreamError> {
         let from = newest.map_or_else(|| "+".to_owned(), |newest| newest.to_string());
         let range = cmd("XREVRANGE").arg(&self.key).arg(from).arg("-").arg("COUNT").arg(count).to_owned();
-        batches(self.link.call(&range).await?)
+        batches(self.call(&range).await?)
     }
 
     /// Appends a batch to the stream of this generation, which loses all before `oldest`.
@@ -221,7 +276,7 @@ impl Stream {
         let mut add = cmd("XADD");
         add.arg(&self.key).arg("NOMKSTREAM").arg("MINID").arg("=").arg(oldest.to_string());
         add.arg(id.to_string()).arg(FIELD).arg(batch);
-        let added: Value = self.link.call(&add).await?;
+        let added: Value = self.call(&add).await?;
         if matches!(added, Value::Nil) { Err(StreamError::Changed) } else { Ok(()) }
     }
 
@@ -229,11 +284,11 @@ impl Stream {
     pub(super) async fn prepare(&self, id: EntryId, batch: &[u8]) -> Result<(), StreamError> {
         let fresh = self.fresh();
         if id.number == 1 {
-            let _: i64 = self.link.call(cmd("DEL").arg(&fresh)).await?;
+            let _: i64 = self.call(cmd("DEL").arg(&fresh)).await?;
         }
-        let _: Value = self.link.call(cmd("XADD").arg(&fresh).arg(id.to_string()).arg(FIELD).arg(batch)).await?;
+        let _: Value = self.call(cmd("XADD").arg(&fresh).arg(id.to_string()).arg(FIELD).arg(batch)).await?;
         // A node that dies meanwhile leaves nothing behind for long.
-        let _: i64 = self.link.call(cmd("PEXPIRE").arg(&fresh).arg(PREPARATION.as_millis())).await?;
+        let _: i64 = self.call(cmd("PEXPIRE").arg(&fresh).arg(PREPARATION.as_millis())).await?;
         Ok(())
     }
 
@@ -245,15 +300,20 @@ impl Stream {
         if !self.hold().await? {
             return Err(StreamError::Changed);
         }
-        let _: Value = self.link.call(cmd("RENAME").arg(self.fresh()).arg(&self.key)).await?;
-        Ok(())
+        let _: Value = self.call(cmd("RENAME").arg(self.fresh()).arg(&self.key)).await?;
+        if self.hold().await? {
+            return Ok(());
+        }
+        // It took longer than the lease, so that it may have replaced what a later holder wrote. That one begins anew.
+        let _: i64 = self.call(cmd("DEL").arg(&self.key)).await?;
+        Err(StreamError::Changed)
     }
 
     fn fresh(&self) -> String {
         format!("{}:{}", self.key, self.node)
     }
 
-    /// The greatest generation in the stream; 0 without a stream.
+    /// The generation of the stream; 0 without a stream.
     ///
     /// # Errors
     /// [`StreamError::Refused`] also when another program writes the stream, which must not be replaced then.
@@ -261,10 +321,19 @@ impl Stream {
         Ok(self.read_back(None, 1).await?.first().map_or(0, |(id, _)| id.generation))
     }
 
+    /// Drops all before `oldest`.
+    pub(super) async fn trim(&self, oldest: EntryId) -> Result<(), StreamError> {
+        let trim = cmd("XTRIM").arg(&self.key).arg("MINID").arg("=").arg(oldest.to_string()).to_owned();
+        self.call::<i64>(&trim).await.map(drop)
+    }
+
     /// Lets Redis drop the stream when no node has kept it for so long.
+    ///
+    /// # Errors
+    /// [`StreamError::Changed`] when the stream is gone.
     pub(super) async fn keep(&self, window: Duration) -> Result<(), StreamError> {
-        let _: i64 = self.link.call(cmd("PEXPIRE").arg(&self.key).arg(window.as_millis())).await?;
-        Ok(())
+        let is_kept: bool = self.call(cmd("PEXPIRE").arg(&self.key).arg(window.as_millis())).await?;
+        if is_kept { Ok(()) } else { Err(StreamError::Changed) }
     }
 }
 
@@ -275,5 +344,5 @@ fn batches(entries: Vec<(String, Fields)>) -> Result<Vec<(EntryId, Vec<u8>)>, St
         Some((id.parse().ok()?, batch))
     };
     let entries: Option<Vec<_>> = entries.into_iter().map(entry).collect();
-    entries.ok_or(StreamError::Refused("another program writes to the key; give RECOVERY_STREAM a name of its own"))
+    entries.ok_or(StreamError::Refused(FOREIGN.into()))
 }

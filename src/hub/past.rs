@@ -40,6 +40,12 @@ pub enum Past {
 }
 
 impl Past {
+    /// When it came, in seconds since 1970.
+    pub fn at(&self) -> u32 {
+        let (Self::Event { at, .. } | Self::Gap { at, .. }) = self;
+        *at
+    }
+
     /// What it counts against the bounds of the log, in bytes.
     pub fn weight(&self) -> usize {
         match self {
@@ -56,8 +62,8 @@ impl Hub {
     pub fn restore(&self, entries: impl IntoIterator<Item = Past>, gap: u32, now: Instant) -> u64 {
         let unix = self.shared.unix(now);
         for entry in entries {
-            let (Past::Event { at, .. } | Past::Gap { at, .. }) = entry;
-            let published = now.checked_sub(Duration::from_secs(unix.saturating_sub(at).into())).unwrap_or(now);
+            let age = Duration::from_secs(unix.saturating_sub(entry.at()).into());
+            let published = now.checked_sub(age).unwrap_or(now);
             match entry {
                 Past::Event { kind, room, payload, at } => {
                     let fingerprint = self.fingerprint(&payload);
@@ -141,9 +147,9 @@ impl Tail {
         self.shared.log.lock().gap_at
     }
 
-    /// The next entries, oldest first: of up to `bytes`, and at least one if there is one. `None` when the log dropped
-    /// entries that were not taken.
-    pub fn take(&mut self, bytes: usize) -> Option<Vec<Past>> {
+    /// The next entries up to the sequence `until`, oldest first: of up to `bytes`, and at least one if there is one. `None`
+    /// when the log dropped entries that were not taken.
+    pub fn take(&mut self, bytes: usize, until: u64) -> Option<Vec<Past>> {
         let (mut entries, mut weight) = (Vec::new(), 0);
         loop {
             let log = self.shared.log.lock();
@@ -151,7 +157,8 @@ impl Tail {
                 return None;
             }
             for _ in 0..ENTRIES_PER_LOCK {
-                let Some(entry) = log.past(self.sequence + 1) else { return Some(entries) };
+                let next = (self.sequence < until).then(|| log.past(self.sequence + 1));
+                let Some(entry) = next.flatten() else { return Some(entries) };
                 weight += entry.weight();
                 if weight > bytes && !entries.is_empty() {
                     return Some(entries);

@@ -21,6 +21,10 @@ use crate::{
 /// How often Redis is asked for a sign of life, which is also the number of `PUBLISH` calls it has counted.
 const ASK_INTERVAL: Duration = Duration::from_secs(5);
 
+/// The same after an answer that others publish on channels that are not subscribed: the position is behind by their
+/// messages, and a node that starts waits until it is not.
+const ASK_SOON: Duration = Duration::from_secs(1);
+
 /// How long Redis may send nothing after it was asked.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -89,7 +93,7 @@ pub(super) struct Subscription {
     decoder: ReplyDecoder,
     /// Commands that the socket has not taken yet: a few hundred bytes, as `asked` is short.
     outgoing: BytesMut,
-    /// Unanswered questions: those of the beginning, then at most one sign of life and one drain.
+    /// Unanswered questions: those of the beginning, then at most two signs of life and one drain.
     asked: VecDeque<Ask>,
     granted: Granted,
     /// What was received, beside what Redis has counted.
@@ -190,9 +194,12 @@ impl Subscription {
         self.ledger.position(self.early.len())
     }
 
-    /// Asks for [`Inbound::Drained`].
+    /// Asks for [`Inbound::Drained`], and before that for the position.
     pub(super) fn drain(&mut self) {
         if !self.asked.contains(&Ask::Drain) {
+            if self.granted.info {
+                self.ask(&[Ask::CommandStats], redis::cmd("INFO").arg("commandstats"));
+            }
             self.ask(&[Ask::Drain], &redis::cmd("PING"));
         }
     }
@@ -231,6 +238,10 @@ impl Subscription {
                 self.ledger.counted(text);
                 let position = self.ledger.position(0);
                 if position != self.told && self.early.is_empty() {
+                    // The first answer is not news of others.
+                    if self.told.is_some() && position.is_some() && self.asked.is_empty() {
+                        self.deadline = Instant::now() + ASK_SOON;
+                    }
                     self.told = position;
                     return Ok(position.map(|position| Heard::Inbound(Inbound::Moved(position))));
                 }

@@ -117,6 +117,43 @@ async fn a_running_node_writes_again_what_was_flushed_or_emptied() {
     assert_eq!(numbers(&returned.missed), [0, 1]);
 }
 
+#[tokio::test]
+async fn a_stream_that_is_deleted_while_nothing_is_published_is_written_again() {
+    let redis = redis_with_ada().await;
+    let first = node(&redis).await;
+    let mut browser = Browser::connect(&first, "ada").await;
+    publish_apart(&redis, &mut browser, 0..1).await;
+    redis.command(&["DEL", STREAM]).await;
+    kept(&redis, &record("group-1", 0)).await;
+    redis.command(&["RENAME", STREAM, "elsewhere"]).await;
+    kept(&redis, &record("group-1", 0)).await;
+}
+
+#[tokio::test]
+async fn what_is_older_than_the_window_leaves_redis_and_a_restart_is_still_no_gap() {
+    let redis = redis_with_ada().await;
+    let window = ("RECOVERY_WINDOW", "2s");
+    let first = node_at(&redis.url(), &[window]).await;
+    let mut browser = Browser::connect(&first, "ada").await;
+    publish_apart(&redis, &mut browser, 0..2).await;
+    until("the end of the messages", async || !holds(&redis.command(&["XRANGE", STREAM, "-", "+"]).await, b"group-1"))
+        .await;
+    end(first).await;
+    node_at(&redis.url(), &[window]).await.says("complete=true").await;
+}
+
+#[tokio::test]
+async fn the_key_for_tickets_is_given_back_and_another_one_is_told() {
+    const KEY: &str = "loomio-channels:key";
+    let redis = redis_with_ada().await;
+    let first = node(&redis).await;
+    let key = redis.command(&["GET", KEY]).await;
+    redis.command(&["FLUSHALL"]).await;
+    until("the key", async || redis.command(&["GET", KEY]).await == key).await;
+    redis.command(&["SET", KEY, "theirs"]).await;
+    first.says("redis has another key for tickets").await;
+}
+
 /// Copies what Redis has on disk.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
@@ -203,7 +240,7 @@ async fn entries_that_no_node_wrote_are_replaced() {
     {
         let redis = redis_with_ada().await;
         for id in [MOST, LAST] {
-            redis.command(&["XADD", STREAM, id, "b", garbage]).await;
+            redis.command(&["XADD", STREAM, id, "loomio-channels", garbage]).await;
         }
         let first = node(&redis).await;
         let mut browser = Browser::connect(&first, "ada").await;

@@ -10,7 +10,7 @@ const KEPT: &str = "the recovery log is kept in redis again";
 /// What a user needs for everything, as the README says.
 const RIGHTS: &str = "resetchannels resetkeys -@all &/records &/system_notice &chatbot/* +subscribe +psubscribe \
                       +ping +info +client|info +get ~/current_users/* +set +del +rename +pexpire +pubsub|numsub +xadd \
-                      +xrange +xrevrange ~loomio-channels:*";
+                      +xtrim +xrange ~loomio-channels:*";
 
 /// Commands that begin each attempt to write.
 async fn attempts(redis: &Redis) -> u64 {
@@ -69,6 +69,8 @@ async fn a_redis_whose_memory_is_full() {
     // Another time is another change.
     redis.command(&["CONFIG", "SET", "maxmemory", "1"]).await;
     until("the second refusal", async || times(&node, REFUSED) == 2).await;
+    until("the end of the stream", async || redis.command(&["EXISTS", super::STREAM]).await == ::redis::Value::Int(0))
+        .await;
     works(&redis, &node, 3).await;
     redis.command(&["CONFIG", "SET", "maxmemory", "0"]).await;
     until("the second end", async || times(&node, KEPT) == 2).await;
@@ -91,8 +93,24 @@ async fn something_else_at_the_key() {
 }
 
 #[tokio::test]
+async fn something_else_at_the_key_of_the_lease() {
+    const LEASE: &str = "loomio-channels:recovery:lease";
+    let redis = redis_with_ada().await;
+    redis.command(&["SET", LEASE, "theirs"]).await;
+    refuses_until(&redis, &redis.url(), &["RECOVERY_STREAM"], &[&["DEL", LEASE]]).await;
+}
+
+#[tokio::test]
+async fn too_few_replicas() {
+    let redis = redis_with_ada().await;
+    redis.command(&["CONFIG", "SET", "min-replicas-to-write", "1"]).await;
+    let allow: &[&str] = &["CONFIG", "SET", "min-replicas-to-write", "0"];
+    refuses_until(&redis, &redis.url(), &["NOREPLICAS"], &[allow]).await;
+}
+
+#[tokio::test]
 async fn a_server_without_a_command() {
-    for command in ["XADD", "XRANGE", "XREVRANGE", "RENAME"] {
+    for command in ["XADD", "XRANGE", "RENAME"] {
         let redis = Redis::start_with(&["--rename-command", command, ""]).await;
         redis.user("ada", 1, &[1]).await;
         let node = node_at(&redis.url(), &[]).await;
@@ -145,9 +163,9 @@ async fn a_user_who_may_read_and_not_write() {
 
 #[tokio::test]
 async fn a_user_who_may_write_and_not_read() {
-    let (redis, url) = restricted(&["-xrevrange", "-xrange"]).await;
+    let (redis, url) = restricted(&["-xrange"]).await;
     let mends = ["+xrange", "~loomio-channels:*", "RECOVERY_STREAM"];
-    refuses_until(&redis, &url, &mends, &[&["ACL", "SETUSER", "channels", "+xrange", "+xrevrange"]]).await;
+    refuses_until(&redis, &url, &mends, &[&["ACL", "SETUSER", "channels", "+xrange"]]).await;
 }
 
 #[tokio::test]

@@ -95,7 +95,7 @@ async fn payload(subscription: &mut Subscription) -> Bytes {
 #[tokio::test(start_paused = true)]
 async fn every_answer_is_a_sign_of_life_in_either_protocol() {
     for (answers, question, replies) in [
-        (granted(), info("commandstats"), [&*stats(7), &stats(9), NOPERM, "-BUSY a script\r\n"]),
+        (granted(), info("commandstats"), [&*stats(7), &stats(8), NOPERM, "-BUSY a script\r\n"]),
         (RESP2.to_owned(), ping(), ["*2\r\n$4\r\npong\r\n$0\r\n\r\n", NOPERM, "-BUSY a script\r\n", "+PONG\r\n"]),
         (
             [HELLO, CHANNELS, NOPERM, NOPERM, NOPERM, NOPERM].concat(),
@@ -118,6 +118,27 @@ async fn every_answer_is_a_sign_of_life_in_either_protocol() {
             assert_eq!(heard, "end", "{reply}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_position_that_others_move_is_asked_for_sooner_and_at_the_end() {
+    let (mut subscription, mut server) = subscribed(&granted()).await;
+    let mut last = Instant::now();
+    for (count, pause) in [(9, ASK_INTERVAL), (11, ASK_INTERVAL), (13, ASK_SOON), (14, ASK_SOON), (15, ASK_INTERVAL)] {
+        let serve = async {
+            let now = asked(&mut server, &info("commandstats")).await;
+            assert_eq!(now - last, pause, "{count}");
+            last = now;
+            say(&mut server, &(stats(count) + &message("/records", "end"))).await;
+        };
+        let (heard, ()) = tokio::join!(payload(&mut subscription), serve);
+        assert_eq!(heard, "end", "{count}");
+    }
+    subscription.drain();
+    say(&mut server, &(stats(19) + "+PONG\r\n")).await;
+    let moved = Inbound::Moved(Position { count: 19, ..subscription.before().unwrap() });
+    assert_eq!(subscription.next().await.unwrap(), Heard::Inbound(moved));
+    assert_eq!(subscription.next().await.unwrap(), Heard::Inbound(Inbound::Drained));
 }
 
 #[tokio::test(start_paused = true)]
@@ -224,7 +245,7 @@ async fn messages_before_the_first_answers_come_after_these_and_are_accounted_fo
     }
     let (mut third, _server) = subscribed(&granted_at(13)).await;
     second.drain();
-    say(&mut server, "+PONG\r\n").await;
+    say(&mut server, &(stats(14) + "+PONG\r\n")).await;
     assert_eq!(second.next().await.unwrap(), Heard::Inbound(Inbound::Drained));
     assert_eq!(third.ledger.gap_after(&second.ledger, None), Gap::Possible, "10, 1 since, 2 for the bot and itself");
     let (mut third, _server) = subscribed(&granted_at(14)).await;
@@ -332,7 +353,7 @@ async fn memory_of_large_messages_is_not_kept() {
         assert_eq!(payload(&mut subscription).await.len(), length);
     }
     subscription.drain();
-    say(&mut server, "+PONG\r\n").await;
+    say(&mut server, &(stats(12) + "+PONG\r\n")).await;
     assert_eq!(subscription.next().await.unwrap(), Heard::Inbound(Inbound::Drained));
     assert!(subscription.buffer.capacity() <= 2 * CHUNK_BYTES, "{}", subscription.buffer.capacity());
 }
