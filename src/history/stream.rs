@@ -93,7 +93,7 @@ impl StreamError {
                 return Self::Refused(
                     format!(
                         "the user of REDIS_URL may not use the stream; run ACL SETUSER <user> +set +get +del +rename \
-                         +pexpire +info +pubsub|numsub +xadd +xtrim +xrange ~{keys}*, or set RECOVERY_STREAM=off"
+                         +pexpire +info +pubsub|numsub +xadd +xtrim +xrange +xrevrange ~{keys}*, or set RECOVERY_STREAM=off"
                     )
                     .into(),
                 );
@@ -101,7 +101,7 @@ impl StreamError {
             ConnectionError::Denied(Denial::Command) => {
                 return Self::Refused(
                     "it does not know a command for streams; they need Redis 6.2 or later, in which none of set, get, del, \
-                     rename, pexpire, info, pubsub, xadd, xtrim and xrange is renamed; or set RECOVERY_STREAM=off"
+                     rename, pexpire, info, pubsub, xadd, xtrim, xrange and xrevrange is renamed; or set RECOVERY_STREAM=off"
                         .into(),
                 );
             }
@@ -318,7 +318,7 @@ impl Stream {
     /// # Errors
     /// [`StreamError::Refused`] also when another program writes the stream, which must not be replaced then.
     pub(super) async fn generation(&self) -> Result<u64, StreamError> {
-        Ok(self.read_back(None, 1).await?.first().map_or(0, |(id, _)| id.generation))
+        Ok(self.read(None, 1).await?.first().map_or(0, |(id, _)| id.generation))
     }
 
     /// Drops all before `oldest`.

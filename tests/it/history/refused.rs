@@ -10,7 +10,7 @@ const KEPT: &str = "the recovery log is kept in redis again";
 /// What a user needs for everything, as the README says.
 const RIGHTS: &str = "resetchannels resetkeys -@all &/records &/system_notice &chatbot/* +subscribe +psubscribe \
                       +ping +info +client|info +get ~/current_users/* +set +del +rename +pexpire +pubsub|numsub +xadd \
-                      +xtrim +xrange ~loomio-channels:*";
+                      +xtrim +xrange +xrevrange ~loomio-channels:*";
 
 /// Commands that begin each attempt to write.
 async fn attempts(redis: &Redis) -> u64 {
