@@ -1,7 +1,7 @@
 //! From the bus to the hub: the only place that decides where a message goes.
 //!
-//! Never waits for anything but the bus. A message that cannot be used is counted, logged once a minute for each reason,
-//! and dropped.
+//! Waits for the bus, and for what comes before that: at the start, and after a gap that another node may fill. A message
+//! that cannot be used is counted, logged once a minute for each reason, and dropped.
 
 mod overlap;
 
@@ -39,8 +39,10 @@ pub struct Dispatch {
     hub: Hub,
     /// Where what came before is read, and what comes is kept; `None` for nowhere.
     history: Option<Arc<History>>,
-    /// What the bus brought while something was read that comes before it.
-    waiting: VecDeque<Inbound>,
+    /// What the bus brought while something was read that comes before it, and when.
+    waiting: VecDeque<(std::time::Instant, Inbound)>,
+    /// Whether only what Redis had accepted is still taken, and nothing is waited for.
+    is_stopping: bool,
     /// What the bus may still bring and the log has from the stream.
     overlap: Option<Overlap>,
     /// Sequence of the last message in the log.
@@ -63,6 +65,7 @@ impl Dispatch {
             hub,
             history,
             waiting: VecDeque::new(),
+            is_stopping: false,
             overlap: None,
             sequence: 0,
             noted: None,
@@ -77,6 +80,7 @@ impl Dispatch {
     pub async fn run(mut self, mut source: impl Source, stop: CancellationToken) {
         stop.run_until_cancelled(self.follow(&mut source)).await;
         source.drain();
+        self.is_stopping = true;
         let _ = timeout(DRAIN_TIMEOUT, self.follow(&mut source)).await;
     }
 
@@ -85,12 +89,13 @@ impl Dispatch {
         loop {
             let waiting = &mut self.waiting;
             let next = async {
-                match waiting.pop_front() {
-                    Some(inbound) => inbound,
-                    None => source.next().await,
+                if let Some(inbound) = waiting.pop_front() {
+                    return inbound;
                 }
+                let inbound = source.next().await;
+                (std::time::Instant::now(), inbound)
             };
-            let inbound = tokio::select! {
+            let (heard, inbound) = tokio::select! {
                 biased;
                 // First: while messages come without a pause, no later branch has its turn.
                 Some(()) = OptionFuture::from(self.due.map(sleep_until)) => {
@@ -101,10 +106,14 @@ impl Dispatch {
                 inbound = next => inbound,
             };
             match inbound {
-                Inbound::Subscribed { gap: Gap::Start, before } => self.begin(source, before).await,
-                Inbound::Subscribed { gap: Gap::Possible, before } => self.fill(source, before).await,
+                Inbound::Subscribed { gap: Gap::Start, before } if !self.is_stopping => {
+                    self.begin(source, before).await;
+                }
+                Inbound::Subscribed { gap: Gap::Possible, before } if !self.is_stopping => {
+                    self.fill(source, before).await;
+                }
                 Inbound::Drained => return,
-                inbound => self.act(inbound),
+                inbound => self.act(inbound, heard),
             }
         }
     }
@@ -119,82 +128,105 @@ impl Dispatch {
             self.is_begun.set(true);
             return self.resume_after_start(false, is_early);
         };
-        let mut loaded = self.wait_for(history.load(before), source).await;
+        let start = Inbound::Subscribed { gap: Gap::Start, before };
+        let mut loaded = self.wait_for(history.load(before), source, start).await;
         self.overlap = self.cut(&mut loaded, before);
+        // Browsers that joined meanwhile are delivered what was published since this node listens.
+        let heard = self.overlap.as_ref().map_or(loaded.entries.len(), |overlap| overlap.first);
+        let late = loaded.entries.split_off(heard);
         let Loaded { entries, position, gap, complete } = loaded;
         let complete = complete && !is_early;
         tracing::info!(events = entries.len(), complete, "read what was published before the start");
         self.sequence = self.hub.restore(entries, gap, std::time::Instant::now());
         self.resume_after_start(complete, is_early);
+        self.publish_all(late);
         // A gap counts as much as what was lost in it.
-        self.note(if complete { position } else { before });
+        self.note(if complete { position.filter(|_| self.waiting.is_empty()) } else { before });
         history.restored();
         self.is_begun.set(true);
     }
 
     /// Publishes what another node heard while this one did not, before what the bus brings now; or tells of the gap.
     async fn fill(&mut self, source: &mut impl Source, before: Option<Position>) {
-        let gap = Inbound::Subscribed { gap: Gap::Possible, before };
-        let (Some(history), Some(end)) = (self.history.clone(), before) else { return self.act(gap) };
-        let mut loaded = self.wait_for(history.fill(end), source).await;
+        let gap = || Inbound::Subscribed { gap: Gap::Possible, before };
+        let now = std::time::Instant::now();
+        let (Some(history), Some(end)) = (self.history.clone(), before) else { return self.act(gap(), now) };
+        let mut loaded = self.wait_for(history.fill(end), source, gap()).await;
         let overlap = self.cut(&mut loaded, before);
         if !loaded.complete {
-            return self.act(gap);
+            return self.act(gap(), now);
         }
         tracing::info!(events = loaded.entries.len(), "read what was published in the gap from another node's log");
         self.metrics.count(Counter::GapsFilled);
         // A second gap may have followed at once, and the first was filled beyond it.
         self.overlap = overlap.map(|overlap| overlap.after(self.overlap.take()));
-        for entry in loaded.entries {
-            if let Past::Event { kind, room, payload, .. } = entry {
-                self.publish(kind, &room, payload);
-            }
-        }
+        self.publish_all(loaded.entries);
         self.hub.resume(true);
-        self.note(loaded.position);
+        self.note(loaded.position.filter(|_| self.waiting.is_empty()));
     }
 
-    /// Waits, and keeps what the bus brings meanwhile.
-    async fn wait_for<T>(&mut self, answer: impl Future<Output = T>, source: &mut impl Source) -> T {
+    /// Publishes what other nodes heard, but for their own notices of gaps.
+    fn publish_all(&mut self, entries: VecDeque<Past>) {
+        for entry in entries {
+            let published = self.hub.published(&entry);
+            if let Past::Event { kind: kind @ (Kind::Records | Kind::Notice), room, payload, .. } = entry {
+                self.publish(kind, &room, payload, published);
+            }
+        }
+    }
+
+    /// Waits, and keeps what the bus brings meanwhile. What began this is kept too for as long: a stop may end the wait.
+    async fn wait_for<T>(&mut self, answer: impl Future<Output = T>, source: &mut impl Source, began: Inbound) -> T {
         let size = |inbound: &Inbound| match inbound {
             Inbound::Message { payload: Some(payload), .. } => size_of::<Inbound>() + payload.len(),
             _ => size_of::<Inbound>(),
         };
-        let (mut answer, mut bytes) = (pin!(answer), self.waiting.iter().map(size).sum::<usize>());
+        self.waiting.push_front((std::time::Instant::now(), began));
+        let mut bytes = self.waiting.iter().map(|(_, inbound)| size(inbound)).sum::<usize>();
+        let mut answer = pin!(answer);
         loop {
             tokio::select! {
                 // What has come before the answer belongs to what is kept. More than this waits in Redis.
                 biased;
                 inbound = source.next(), if bytes < WAITING_BYTES => {
                     bytes += size(&inbound);
-                    self.waiting.push_back(inbound);
+                    self.waiting.push_back((std::time::Instant::now(), inbound));
                 }
-                answer = &mut answer => return answer,
+                answer = &mut answer => {
+                    self.waiting.pop_front();
+                    return answer;
+                }
             }
         }
     }
 
     /// Takes out of `loaded` what the bus has brought, after `before`.
     fn cut(&self, loaded: &mut Loaded, before: Option<Position>) -> Option<Overlap> {
-        let payload = |inbound: &Inbound| match inbound {
-            Inbound::Message { payload, .. } => payload.clone(),
+        let payload = |(_, inbound): &_| match inbound {
+            Inbound::Message { channel, payload: Some(payload), .. } => {
+                decode(channel_name(channel), payload).is_ok().then(|| payload.clone())
+            }
             _ => None,
         };
         let heard: Vec<_> = self.waiting.iter().filter_map(payload).collect();
         Overlap::cut(loaded, before, &heard, |payload| self.hub.fingerprint(payload))
     }
 
-    fn act(&mut self, inbound: Inbound) {
+    /// Takes what the bus brought at the time `heard`.
+    fn act(&mut self, inbound: Inbound, heard: std::time::Instant) {
         match inbound {
             Inbound::Message { position, channel, payload } => {
                 if !self.has(position, payload.as_deref()) {
-                    self.take(&channel, payload);
+                    self.take(&channel, payload, heard);
                     self.note(position);
                 }
             }
             Inbound::Moved(position) => self.note(Some(position)),
             Inbound::Lost => self.hub.interrupt(),
-            Inbound::Subscribed { gap: Gap::Start, .. } => self.resume_after_start(false, true),
+            Inbound::Subscribed { gap: Gap::Start, before } => {
+                self.resume_after_start(false, true);
+                self.note(before);
+            }
             Inbound::Subscribed { gap: Gap::Empty, .. } => {
                 self.metrics.count(Counter::GapsEmpty);
                 self.hub.resume(true);
@@ -234,20 +266,19 @@ impl Dispatch {
         }
     }
 
-    fn take(&mut self, channel: &[u8], payload: Option<Bytes>) {
+    fn take(&mut self, channel: &[u8], payload: Option<Bytes>, heard: std::time::Instant) {
         self.metrics.count(Counter::MessagesReceived);
-        // Empty when it is not text, which no channel of the subscription is.
-        let channel = str::from_utf8(channel).unwrap_or_default();
+        let channel = channel_name(channel);
         let Some(payload) = payload else { return self.reject(channel, Rejected::TooLarge) };
         match decode(channel, &payload) {
-            Ok(Some(room)) => self.publish(Kind::Records, &room, payload.clone()),
-            Ok(None) => self.publish(Kind::Notice, EVERYONE, payload),
+            Ok(Some(room)) => self.publish(Kind::Records, &room, payload.clone(), heard),
+            Ok(None) => self.publish(Kind::Notice, EVERYONE, payload, heard),
             Err(rejected) => self.reject(channel, rejected),
         }
     }
 
-    fn publish(&mut self, kind: Kind, room: &str, payload: Bytes) {
-        self.sequence = self.hub.publish(kind, room, payload, std::time::Instant::now()).sequence;
+    fn publish(&mut self, kind: Kind, room: &str, payload: Bytes, published: std::time::Instant) {
+        self.sequence = self.hub.publish(kind, room, payload, published).sequence;
     }
 
     fn reject(&self, channel: &str, rejected: Rejected) {
@@ -267,6 +298,11 @@ impl Dispatch {
             self.sequence = self.hub.tell_gap(now.into_std()).unwrap_or(self.sequence);
         }
     }
+}
+
+/// Empty when it is not text, which no channel of the subscription is.
+fn channel_name(channel: &[u8]) -> &str {
+    str::from_utf8(channel).unwrap_or_default()
 }
 
 /// What browsers are told of a gap, written as Loomio's own system notices are.

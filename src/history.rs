@@ -1,8 +1,8 @@
 //! The recovery log's copy in a Redis Stream, for nodes that start: what was published before they listened. A node that
 //! lost its subscription reads there what it missed.
 //!
-//! Every node hears every message from the bus and keeps its own log; live updates wait for the stream only after such a
-//! gap, for [`FILL_PATIENCE`] at most. One node, the holder of a lease, writes its log to the stream in batches, each with
+//! Every node hears every message from the bus and keeps its own log; live updates wait for the stream only at the start,
+//! and after such a gap for [`FILL_PATIENCE`] at most. One node, the holder of a lease, writes its log to the stream in batches, each with
 //! the position on the bus that it reaches: Redis' own count of `PUBLISH` calls. A starting node subscribes first and then
 //! reads the stream. When the stream reaches the position of the subscription, nothing is missing between the two, however
 //! the nodes before it ended.
@@ -69,7 +69,7 @@ struct Told(Mutex<Option<String>>);
 impl Told {
     /// Says what has to be changed. An outage is told by the subscription.
     fn failed(&self, error: &StreamError) {
-        let (StreamError::Refused(_) | StreamError::Full) = error else { return };
+        let (StreamError::Refused(_) | StreamError::Full | StreamError::NoRoom) = error else { return };
         let mend = error.to_string();
         if self.0.lock().replace(mend.clone()).as_ref() != Some(&mend) {
             tracing::warn!(
@@ -121,7 +121,8 @@ impl History {
     /// leaves the stream to them, so that one which heard everything writes it. Incomplete at once when that cannot be, and
     /// after [`FILL_PATIENCE`] in any case.
     pub async fn fill(&self, before: Position) -> Loaded {
-        if self.progress.get().is_none_or(|(_, position)| position.is_none_or(|last| last.run != before.run)) {
+        let is_same_run = |(_, position): (u64, Option<Position>)| position.is_some_and(|last| last.run == before.run);
+        if !self.progress.get().is_some_and(is_same_run) || !self.hub.has_place() {
             return Loaded::default();
         }
         let fill = async {
@@ -186,7 +187,7 @@ impl History {
                 },
                 () = &mut late => return,
             };
-            let is_full = matches!(error, StreamError::Full);
+            let is_full = matches!(error, StreamError::Full | StreamError::NoRoom);
             let is_refused = is_full || matches!(error, StreamError::Refused(_));
             was_full = is_full || was_full && begun.elapsed() < LONGEST_PAUSE;
             // Only what a person has to change is not tried again soon: another node may wait for this one to write.
@@ -196,7 +197,7 @@ impl History {
             told.failed(&error);
             let rest = async {
                 if is_refused {
-                    stream.abandon(is_full).await;
+                    stream.abandon(matches!(error, StreamError::Full)).await;
                 }
                 sleep(pause).await;
             };

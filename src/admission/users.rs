@@ -182,7 +182,7 @@ impl Users {
         let denial =
             found.iter().find_map(|found| if let Found::Refused(denial) = found { Some(*denial) } else { None });
         if let Some(denial) = denial {
-            warn(&REFUSALS, "redis refuses to look up connected users, who keep their rooms", denial);
+            warn(&REFUSALS, "redis refuses to look up connected users, who keep their rooms for UNVOUCHED_MAX", denial);
         }
         found
     }

@@ -88,11 +88,11 @@ variables! {
     plain REPLAY_BYTES: usize = "8MiB", bytes(4 << 10..=1 << 30),
         "what a returning browser is given at most; if it missed more it starts over";
     plain UNVOUCHED_MAX: Duration = "24h", duration(1..=365 * 24 * 3600),
-        "how long a browser keeps its rooms when Redis no longer knows its token";
+        "how long a browser keeps its rooms when its key in Redis is gone or cannot be understood";
     // A day is as good as never.
     plain REAUTH_SECONDS: Duration = "60", seconds(0..=24 * 3600),
         "seconds after which the groups of connected users are read again; 0 for never";
-    plain REAUTH_STRICT: bool = "0", switch(), "1 also takes all rooms from users whose key in Redis is gone";
+    plain REAUTH_STRICT: bool = "0", switch(), "1 takes all rooms at once from users whose key is gone or cannot be understood";
     plain GAP_NOTICE: GapNotice = "reload", gap_notice(),
         "told to pages when updates may be lost: reload, off, or a text beside the reload button";
     plain MAX_CONNECTIONS: usize = "open files", number(PLACES),

@@ -20,6 +20,8 @@ pub(super) struct Overlap {
     until: Position,
     /// Their fingerprints, oldest first.
     awaited: VecDeque<u64>,
+    /// Index of the first of them among what was loaded.
+    pub(super) first: usize,
 }
 
 impl Overlap {
@@ -49,8 +51,9 @@ impl Overlap {
         };
         let rest = (first.saturating_sub(MOST_UNSAID)..entries.len()).find(begins).unwrap_or(entries.len());
         entries.truncate(rest);
-        let awaited = entries.range(first.min(rest)..).filter_map(payload);
-        Some(Self { until, awaited: awaited.map(|payload| fingerprint(payload)).collect() })
+        let first = first.min(rest);
+        let awaited = entries.range(first..).filter_map(payload);
+        Some(Self { until, awaited: awaited.map(|payload| fingerprint(payload)).collect(), first })
     }
 
     /// This, with what is still awaited of the `earlier` one.
@@ -64,7 +67,7 @@ impl Overlap {
 
     /// Whether a message that the bus brings was taken from the stream. `None` when no later one is.
     pub(super) fn has(&mut self, position: Option<Position>, fingerprint: Option<u64>) -> Option<bool> {
-        let Self { until, awaited } = self;
+        let Self { until, awaited, .. } = self;
         let is_before = position.is_some_and(|position| position.run == until.run && position.count <= until.count);
         if !is_before || awaited.is_empty() {
             return None;
@@ -184,14 +187,15 @@ mod tests {
 
     #[test]
     fn what_is_awaited_of_one_stream_stays_awaited_after_the_next() {
-        let overlap = |count, awaited: &[u64]| Overlap { until: at(count), awaited: awaited.iter().copied().collect() };
+        let overlap =
+            |count, awaited: &[u64]| Overlap { until: at(count), awaited: awaited.iter().copied().collect(), first: 0 };
         assert_eq!(overlap(109, &[3, 4]).after(Some(overlap(105, &[1, 2]))), overlap(109, &[1, 2, 3, 4]));
         assert_eq!(overlap(109, &[3]).after(None), overlap(109, &[3]));
     }
 
     #[test]
     fn what_the_bus_brings_is_known_up_to_the_position_and_in_order() {
-        let mut overlap = Overlap { until: at(105), awaited: [1, 2, 3, 2].into() };
+        let mut overlap = Overlap { until: at(105), awaited: [1, 2, 3, 2].into(), first: 0 };
         assert_eq!(overlap.has(Some(at(101)), Some(1)), Some(true));
         assert_eq!(overlap.has(Some(at(102)), Some(9)), Some(false), "the writer did not hear it");
         assert_eq!(overlap.has(Some(at(103)), Some(3)), Some(true));

@@ -84,20 +84,18 @@ impl Mirror<'_> {
         loop {
             match self.stream.hold().await {
                 Ok(true) => break,
+                // A holder that is refused gives the lease back.
+                Ok(false) if waiting.elapsed() > 2 * LEASE => self.told.kept(),
                 // The link may have broken with the subscription of the holder.
                 Ok(false) | Err(StreamError::Redis(_)) => {}
                 Err(error) => return Err(error),
-            }
-            // A holder that is refused gives the lease back.
-            if waiting.elapsed() > 2 * LEASE {
-                self.told.kept();
             }
             if stop.run_until_cancelled(sleep(ATTEMPT)).await.is_none() {
                 return Ok(());
             }
         }
         if was_full && !self.stream.has_room(2 * self.bytes).await? {
-            return Err(StreamError::Full);
+            return Err(StreamError::NoRoom);
         }
         let begun = Instant::now();
         let mut generation = self.begin().await?;
@@ -157,6 +155,7 @@ impl Mirror<'_> {
             }
         }
         self.stream.replace().await?;
+        self.stream.keep(2 * self.window).await?;
         Ok(generation)
     }
 

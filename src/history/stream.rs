@@ -79,6 +79,9 @@ pub(super) enum StreamError {
     /// The memory of Redis is full.
     #[error("its memory is full; raise maxmemory, or lower RECOVERY_LOG_BYTES")]
     Full,
+    /// The memory of Redis was full, and has too little room yet.
+    #[error("its memory is full; raise maxmemory, or lower RECOVERY_LOG_BYTES")]
+    NoRoom,
     /// Another holder has begun, or the stream is gone: evicted, deleted, or lost in a failover.
     #[error("the stream has changed")]
     Changed,

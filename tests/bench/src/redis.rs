@@ -169,6 +169,14 @@ impl Rails {
         Ok(())
     }
 
+    /// Deletes what an earlier server kept of the messages, so that the next one begins without.
+    pub(crate) async fn forget(&mut self) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        command(&mut bytes, &[b"DEL", b"loomio-channels:recovery"]);
+        self.writer.write_all(&bytes).await?;
+        self.settle(1).await
+    }
+
     /// Whether anyone listens to what Rails publishes.
     pub(crate) async fn has_listener(&mut self) -> io::Result<bool> {
         let mut bytes = Vec::new();

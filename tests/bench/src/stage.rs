@@ -56,6 +56,7 @@ impl Stage {
     pub(crate) async fn open(kind: Kind, bench: &Bench, options: impl FnOnce(u16) -> Options) -> io::Result<Self> {
         let settle = bench.scale.settle;
         let mut rails = bench.redis.connect().await?;
+        rails.forget().await?;
         let server = Server::start(kind, &bench.programs, bench.redis.port, 0, &mut rails).await?;
         sleep(settle).await;
         let idle = server.rss()?;
