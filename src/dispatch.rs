@@ -131,15 +131,14 @@ impl Dispatch {
         let start = Inbound::Subscribed { gap: Gap::Start, before };
         let mut loaded = self.wait_for(history.load(before), source, start).await;
         self.overlap = self.cut(&mut loaded, before);
-        // Browsers that joined meanwhile are delivered what was published since this node listens.
-        let heard = self.overlap.as_ref().map_or(loaded.entries.len(), |overlap| overlap.first);
-        let late = loaded.entries.split_off(heard);
         let Loaded { entries, position, gap, complete } = loaded;
+        // Those that joined meanwhile miss what was published since this node listens and is restored.
+        let is_ahead = self.overlap.as_ref().is_some_and(|overlap| overlap.first < entries.len());
+        let is_early = is_early || (is_ahead && self.hub.has_listeners(EVERYONE));
         let complete = complete && !is_early;
         tracing::info!(events = entries.len(), complete, "read what was published before the start");
         self.sequence = self.hub.restore(entries, gap, std::time::Instant::now());
         self.resume_after_start(complete, is_early);
-        self.publish_all(late);
         // A gap counts as much as what was lost in it.
         self.note(if complete { position.filter(|_| self.waiting.is_empty()) } else { before });
         history.restored();

@@ -2,7 +2,7 @@
 //! lost its subscription reads there what it missed.
 //!
 //! Every node hears every message from the bus and keeps its own log; live updates wait for the stream only at the start,
-//! and after such a gap for [`FILL_PATIENCE`] at most. One node, the holder of a lease, writes its log to the stream in batches, each with
+//! and after such a gap for 1.5 seconds at most. One node, the holder of a lease, writes its log to the stream in batches, each with
 //! the position on the bus that it reaches: Redis' own count of `PUBLISH` calls. A starting node subscribes first and then
 //! reads the stream. When the stream reaches the position of the subscription, nothing is missing between the two, however
 //! the nodes before it ended.
@@ -119,7 +119,7 @@ impl History {
 
     /// What other nodes heard up to `before` after the newest event of this node, for a gap that ends there. This node
     /// leaves the stream to them, so that one which heard everything writes it. Incomplete at once when that cannot be, and
-    /// after [`FILL_PATIENCE`] in any case.
+    /// after 1.5 seconds in any case.
     pub async fn fill(&self, before: Position) -> Loaded {
         let is_same_run = |(_, position): (u64, Option<Position>)| position.is_some_and(|last| last.run == before.run);
         if !self.progress.get().is_some_and(is_same_run) || !self.hub.has_place() {

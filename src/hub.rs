@@ -76,7 +76,7 @@ pub trait Subscriber: Send + 'static {
 }
 
 /// The time of day at some moment, so that offsets can say when they were told. Nodes' clocks must not differ by more than
-/// [`SKEW`](log::SKEW) seconds: otherwise one node may not find the places that another has told.
+/// two seconds: otherwise one node may not find the places that another has told.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     /// The moment.

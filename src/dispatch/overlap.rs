@@ -20,7 +20,7 @@ pub(super) struct Overlap {
     until: Position,
     /// Their fingerprints, oldest first.
     awaited: VecDeque<u64>,
-    /// Index of the first of them among what was loaded.
+    /// Index among what was loaded before which there is none of them.
     pub(super) first: usize,
 }
 
