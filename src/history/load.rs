@@ -29,7 +29,7 @@ const LONGEST: Duration = Duration::from_secs(20);
 const PAGE: usize = 1 << 20;
 const PAGE_ENTRIES: usize = 256;
 
-/// Entries read backwards at a time, and bytes of all of them: a gap is short, and live updates wait.
+/// Entries of the first page that is read backwards, and bytes of all of them: a gap is short, and live updates wait.
 const BACK_ENTRIES: usize = 4;
 const BACK_BYTES: usize = 4 << 20;
 
@@ -119,6 +119,12 @@ pub(super) async fn load(
     (Loaded { complete: loading.reaches(before), ..loading.loaded }, read.unwrap_or(Ok(())))
 }
 
+/// How many entries to read after a page of `count`.
+fn next_count(count: usize, page: &[(EntryId, Vec<u8>)]) -> usize {
+    let bytes: usize = page.iter().map(|(_, batch)| batch.len()).sum();
+    if bytes < PAGE { (count * 2).min(PAGE_ENTRIES) } else { count.div_ceil(4) }
+}
+
 /// The node with the lease may be some seconds behind. When it has died, a node that is running takes the lease, and what
 /// that node knows is not to be lost: a starting node takes it only where no stream is.
 async fn read(
@@ -139,8 +145,7 @@ async fn read(
             page => page?,
         };
         let is_end = page.len() < count;
-        let bytes: usize = page.iter().map(|(_, batch)| batch.len()).sum();
-        count = if bytes < PAGE { (count * 2).min(PAGE_ENTRIES) } else { count.div_ceil(4) };
+        count = next_count(count, &page);
         for (id, batch) in page {
             loading.take(id, decode(&batch)?, most, now);
         }
@@ -194,10 +199,11 @@ pub(super) async fn catch_up(
         }
         sleep(GLANCE).await;
     };
-    let (mut entries, mut bytes) = (VecDeque::new(), 0);
+    let (mut entries, mut bytes, mut count) = (VecDeque::new(), 0, BACK_ENTRIES);
     while bytes < BACK_BYTES {
-        let page = stream.read_back(Some(next), BACK_ENTRIES).await?;
-        let are_all = page.len() < BACK_ENTRIES;
+        let page = stream.read_back(Some(next), count).await?;
+        let are_all = page.len() < count;
+        count = next_count(count, &page);
         for (id, batch) in page {
             if id != next {
                 return Ok(Loaded::default());
