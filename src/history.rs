@@ -2,10 +2,10 @@
 //! lost its subscription reads there what it missed.
 //!
 //! Every node hears every message from the bus and keeps its own log; live updates wait for the stream only at the start,
-//! and after such a gap for 1.5 seconds at most. One node, the holder of a lease, writes its log to the stream in batches, each with
-//! the position on the bus that it reaches: Redis' own count of `PUBLISH` calls. A starting node subscribes first and then
-//! reads the stream. When the stream reaches the position of the subscription, nothing is missing between the two, however
-//! the nodes before it ended.
+//! and after such a gap for 1.5 seconds at most. One node, the holder of a lease, writes its log to the stream in batches,
+//! each with the position on the bus that it reaches: Redis' own count of `PUBLISH` calls. A starting node subscribes first
+//! and then reads the stream. When the stream reaches the position of the subscription, nothing is missing between the two,
+//! however the nodes before it ended.
 //!
 //! After any error, and after a change of the stream that is not its own, the holder writes its whole log anew and puts it
 //! in place of the stream at once. So the first start, the death of a holder, eviction, truncation and a failover that
@@ -69,7 +69,7 @@ struct Told(Mutex<Option<String>>);
 impl Told {
     /// Says what has to be changed. An outage is told by the subscription.
     fn failed(&self, error: &StreamError) {
-        let (StreamError::Refused(_) | StreamError::Full | StreamError::NoRoom) = error else { return };
+        let (StreamError::Refused(_) | StreamError::Full { .. }) = error else { return };
         let mend = error.to_string();
         if self.0.lock().replace(mend.clone()).as_ref() != Some(&mend) {
             tracing::warn!(
@@ -187,7 +187,7 @@ impl History {
                 },
                 () = &mut late => return,
             };
-            let is_full = matches!(error, StreamError::Full | StreamError::NoRoom);
+            let is_full = matches!(error, StreamError::Full { .. });
             let is_refused = is_full || matches!(error, StreamError::Refused(_));
             was_full = is_full || was_full && begun.elapsed() < LONGEST_PAUSE;
             // Only what a person has to change is not tried again soon: another node may wait for this one to write.
@@ -197,7 +197,7 @@ impl History {
             told.failed(&error);
             let rest = async {
                 if is_refused {
-                    stream.abandon(matches!(error, StreamError::Full)).await;
+                    stream.abandon(matches!(error, StreamError::Full { refused: true })).await;
                 }
                 sleep(pause).await;
             };

@@ -213,6 +213,8 @@ impl Hub {
         });
         let mut shards = Shards { handles: Vec::new(), threads: Vec::new() };
         for index in 0..count {
+            // No bound of its own, as a shard that drops a member sends to itself. It holds the joins under way, which their
+            // callers bound, and of each member its leaving and its changes of rooms, which come seldom.
             let (commands, receiver) = mpsc::channel();
             let (worker, guard) = (Shard::new(index, Arc::clone(&shared), receiver), guard());
             let thread = thread::Builder::new().name(format!("shard-{index}")).spawn(move || {

@@ -10,7 +10,8 @@ use crate::{
     hub::{Kind, Past},
 };
 
-/// Messages that a batch of the stream may have beyond the position it names: what is published while it is made.
+/// Messages beyond the position of a batch that are looked at. A batch has such when its node was killed before it wrote
+/// the next one: only the last of several written together names the position that they reach.
 const MOST_UNSAID: usize = 64;
 
 /// Messages that were taken from the stream, and that the bus may still bring.

@@ -95,7 +95,7 @@ impl Mirror<'_> {
             }
         }
         if was_full && !self.stream.has_room(2 * self.bytes).await? {
-            return Err(StreamError::NoRoom);
+            return Err(StreamError::Full { refused: false });
         }
         let begun = Instant::now();
         let mut generation = self.begin().await?;
@@ -183,7 +183,7 @@ impl Mirror<'_> {
 
     /// The next batch with its id. `None` when nothing is new.
     fn next(&self, generation: &mut Generation) -> Result<Option<(EntryId, Vec<u8>)>, StreamError> {
-        // A batch has nothing beyond its position.
+        // What is published and not noted yet waits: where that is on the bus is not known.
         let Some((until, position)) = self.progress.get() else { return Ok(None) };
         let entries = generation.tail.take(BATCH, until).ok_or(StreamError::Changed)?;
         let position = position.filter(|_| generation.tail.sequence() >= until);

@@ -76,12 +76,9 @@ pub(super) enum StreamError {
     /// A person has to change something; the text says what.
     #[error("{0}")]
     Refused(Cow<'static, str>),
-    /// The memory of Redis is full.
+    /// The memory of Redis is full: it refused a command for that, or else did so before and has too little room yet.
     #[error("its memory is full; raise maxmemory, or lower RECOVERY_LOG_BYTES")]
-    Full,
-    /// The memory of Redis was full, and has too little room yet.
-    #[error("its memory is full; raise maxmemory, or lower RECOVERY_LOG_BYTES")]
-    NoRoom,
+    Full { refused: bool },
     /// Another holder has begun, or the stream is gone: evicted, deleted, or lost in a failover.
     #[error("the stream has changed")]
     Changed,
@@ -121,7 +118,7 @@ impl StreamError {
             None | Some("LOADING" | "BUSY" | "MASTERDOWN" | "TRYAGAIN" | "ASK" | "CLUSTERDOWN") => {
                 return Self::Redis(error.into());
             }
-            Some("OOM") => return Self::Full,
+            Some("OOM") => return Self::Full { refused: true },
             Some("WRONGTYPE") => FOREIGN,
             Some("READONLY") => "it is a replica; let REDIS_URL lead to the primary, which Rails writes to",
             _ if has(&["equal or smaller", "no such key"]) => return Self::Changed,

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use super::{SECRET, STREAM, holds, kept, node, node_at, redis_with_ada, server, take};
 use crate::harness::{Browser, Redis, Running, Session, numbers, record, until};
 
-/// A node and a browser, for which these numbers are published, each in an entry of its own.
+/// Publishes these numbers, each in an entry of its own; returns the browser's session after each.
 async fn publish_apart(redis: &Redis, browser: &mut Browser, range: std::ops::Range<usize>) -> Vec<Session> {
     let mut sessions = Vec::new();
     for number in range {
@@ -43,6 +43,15 @@ async fn end(mut node: Running) {
     node.exit().await;
 }
 
+/// A Redis with a stream of these numbers, whose node was killed; and the session of a browser after each.
+async fn left_alone(range: std::ops::Range<usize>) -> (Redis, Vec<Session>) {
+    let redis = redis_with_ada().await;
+    let first = node(&redis).await;
+    let sessions = publish_apart(&redis, &mut Browser::connect(&first, "ada").await, range).await;
+    end(first).await;
+    (redis, sessions)
+}
+
 #[tokio::test]
 async fn the_oldest_were_cut_off() {
     let redis = redis_with_ada().await;
@@ -66,11 +75,7 @@ async fn the_oldest_were_cut_off() {
 
 #[tokio::test]
 async fn one_in_the_middle_was_deleted() {
-    let redis = redis_with_ada().await;
-    let first = node(&redis).await;
-    let mut browser = Browser::connect(&first, "ada").await;
-    let sessions = publish_apart(&redis, &mut browser, 0..4).await;
-    end(first).await;
+    let (redis, sessions) = left_alone(0..4).await;
     redis.command(&["XDEL", STREAM, &id_of(&redis, 1).await]).await;
     let again = server(&redis).await;
     let returned = Browser::resume(&again, "ada", &sessions[0]).await;
@@ -84,11 +89,7 @@ async fn one_in_the_middle_was_deleted() {
 
 #[tokio::test]
 async fn the_newest_were_deleted() {
-    let redis = redis_with_ada().await;
-    let first = node(&redis).await;
-    let mut browser = Browser::connect(&first, "ada").await;
-    let sessions = publish_apart(&redis, &mut browser, 0..3).await;
-    end(first).await;
+    let (redis, sessions) = left_alone(0..3).await;
     let from = id_of(&redis, 2).await;
     for id in ids(&redis).await.iter().skip_while(|id| **id != from) {
         redis.command(&["XDEL", STREAM, id]).await;
